@@ -1,0 +1,1 @@
+"""SQLite near you: embedded replicas of a SQLite primary."""

@@ -1,0 +1,119 @@
+"""The exception tree: DB-API classes that are also the standard library's, and sync errors.
+
+Every exception subclasses the class of the same name in :mod:`sqlite3`, so that
+``except sqlite3.OperationalError`` keeps working when a program changes its import.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+
+class Warning(sqlite3.Warning):  # noqa: A001 - the name PEP 249 asks for
+    """PEP 249 Warning."""
+
+
+class Error(sqlite3.Error):
+    """Base of all errors.
+
+    Attributes:
+      sqlite_errorcode: extended SQLite result code, or absent when SQLite was not involved.
+      sqlite_errorname: its name, for example ``"SQLITE_CONSTRAINT_UNIQUE"``.
+    """
+
+    sqlite_errorcode: int
+    sqlite_errorname: str
+
+
+class InterfaceError(Error, sqlite3.InterfaceError):
+    """Misuse of the interface rather than of the database."""
+
+
+class DatabaseError(Error, sqlite3.DatabaseError):
+    """The database has a problem."""
+
+
+class DataError(DatabaseError, sqlite3.DataError):
+    """A value is out of range."""
+
+
+class OperationalError(DatabaseError, sqlite3.OperationalError):
+    """Something outside the program's control went wrong."""
+
+
+class IntegrityError(DatabaseError, sqlite3.IntegrityError):
+    """A constraint failed."""
+
+
+class InternalError(DatabaseError, sqlite3.InternalError):
+    """SQLite found itself in a state it should not be in."""
+
+
+class ProgrammingError(DatabaseError, sqlite3.ProgrammingError):
+    """The program called something wrongly."""
+
+
+class NotSupportedError(DatabaseError, sqlite3.NotSupportedError):
+    """Not supported by this build or this kind of connection."""
+
+
+class SyncError(OperationalError):
+    """Replication failed.
+
+    Attributes:
+      state: what state the replica is in now ("unchanged at 00000001.00000001.0000000a").
+      action: what to do about it.
+      data_at_risk: whether any data may be lost or wrong; False unless the text says why.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        state: str = "the local file is unchanged",
+        action: str = "",
+        data_at_risk: bool = False,
+    ) -> None:
+        self.message = message
+        self.state = state
+        self.action = action
+        self.data_at_risk = data_at_risk
+        risk = "data may be at risk" if data_at_risk else "no data is at risk"
+        parts = [message, state, action, risk]
+        super().__init__("; ".join(part for part in parts if part))
+
+
+class OfflineError(SyncError):
+    """The primary could not be reached before the deadline."""
+
+
+class UnauthorizedError(SyncError):
+    """The primary refused the token."""
+
+
+class LineageError(SyncError):
+    """The primary serves another database history than the one this replica holds."""
+
+
+class PrimaryRestoredError(SyncError):
+    """The replica is ahead of the primary: the primary was restored from an older backup."""
+
+
+class HistoryGoneError(SyncError):
+    """The primary no longer keeps the history since this replica's position."""
+
+
+class AnswerError(SyncError):
+    """An answer was truncated, malformed, or did not hash to what it announced."""
+
+
+class NotAReplicaError(SyncError):
+    """The local file is not a nearlite replica; it is never overwritten."""
+
+
+class StaleReadError(SyncError):
+    """The replica is older than the read allows."""
+
+
+class ConflictError(SyncError):
+    """A local write conflicts with the primary's state."""

@@ -1,0 +1,150 @@
+"""The figures we promise: what is measured, in which unit, and what would be bad.
+
+A benchmark files its measurements under a key of FIGURES; report.py lays them against the bars.
+Values travel in base units (seconds, operations per second, bytes); only the report scales them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One condition on a figure.
+
+    Attributes:
+      kind: "at most" (the value itself, base unit), "times better" (how many times better than the
+        peer, at least), "of peer" (the value as a fraction of the peer's, at most).
+      limit: the number the condition is about.
+    """
+
+    kind: Literal["at most", "times better", "of peer"]
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """How base units are shown: value * scale, followed by the name."""
+
+    name: str
+    scale: float
+    more_is_better: bool = False
+    digits: int = 3
+
+
+SECONDS = Unit("s", 1)
+MILLISECONDS = Unit("ms", 1e3)
+MICROSECONDS = Unit("us", 1e6)
+PER_SECOND = Unit("/s", 1, more_is_better=True, digits=0)
+FRAMES = Unit("frames/s", 1, more_is_better=True, digits=0)
+GIGABYTES = Unit("GB/s", 1e-9, more_is_better=True)
+MEGABYTES = Unit("MB", 1e-6, digits=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the table."""
+
+    key: str
+    title: str
+    unit: Unit
+    peer: str
+    bars: tuple[Bar, ...] = ()
+
+
+def _times(limit: float) -> Bar:
+    return Bar("times better", limit)
+
+
+def _of_peer(limit: float) -> Bar:
+    return Bar("of peer", limit)
+
+
+def _at_most(limit: float) -> Bar:
+    return Bar("at most", limit)
+
+
+FIGURES = (
+    Figure(
+        "apply_pwrite",
+        "verify + hash + apply, page sets of 128 frames",
+        FRAMES,
+        "raw pwrite of the same bytes",
+        (_times(0.7),),
+    ),
+    Figure(
+        "apply_libsql",
+        "verify + hash + apply, page sets of 128 frames",
+        FRAMES,
+        "libsql sync()",
+        (_times(20),),
+    ),
+    Figure("bootstrap", "bootstrap of 20,000 pages", SECONDS, "libsql", (_times(8),)),
+    Figure("incremental", "incremental sync of 5,000 pages", SECONDS, "libsql", (_times(8),)),
+    Figure(
+        "empty_sync", "empty sync()", MILLISECONDS, "libsql", (_at_most(0.25e-3), _of_peer(0.6))
+    ),
+    Figure(
+        "forward_autocommit",
+        "forwarded write, autocommit, read-your-writes, p50",
+        MILLISECONDS,
+        "libsql",
+        (_at_most(0.7e-3),),
+    ),
+    Figure(
+        "forward_commit",
+        "forwarded write, execute + commit, read-your-writes, p50",
+        MILLISECONDS,
+        "libsql",
+        (_at_most(1.2e-3),),
+    ),
+    Figure(
+        "point_select",
+        "cached point select, local",
+        MICROSECONDS,
+        "standard library",
+        (_of_peer(0.95),),
+    ),
+    Figure("point_select_apsw", "cached point select, local", MICROSECONDS, "apsw"),
+    Figure("point_select_libsql", "cached point select, local replica", MICROSECONDS, "libsql"),
+    Figure(
+        "scan", "scan of 100k rows x 4 columns", MILLISECONDS, "standard library", (_of_peer(0.65),)
+    ),
+    Figure("scan_apsw", "scan of 100k rows x 4 columns", MILLISECONDS, "apsw"),
+    Figure("reads", "pipeline reads, 16 connections", PER_SECOND, "sqld", (_times(4),)),
+    Figure(
+        "reads_p99", "pipeline reads, 16 connections, p99", MILLISECONDS, "sqld", (_of_peer(0.5),)
+    ),
+    Figure(
+        "writes_normal",
+        "pipeline writes, 16 connections, durability normal",
+        PER_SECOND,
+        "sqld",
+        (_times(15),),
+    ),
+    Figure(
+        "writes_full",
+        "pipeline writes, 16 connections, durability full",
+        PER_SECOND,
+        "sqld",
+        (_times(5),),
+    ),
+    Figure(
+        "memory_primary",
+        "peak memory of serving a 1 GB bootstrap",
+        MEGABYTES,
+        "sqld",
+        (_at_most(150e6),),
+    ),
+    Figure(
+        "memory_replica",
+        "peak memory of a replica bootstrapping 1 GB",
+        MEGABYTES,
+        "libsql",
+        (_at_most(150e6),),
+    ),
+)
+
+BY_KEY = {figure.key: figure for figure in FIGURES}

@@ -1,0 +1,20 @@
+/*
+** pageset.h - the verified chunk, seen from our own C (the applier). Pure: no I/O, no SQLite.
+**
+** The struct is laid open for reading only: nl_chunk_verify is its one constructor, so that holding
+** a chunk means that every condition listed in pageset.c was checked.
+*/
+#ifndef NL_PAGESET_H
+#define NL_PAGESET_H
+
+#include "nl.h"
+
+struct nl_chunk {
+    uint32_t page_size;
+    uint32_t count;
+    const uint8_t *pages;   /* borrowed: count * page_size bytes, in the order of pgnos */
+    uint32_t *pgnos;        /* owned: strictly ascending, at least one */
+    uint64_t *hashes;       /* owned: nl_page_hash of each */
+};
+
+#endif

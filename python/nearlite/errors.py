@@ -19,6 +19,7 @@ class Error(sqlite3.Error):
     Attributes:
       sqlite_errorcode: extended SQLite result code, or absent when SQLite was not involved.
       sqlite_errorname: its name, for example ``"SQLITE_CONSTRAINT_UNIQUE"``.
+
     """
 
     sqlite_errorcode: int
@@ -64,6 +65,7 @@ class SyncError(OperationalError):
       state: what state the replica is in now ("unchanged at 00000001.00000001.0000000a").
       action: what to do about it.
       data_at_risk: whether any data may be lost or wrong; False unless the text says why.
+
     """
 
     def __init__(

@@ -19,6 +19,7 @@ class Position:
       lineage: identity of one database history; the top 4 bits are the header version (0).
       generation: one life of the primary's WAL, counted from 1.
       frame: commit frame within the generation, counted from 1; 0 is the generation's base.
+
     """
 
     lineage: int
@@ -34,6 +35,7 @@ class Position:
 
         Raises:
           ValueError: the text is not exactly three groups of eight lowercase hex digits.
+
         """
         match = _TEXT.fullmatch(text)
         if match is None:

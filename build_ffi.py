@@ -48,6 +48,10 @@ VENDOR = CSRC / "vendor"
 # In the order of their dependencies (tests/test_layers.py). sqlite_unit.c includes the amalgamation
 # and the files that need SQLite's private functions: apply.c, tail.c, roll.c.
 SOURCES = [
+    "simd_scalar.c",
+    "simd_base.c",
+    "simd_avx2.c",
+    "simd_avx512.c",
     "frame.c",
     "pageset.c",
     "fault.c",

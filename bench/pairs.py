@@ -57,7 +57,9 @@ class Pairs:
 
             for _ in range(warmup):
                 pair()
-            self._benchmark.pedantic(pair, rounds=rounds, iterations=1)
+            self._benchmark.pedantic(  # type: ignore[no-untyped-call]
+                pair, rounds=rounds, iterations=1
+            )
         self._benchmark.extra_info["figures"] = taken
 
 

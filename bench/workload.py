@@ -5,8 +5,8 @@ from __future__ import annotations
 from peers import Server
 
 # A row of 2,900 bytes fills a 4096-byte leaf alone: rows are pages, and "change n rows" is "change
-# n pages". Half of it is hexadecimal text, which compresses two to one; a blob of noise would flatter
-# whoever does not try, a blob of zeros whoever does.
+# n pages". Half of it is hexadecimal text, which compresses two to one; a blob of noise would
+# flatter whoever does not try, a blob of zeros whoever does.
 CREATE = "CREATE TABLE page(id INTEGER PRIMARY KEY, n INTEGER NOT NULL, text TEXT, noise BLOB)"
 ROW_BYTES = 2900
 ROWS_OF_20000_PAGES = 19_960  # SQLite adds interior pages and the schema

@@ -1,0 +1,397 @@
+"""Handles on frame.c and pageset.c: checksums, hashes, headers and verified chunks.
+
+Nothing here loops over pages: one call takes a whole buffer. Everything may be used from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+from nearlite._native._lib import check, ffi, lib, new_error
+from nearlite.position import Position
+
+SET_HEADER_SIZE: Final[int] = lib.NL_SET_HEADER_SIZE
+CHUNK_HEADER_SIZE: Final[int] = lib.NL_CHUNK_HEADER_SIZE
+CHUNK_MAX_PAGES: Final[int] = lib.NL_CHUNK_MAX_PAGES
+CHUNK_MAX_PAGE_BYTES: Final[int] = lib.NL_CHUNK_MAX_PAGE_BYTES
+CHUNK_MAX_BYTES: Final[int] = lib.NL_CHUNK_MAX_BYTES
+PAGE_SIZES: Final[frozenset[int]] = frozenset(1 << bits for bits in range(9, 17))
+
+Buffer = bytes | bytearray | memoryview
+
+
+def _bytes(data: Buffer) -> Any:
+    """Lend a buffer to C; the object must live as long as C uses it."""
+    return ffi.from_buffer("uint8_t[]", data)
+
+
+# ---------------------------------------------------------------- headers
+
+
+@dataclass(frozen=True, slots=True)
+class SetHeader:
+    """What a page set is about.
+
+    Attributes:
+      page_size: bytes, a power of two in 512..65536.
+      pages: database size in pages after the set.
+      count: pages that all chunks carry together.
+      start: position it must be applied at; all zero for a snapshot.
+      target: position it leads to.
+      hash_start: state hash at `start`; 0 for a snapshot.
+      hash_target: state hash at `target`.
+      commit_ms: the primary's clock at `target`, milliseconds since 1970.
+      snapshot: it carries every page (but the lock-byte page), each as it was at `target` or later.
+    """
+
+    page_size: int
+    pages: int
+    count: int
+    start: Position
+    target: Position
+    hash_start: int
+    hash_target: int
+    commit_ms: int
+    snapshot: bool = False
+
+    def native(self) -> Any:
+        """An ``nl_set_header *`` of its own."""
+        h = ffi.new("nl_set_header *")
+        h.flags = lib.NL_SET_SNAPSHOT if self.snapshot else 0
+        h.page_size, h.pages, h.count = self.page_size, self.pages, self.count
+        # "from" is a keyword in Python, hence the call
+        for position, slot in ((self.start, getattr(h, "from")), (self.target, h.to)):
+            slot.lineage, slot.generation = position.lineage, position.generation
+            slot.frame = position.frame
+        h.hash_from, h.hash_to, h.commit_ms = self.hash_start, self.hash_target, self.commit_ms
+        return h
+
+    def encode(self) -> bytes:
+        """The 96 bytes a page set begins with."""
+        out = ffi.new("uint8_t[]", SET_HEADER_SIZE)
+        lib.nl_set_header_encode(self.native(), out)
+        return bytes(ffi.buffer(out))
+
+    @classmethod
+    def decode(cls, data: Buffer) -> SetHeader:
+        """Read and check the first 96 bytes of a page set.
+
+        Raises:
+          FormatError: they are not the header of a page set this program can apply.
+        """
+        h, err = ffi.new("nl_set_header *"), new_error()
+        check(lib.nl_set_header_decode(_bytes(data), len(data), h, err), err)
+        start = getattr(h, "from")
+        return cls(
+            page_size=h.page_size,
+            pages=h.pages,
+            count=h.count,
+            start=Position(start.lineage, start.generation, start.frame),
+            target=Position(h.to.lineage, h.to.generation, h.to.frame),
+            hash_start=h.hash_from,
+            hash_target=h.hash_to,
+            commit_ms=h.commit_ms,
+            snapshot=bool(h.flags & lib.NL_SET_SNAPSHOT),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHeader:
+    """What precedes the stored bytes of a chunk.
+
+    Attributes:
+      count: pages in it; 0 marks the end of the set, then everything else is 0, too.
+      raw_size: bytes of the body, decompressed.
+      stored_size: bytes that follow.
+      digest: XXH3 over page numbers and page hashes.
+      zstd: the stored bytes are one zstd frame of `raw_size` bytes.
+    """
+
+    count: int = 0
+    raw_size: int = 0
+    stored_size: int = 0
+    digest: int = 0
+    zstd: bool = False
+
+    def native(self) -> Any:
+        """An ``nl_chunk_header *`` of its own."""
+        h = ffi.new("nl_chunk_header *")
+        h.flags = lib.NL_CHUNK_ZSTD if self.zstd else 0
+        h.count, h.raw_size, h.stored_size = self.count, self.raw_size, self.stored_size
+        h.digest = self.digest
+        return h
+
+    def encode(self) -> bytes:
+        """The 32 bytes before a chunk's stored bytes."""
+        out = ffi.new("uint8_t[]", CHUNK_HEADER_SIZE)
+        lib.nl_chunk_header_encode(self.native(), out)
+        return bytes(ffi.buffer(out))
+
+    @classmethod
+    def decode(cls, data: Buffer) -> ChunkHeader:
+        """Read and check 32 bytes.
+
+        Raises:
+          FormatError: they are not a chunk header, or announce sizes out of bounds.
+        """
+        h, err = ffi.new("nl_chunk_header *"), new_error()
+        check(lib.nl_chunk_header_decode(_bytes(data), len(data), h, err), err)
+        zstd = bool(h.flags & lib.NL_CHUNK_ZSTD)
+        return cls(h.count, h.raw_size, h.stored_size, h.digest, zstd)
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def chunk_size(page_size: int, count: int) -> int:
+    """Bytes of the raw body of a chunk of `count` pages; 0 when they do not fit into one."""
+    return int(lib.nl_chunk_size(page_size, count))
+
+
+def pages_offset(count: int) -> int:
+    """Where the first page lies in such a body: a multiple of 64."""
+    return int(lib.nl_chunk_pages_offset(count))
+
+
+def seal(body: bytearray | memoryview, page_size: int, numbers: Sequence[int]) -> int:
+    """Make a chunk body of pages that lie in place already; answers its digest.
+
+    Args:
+      body: ``chunk_size(page_size, len(numbers))`` bytes, the pages from ``pages_offset(...)`` on.
+        The table is written before them; page 1 is made plain (byte 18, bytes 72..91).
+      page_size: bytes.
+      numbers: page numbers, strictly ascending, without the lock-byte page.
+
+    Raises:
+      MisuseError: too many pages, a short body, or numbers out of order.
+    """
+    err, out = new_error(), ffi.from_buffer("uint8_t[]", body, require_writable=True)
+    written, digest = ffi.new("size_t *"), ffi.new("uint64_t *")
+    check(
+        lib.nl_chunk_encode(
+            page_size,
+            ffi.new("uint32_t[]", numbers),
+            ffi.NULL,
+            len(numbers),
+            out,
+            len(body),
+            written,
+            digest,
+            err,
+        ),
+        err,
+    )
+    return int(digest[0])
+
+
+class Chunk:
+    """Pages that were checked: the only thing that can be applied.
+
+    It lends the body it was made from, which must not be written to before `close`.
+
+    Attributes:
+      count: pages in it, at least one.
+      last: highest page number in it.
+    """
+
+    __slots__ = ("_body", "_handle", "count", "last")
+
+    def __init__(
+        self, header: SetHeader, chunk_header: ChunkHeader, body: Buffer, *, after: int = 0
+    ) -> None:
+        """Verify a chunk.
+
+        Args:
+          header: of the set it belongs to.
+          chunk_header: of this chunk; only its digest and sizes matter.
+          body: raw (decompressed) body.
+          after: highest page number of the set's chunks before this one, or 0.
+
+        Raises:
+          FormatError: malformed; the text names the page.
+          HashError: the digest differs.
+        """
+        self._handle: Any = None
+        self._body = _bytes(body)
+        err, slot = new_error(), ffi.new("nl_chunk **")
+        rc = lib.nl_chunk_verify(
+            header.native(), chunk_header.native(), self._body, len(body), after, slot, err
+        )
+        check(rc, err)
+        self._handle = ffi.gc(slot[0], lib.nl_chunk_free)
+        self.count: int = lib.nl_chunk_count(self._handle)
+        self.last: int = lib.nl_chunk_last(self._handle)
+
+    @property
+    def handle(self) -> Any:
+        """The ``nl_chunk *``.
+
+        Raises:
+          ValueError: the chunk is closed.
+        """
+        if self._handle is None:
+            raise ValueError("the chunk is closed")
+        return self._handle
+
+    def page(self, index: int) -> tuple[int, int, bytes]:
+        """Number, hash and a copy of the bytes of one page, for tools and tests.
+
+        Raises:
+          IndexError: there are only `count` pages.
+        """
+        number, hash_ = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        data = ffi.new("const uint8_t **")
+        if index < 0 or lib.nl_chunk_page(self.handle, index, number, hash_, data):
+            raise IndexError(f"a chunk of {self.count} pages has no page {index}")
+        size = (len(self._body) - pages_offset(self.count)) // self.count
+        return number[0], hash_[0], bytes(ffi.buffer(data[0], size))
+
+    def close(self) -> None:
+        """Give the body back; idempotent."""
+        if self._handle is not None:
+            ffi.release(self._handle)
+            self._handle = None
+            ffi.release(self._body)
+
+    def __enter__(self) -> Chunk:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._handle is None else f"up to page {self.last}"
+        return f"<Chunk of {self.count} pages, {state}>"
+
+
+# ---------------------------------------------------------------- hashes
+
+
+def page_hash(page: Buffer, number: int) -> int:
+    """XXH3-64 of a page as replication sees it (page 1 without the replica's own bytes)."""
+    if len(page) not in PAGE_SIZES:
+        raise ValueError(f"no SQLite page has {len(page)} bytes")
+    return int(lib.nl_page_hash(_bytes(page), len(page), number))
+
+
+def xxh3(data: Buffer, seed: int = 0) -> int:
+    """XXH3-64."""
+    return int(lib.nl_xxh3(_bytes(data), len(data), seed))
+
+
+def state_hash(pages: Buffer, page_size: int, first: int = 1) -> int:
+    """XOR of the page hashes of consecutive pages, the lock-byte page left out."""
+    return int(lib.nl_state_hash(_bytes(pages), page_size, first, len(pages) // page_size))
+
+
+def page_hashes(pages: Buffer, page_size: int, first: int = 1) -> tuple[int, bytes]:
+    """`state_hash` and a table of the hashes: 8 bytes a page, in the machine's byte order."""
+    count = len(pages) // page_size
+    table = ffi.new("uint64_t[]", count)
+    state = lib.nl_page_hashes(_bytes(pages), page_size, first, count, table)
+    return int(state), bytes(ffi.buffer(table))
+
+
+def lock_page(page_size: int) -> int:
+    """The page that holds SQLite's lock bytes and never any data."""
+    return int(lib.nl_lock_page(page_size))
+
+
+def use_lock_byte(offset: int) -> None:
+    """For tests that move SQLite's pending byte; process-wide, 0x40000000 from the start."""
+    lib.nl_lock_byte_use(offset)
+
+
+# ---------------------------------------------------------------- frames of a WAL
+
+
+class WalChain:
+    """Where checking or writing the frames of a WAL stands.
+
+    Attributes:
+      page_size: bytes.
+    """
+
+    __slots__ = ("_chain", "page_size")
+
+    def __init__(self, page_size: int, salt: tuple[int, int], *, big_endian: bool = False) -> None:
+        self._chain = ffi.new("nl_wal_chain *")
+        self._chain.page_size, self._chain.big_endian = page_size, big_endian
+        self._chain.salt[0], self._chain.salt[1] = salt
+        self.page_size = page_size
+
+    @classmethod
+    def decode(cls, header: Buffer) -> WalChain:
+        """Begin behind a WAL header (32 bytes).
+
+        Raises:
+          FormatError: not a WAL header, or its checksum is wrong.
+        """
+        found, err = ffi.new("nl_wal_chain *"), new_error()
+        check(lib.nl_wal_header_decode(_bytes(header), len(header), found, err), err)
+        chain = cls(found.page_size, (0, 0))
+        chain._chain = found
+        return chain
+
+    @property
+    def checksum(self) -> tuple[int, int]:
+        """Checksum of the last frame accepted or written, or of the header."""
+        return self._chain.sum[0], self._chain.sum[1]
+
+    @property
+    def salt(self) -> tuple[int, int]:
+        """The salt pair that every frame of this WAL repeats."""
+        return self._chain.salt[0], self._chain.salt[1]
+
+    def encode_header(self, sequence: int) -> bytes:
+        """The 32 bytes of a WAL header; the chain begins anew behind it."""
+        out = ffi.new("uint8_t[32]")
+        lib.nl_wal_header_encode(self._chain, sequence, out)
+        return bytes(ffi.buffer(out))
+
+    def verify(self, frames: Buffer) -> tuple[int, int]:
+        """How many whole frames continue the chain, and how many up to the last commit."""
+        committed = ffi.new("uint32_t *")
+        count = len(frames) // (24 + self.page_size)
+        valid = lib.nl_frames_verify(self._chain, _bytes(frames), count, committed)
+        return int(valid), int(committed[0])
+
+    def encode_frame(self, number: int, commit: int, page: Buffer) -> bytes:
+        """One frame: 24 bytes of header, the page. `commit` is 0 or the database size in pages."""
+        out = ffi.new("uint8_t[]", 24 + self.page_size)
+        if len(page) != self.page_size:
+            raise ValueError(f"a page of this WAL has {self.page_size} bytes, not {len(page)}")
+        lib.nl_frame_encode(self._chain, number, commit, _bytes(page), out)
+        return bytes(ffi.buffer(out))
+
+
+def wal_checksum(
+    data: Buffer, start: tuple[int, int] = (0, 0), *, big_endian: bool = False
+) -> tuple[int, int]:
+    """SQLite's WAL checksum of a multiple of 8 bytes, continued from `start`."""
+    if len(data) % 8:
+        raise ValueError("the WAL checksum is defined for multiples of 8 bytes")
+    s = ffi.new("uint32_t[2]", start)
+    lib.nl_wal_checksum(_bytes(data), len(data), big_endian, s)
+    return s[0], s[1]
+
+
+# ---------------------------------------------------------------- choice of instructions
+
+
+def simd_best() -> int:
+    """Highest level this CPU offers: 0 plain C, 1 SSE2 or NEON, 2 AVX2, 3 AVX-512."""
+    return int(lib.nl_simd_best())
+
+
+def simd_use(level: int) -> int:
+    """Switch the whole process, for tests and benchmarks; answers the level now in use."""
+    return int(lib.nl_simd_use(level))

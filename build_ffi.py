@@ -58,6 +58,7 @@ SOURCES = [
     "errors.c",
     "ofd.c",
     "sqlite_unit.c",
+    "database.c",
     "rows.c",
     "hrana.c",
 ]
@@ -103,6 +104,10 @@ def declarations() -> str:
             kept.append(part)
     return "".join(kept)
 
+
+# The one way from C to Python: run signal handlers during a long call (database.c). Not in nl_api.h,
+# because `extern "Python"` is cffi's syntax and no C.
+CALLBACKS = 'extern "Python" int nl_on_tick(void);'
 
 # ---------------------------------------------------------------- third-party sources
 
@@ -293,6 +298,7 @@ def _homebrew_crypto() -> str:
 def _extension(variant: str) -> Extension:
     ffi = cffi.FFI()
     ffi.cdef(declarations())
+    ffi.cdef(CALLBACKS)
     limited = _limited_api()
     macros = [("Py_LIMITED_API", "0x030a0000")] if limited else [("_CFFI_NO_LIMITED_API", None)]
     ffi.set_source(

@@ -198,3 +198,129 @@ int nl_chunk_encode(
     size_t *written,            /* OUT */
     uint64_t *digest,           /* OUT */
     nl_error *err);
+
+/* ------------------------------------------------------------------ connections (database.c) */
+
+typedef struct nl_db nl_db;      /* one SQLite connection */
+typedef struct nl_stmt nl_stmt;  /* one compiled statement of it */
+
+#define NL_OPEN_READONLY 1
+#define NL_OPEN_READWRITE 2
+#define NL_OPEN_CREATE 4
+#define NL_OPEN_URI 64
+#define NL_OPEN_NO_CHECKPOINT 256    /* closing it never checkpoints, and no commit does */
+
+/* What the last statement of a connection did; read in place through nl_db_status(). */
+typedef struct nl_status {
+    int64_t last_rowid;     /* sqlite3_last_insert_rowid() */
+    int64_t changes;        /* rows changed by the last INSERT, UPDATE or DELETE; a sum after many */
+    int64_t done;           /* nl_stmt_many: parameter sets executed */
+    int64_t in_transaction; /* 1 inside BEGIN ... COMMIT */
+} nl_status;
+
+int nl_db_open(
+    const char *path,       /* UTF-8; "" is a temporary database */
+    int flags,              /* NL_OPEN_* */
+    int busy_ms,            /* how long to wait for a lock; < 0: for ever */
+    nl_db **out,            /* OUT: close with nl_db_close, then nl_db_free */
+    nl_error *err);
+/* Closes the connection; statements still open keep it alive inside SQLite until they are freed.
+** The handle stays valid (and refuses everything) until nl_db_free. Idempotent. */
+int nl_db_close(nl_db *db, nl_error *err);
+void nl_db_free(nl_db *db);
+void nl_db_interrupt(nl_db *db);                     /* [any thread] */
+nl_status *nl_db_status(nl_db *db);                  /* lives as long as the handle */
+const char *nl_db_message(nl_db *db);                /* whole text of the last failure, or "" */
+int64_t nl_db_total_changes(nl_db *db);
+int nl_db_in_transaction(nl_db *db);
+void nl_db_busy_timeout(nl_db *db, int busy_ms);
+void nl_db_budget(nl_db *db, int64_t steps);         /* VM steps per statement; < 0: no limit */
+int nl_db_over_budget(nl_db *db);                    /* 1: the last failure was the budget's */
+uint32_t nl_db_epoch(nl_db *db);                     /* rises when temp or attached names changed */
+int nl_db_limit(nl_db *db, int id, int value);       /* sqlite3_limit(); value -1 only asks */
+/* Runs statements of a script until its end or the first failure; rows are thrown away. */
+int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err);
+/* The tick is called about every 50 ms from inside a long call, on the thread that made it. An
+** answer other than 0 stops the call with SQLITE_INTERRUPT. This is the only way from C to Python:
+** signal handlers (Ctrl-C) run there. */
+void nl_set_tick(int (*tick)(void));
+
+/* ------------------------------------------------------------------ rows (rows.c) */
+
+/* What a statement does, as SQLite's own compiler told its authorizer. */
+#define NL_STMT_READONLY 1        /* sqlite3_stmt_readonly(): changes no database file */
+#define NL_STMT_WRITES_MAIN 2
+#define NL_STMT_WRITES_TEMP 4
+#define NL_STMT_WRITES_ATTACHED 8
+#define NL_STMT_TRANSACTION 16    /* BEGIN, COMMIT, ROLLBACK */
+#define NL_STMT_SAVEPOINT 32      /* SAVEPOINT, RELEASE, ROLLBACK TO */
+#define NL_STMT_PRAGMA 64
+#define NL_STMT_ATTACH 128        /* ATTACH, DETACH */
+#define NL_STMT_TEMP 256          /* names an object of the temp database */
+#define NL_STMT_EXPLAIN 512
+#define NL_STMT_ROWS 1024         /* has result columns */
+#define NL_STMT_DML 2048          /* begins with INSERT, UPDATE, DELETE or REPLACE (PEP 249 rules) */
+#define NL_STMT_SCHEMA 4096       /* CREATE, DROP, ALTER, REINDEX, ANALYZE */
+#define NL_STMT_ATTACHED 8192     /* names an object of an attached database */
+#define NL_STMT_MAIN 16384        /* names an object of the main database */
+#define NL_STMT_COMMIT 32768      /* COMMIT or END */
+#define NL_STMT_ROLLBACK 65536    /* ROLLBACK of the whole transaction */
+#define NL_STMT_EMPTY 131072      /* no statement: white space and comments */
+
+#define NL_BEGIN_NONE 0
+#define NL_BEGIN_DEFERRED 1
+#define NL_BEGIN_IMMEDIATE 2
+#define NL_BEGIN_EXCLUSIVE 3
+
+#define NL_TEXT_STR 0     /* TEXT travels as MessagePack str */
+#define NL_TEXT_BIN 1     /* ... as bin */
+#define NL_TEXT_EXT 2     /* ... as ext of type 1 */
+
+#define NL_SMALL_BATCH 4096      /* capacity of a statement's own output buffer, bytes */
+#define NL_RUN_MORE 1            /* there may be more rows: ask nl_stmt_more */
+#define NL_RUN_COLUMNS 2         /* the schema changed: the result columns may be others than before */
+#define NL_RUN_LARGE 4           /* the output buffer moved: ask nl_stmt_out, and reset at the end */
+
+int nl_stmt_prepare(
+    nl_db *db,
+    const char *sql,        /* UTF-8, need not end in NUL */
+    size_t n,
+    int persistent,         /* 1: it will live in a cache */
+    nl_stmt **out,          /* OUT: free with nl_stmt_free */
+    nl_error *err);
+void nl_stmt_free(nl_stmt *s);
+uint32_t nl_stmt_flags(nl_stmt *s);
+size_t nl_stmt_tail(nl_stmt *s);                    /* bytes of sql this statement took */
+int nl_stmt_params(nl_stmt *s);
+const char *nl_stmt_param_name(nl_stmt *s, int i);  /* 1-based; NULL: nameless. With its prefix */
+int nl_stmt_columns(nl_stmt *s);
+const char *nl_stmt_column_name(nl_stmt *s, int i); /* 0-based */
+const char *nl_stmt_column_decltype(nl_stmt *s, int i); /* NULL: an expression */
+void nl_stmt_text_mode(nl_stmt *s, int mode);       /* NL_TEXT_* */
+
+/*
+** Runs a statement from the start: bind, step, encode rows, and reset when the end is reached, in
+** one call. Rows come as one MessagePack array of arrays.
+**
+** Answers 8 * bytes of output (0: no rows) + NL_RUN_* bits, or -1 with *err. The output lies in
+** nl_stmt_out() until the next call with this statement.
+** A failure after the first row ends the batch before it: the rows come now, the failure comes from nl_stmt_more.
+*/
+int64_t nl_stmt_run(
+    nl_stmt *s,
+    const uint8_t *params,  /* one MessagePack array of nil, bool, int, float, str, bin */
+    size_t n,
+    int begin,              /* NL_BEGIN_*: transaction to begin before INSERT, UPDATE, DELETE, REPLACE */
+    size_t target,          /* bytes of output after which the batch ends */
+    nl_error *err);
+int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err);
+const uint8_t *nl_stmt_out(nl_stmt *s);
+void nl_stmt_reset(nl_stmt *s);                     /* ends it early; gives large buffers back */
+
+/* Runs a statement once per parameter set; rows are thrown away. status.changes is the sum. */
+int nl_stmt_many(
+    nl_stmt *s,
+    const uint8_t *params,  /* MessagePack array of arrays */
+    size_t n,
+    int begin,              /* NL_BEGIN_* */
+    nl_error *err);

@@ -1,0 +1,444 @@
+/*
+** database.c - one SQLite connection as the driver and the server use it.
+**
+** What is ours about it:
+**
+**  * One caller at a time. SQLite is opened without its mutexes; nl_db_enter() holds a flag instead,
+**    and a second thread (or a signal handler that got in the way) is told so.
+**  * It can be stopped. A progress handler runs every DATABASE_STEPS virtual machine steps and,
+**    from time to time, the tick: a Python function of a few nanoseconds whose only purpose is that
+**    Python runs its signal handlers, because the thread that would run them is in here. The same
+**    holds while waiting for a lock, so a busy wait ends at Ctrl-C and at nl_db_interrupt().
+**  * It knows what statements do. SQLite's compiler reports every object a statement touches to the
+**    authorizer; while something is compiled these reports become NL_STMT_* flags. Setting an authorizer
+**    expires all prepared statements, therefore it is set once, when the connection is opened.
+*/
+#include "rows.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define DATABASE_STEPS 1000   /* VM steps between progress reports: some 20 microseconds */
+#define DATABASE_TICK_MS 50   /* Ctrl-C is seen within this */
+#define DATABASE_LATE_MS 20   /* a batch with rows in it ends after this, whatever its size */
+
+static int (*database_tick)(void); /* set once, when the Python module is imported */
+
+void nl_set_tick(int (*tick)(void))
+{
+    database_tick = tick;
+}
+
+static int64_t database_now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* ---------------------------------------------------------------- entering, leaving, failing */
+
+static void database_unref(nl_db *db)
+{
+    if (__atomic_sub_fetch(&db->refs, 1, __ATOMIC_ACQ_REL)) return;
+    pthread_mutex_destroy(&db->guard);
+    free(db->message);
+    free(db);
+}
+
+/* Frees the orphans. While `running`. Answers how many: each held a reference. */
+static int database_reap(nl_db *db)
+{
+    int n = 0;
+
+    pthread_mutex_lock(&db->guard);
+    nl_stmt *s = db->orphans;
+    db->orphans = NULL;
+    pthread_mutex_unlock(&db->guard);
+    while (s) {
+        nl_stmt *next = s->next_orphan;
+        if (s->next) s->next->link = s->link;
+        *s->link = s->next;
+        sqlite3_finalize(s->sqlite);
+        nl_stmt_release(s);
+        s = next;
+        n++;
+    }
+    return n;
+}
+
+/* Gives `running` back. An orphan that arrives between the last look and the store is seen by the
+** next turn of the loop, so none is left behind. The references go last: they may free *db. */
+static void database_exit(nl_db *db)
+{
+    int reaped = 0;
+
+    do {
+        if (__atomic_load_n(&db->orphans, __ATOMIC_RELAXED)) reaped += database_reap(db);
+        __atomic_store_n(&db->running, 0, __ATOMIC_SEQ_CST);
+    } while (__atomic_load_n(&db->orphans, __ATOMIC_SEQ_CST)
+        && !__atomic_exchange_n(&db->running, 1, __ATOMIC_ACQUIRE));
+    while (reaped-- > 0) database_unref(db);
+}
+
+int nl_db_enter(nl_db *db, nl_error *err)
+{
+    if (__atomic_exchange_n(&db->running, 1, __ATOMIC_ACQUIRE)) {
+        return nl_fail(err, NL_E_MISUSE, "the connection is in use by another call");
+    }
+    if (!db->sqlite) {
+        database_exit(db);
+        return nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed database.");
+    }
+    db->begun_ms = 0;
+    db->late = 0;
+    db->over_budget = 0;
+    db->steps_left = db->budget;
+    return NL_OK;
+}
+
+void nl_db_leave(nl_db *db)
+{
+    if (db->sqlite) {
+        db->status.last_rowid = sqlite3_last_insert_rowid(db->sqlite);
+        db->status.in_transaction = !sqlite3_get_autocommit(db->sqlite);
+    }
+    database_exit(db);
+}
+
+void nl_db_adopt(nl_db *db, nl_stmt *s)
+{
+    __atomic_add_fetch(&db->refs, 1, __ATOMIC_RELAXED);
+    s->db = db;
+    s->next = db->first;
+    s->link = &db->first;
+    if (s->next) s->next->link = &s->next;
+    db->first = s;
+}
+
+void nl_db_orphan(nl_db *db, nl_stmt *s)
+{
+    /* Once in the list, another thread may free the statement and with it the last reference. */
+    __atomic_add_fetch(&db->refs, 1, __ATOMIC_RELAXED);
+    pthread_mutex_lock(&db->guard);
+    s->next_orphan = db->orphans;
+    db->orphans = s;
+    pthread_mutex_unlock(&db->guard);
+    /* If somebody is inside, he frees it when he leaves. */
+    if (!__atomic_exchange_n(&db->running, 1, __ATOMIC_ACQUIRE)) database_exit(db);
+    database_unref(db);
+}
+
+int nl_db_fail(nl_db *db, int rc, nl_error *err)
+{
+    int code = nl_fail_sqlite(err, db->sqlite, rc);
+    int own = db->sqlite && (sqlite3_errcode(db->sqlite) & 0xff) == (rc & 0xff);
+    const char *text = own ? sqlite3_errmsg(db->sqlite) : sqlite3_errstr(rc);
+
+    free(db->message);
+    db->message = strdup(text); /* NULL when memory is out: nl_error has the beginning */
+    return code;
+}
+
+/* ---------------------------------------------------------------- progress and waiting */
+
+/* Lets Python run its signal handlers when that is due. Answers 1 when the call shall stop. */
+static int database_pulse(nl_db *db, int64_t now)
+{
+    if (!db->begun_ms) {
+        db->begun_ms = now;
+        db->tick_ms = now + DATABASE_TICK_MS;
+    }
+    if (now - db->begun_ms >= DATABASE_LATE_MS) db->late = 1;
+    if (now < db->tick_ms || !database_tick) return 0;
+    db->tick_ms = now + DATABASE_TICK_MS;
+    return database_tick() != 0;
+}
+
+static int database_progress(void *arg)
+{
+    nl_db *db = arg;
+
+    if (db->budget >= 0) {
+        db->steps_left -= DATABASE_STEPS;
+        if (db->steps_left < 0) {
+            db->over_budget = 1;
+            return 1;
+        }
+    }
+    return database_pulse(db, database_now_ms());
+}
+
+/* Waits a little for a lock: 1, 2, 4 ... 32 ms. Answers 0 when the time is over or the wait is interrupted. */
+static int database_busy(void *arg, int count)
+{
+    nl_db *db = arg;
+    int64_t now = database_now_ms();
+    int64_t nap = count < 5 ? 1 << count : 32;
+    struct timespec pause;
+
+    if (count == 0) db->busy_since_ms = now;
+    if (db->busy_ms >= 0) {
+        int64_t left = db->busy_since_ms + db->busy_ms - now;
+        if (left <= 0) return 0;
+        if (nap > left) nap = left;
+    }
+    if (database_pulse(db, now)) {
+        sqlite3_interrupt(db->sqlite);
+        return 0;
+    }
+    if (sqlite3_is_interrupted(db->sqlite)) return 0;
+    pause.tv_sec = 0;
+    pause.tv_nsec = (long)nap * 1000000;
+    nanosleep(&pause, NULL);
+    return 1;
+}
+
+/* ---------------------------------------------------------------- what statements do */
+
+/* Which database a report is about: 0 main, 1 temp, 2 attached, -1 none. */
+static int database_place(const char *name)
+{
+    if (!name) return -1;
+    if (strcmp(name, "main") == 0) return 0;
+    if (strcmp(name, "temp") == 0) return 1;
+    return 2;
+}
+
+static uint32_t database_touch_flags(int place)
+{
+    static const uint32_t flags[3] = {NL_STMT_MAIN, NL_STMT_TEMP, NL_STMT_ATTACHED};
+
+    return place < 0 ? 0 : flags[place];
+}
+
+static uint32_t database_write_flags(int place)
+{
+    static const uint32_t flags[3] = {
+        NL_STMT_WRITES_MAIN, NL_STMT_WRITES_TEMP, NL_STMT_WRITES_ATTACHED};
+
+    return place < 0 ? 0 : flags[place] | database_touch_flags(place);
+}
+
+static uint32_t database_transaction_flags(const char *what)
+{
+    uint32_t flags = NL_STMT_TRANSACTION;
+
+    if (what && strcmp(what, "COMMIT") == 0) flags |= NL_STMT_COMMIT;
+    if (what && strcmp(what, "ROLLBACK") == 0) flags |= NL_STMT_ROLLBACK;
+    return flags;
+}
+
+/* One report of SQLite's compiler, as flags. https://sqlite.org/c3ref/c_alter_table.html */
+static uint32_t database_report_flags(int action, const char *a, const char *b, const char *place)
+{
+    int where = database_place(place);
+
+    switch (action) {
+    case SQLITE_SELECT:
+    case SQLITE_FUNCTION:
+    case SQLITE_RECURSIVE:
+        return 0;
+    case SQLITE_READ:
+        return database_touch_flags(where);
+    case SQLITE_PRAGMA:
+        return NL_STMT_PRAGMA | database_touch_flags(where);
+    case SQLITE_TRANSACTION:
+        return database_transaction_flags(a);
+    case SQLITE_SAVEPOINT:
+        return NL_STMT_SAVEPOINT;
+    case SQLITE_ATTACH:
+    case SQLITE_DETACH:
+        return NL_STMT_ATTACH;
+    case SQLITE_INSERT:
+    case SQLITE_DELETE:
+    case SQLITE_UPDATE:
+        return database_write_flags(where);
+    case SQLITE_ALTER_TABLE: /* the database is the first argument here */
+        return NL_STMT_SCHEMA | database_write_flags(database_place(a));
+    default: /* CREATE, DROP, REINDEX, ANALYZE and their virtual table and temp twins */
+        (void)b;
+        return NL_STMT_SCHEMA | database_write_flags(where);
+    }
+}
+
+static int database_authorize(
+    void *arg, int action, const char *a, const char *b, const char *place, const char *trigger)
+{
+    nl_db *db = arg;
+
+    (void)trigger;
+    if (db->collect) *db->collect |= database_report_flags(action, a, b, place);
+    return SQLITE_OK;
+}
+
+/* ---------------------------------------------------------------- opening and closing */
+
+static int database_configure(nl_db *db, int flags, nl_error *err)
+{
+    int rc = sqlite3_extended_result_codes(db->sqlite, 1);
+
+    if (rc == SQLITE_OK) rc = sqlite3_set_authorizer(db->sqlite, database_authorize, db);
+    if (rc == SQLITE_OK) rc = sqlite3_busy_handler(db->sqlite, database_busy, db);
+    if (rc == SQLITE_OK) {
+        rc = sqlite3_db_config(db->sqlite, SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0, NULL);
+    }
+    if (rc == SQLITE_OK && (flags & NL_OPEN_NO_CHECKPOINT)) {
+        rc = sqlite3_db_config(db->sqlite, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+        if (rc == SQLITE_OK) rc = sqlite3_wal_autocheckpoint(db->sqlite, 0);
+    }
+    if (rc != SQLITE_OK) return nl_db_fail(db, rc, err);
+    sqlite3_progress_handler(db->sqlite, DATABASE_STEPS, database_progress, db);
+    return NL_OK;
+}
+
+int nl_db_open(const char *path, int flags, int busy_ms, nl_db **out, nl_error *err)
+{
+    int open_flags = SQLITE_OPEN_NOMUTEX;
+    int code = NL_OK;
+    nl_db *db = NULL;
+
+    *out = NULL;
+    code = nl_init(err);
+    if (code) return code;
+    db = calloc(1, sizeof *db);
+    if (!db) return nl_fail(err, NL_E_NOMEM, "out of memory");
+    pthread_mutex_init(&db->guard, NULL);
+    db->refs = 1;
+    db->busy_ms = busy_ms;
+    db->budget = -1;
+    if (flags & NL_OPEN_READONLY) open_flags |= SQLITE_OPEN_READONLY;
+    if (flags & NL_OPEN_READWRITE) open_flags |= SQLITE_OPEN_READWRITE;
+    if (flags & NL_OPEN_CREATE) open_flags |= SQLITE_OPEN_CREATE;
+    if (flags & NL_OPEN_URI) open_flags |= SQLITE_OPEN_URI;
+    int rc = sqlite3_open_v2(path, &db->sqlite, open_flags, NULL);
+    if (rc != SQLITE_OK) {
+        code = nl_db_fail(db, rc, err);
+        goto done;
+    }
+    code = database_configure(db, flags, err);
+done:
+    if (code) {
+        nl_db_close(db, NULL);
+        nl_db_free(db);
+        return code;
+    }
+    *out = db;
+    return NL_OK;
+}
+
+int nl_db_close(nl_db *db, nl_error *err)
+{
+    sqlite3 *sqlite = db->sqlite;
+
+    if (!sqlite) return NL_OK;
+    if (nl_db_enter(db, err)) return NL_E_MISUSE;
+    pthread_mutex_lock(&db->guard);
+    db->sqlite = NULL;
+    pthread_mutex_unlock(&db->guard);
+    /* Statements that somebody still holds end here, so that the file is really closed; their
+    ** handles stay valid and refuse. v2, because nothing may be used after it was freed even if
+    ** something else (a blob, a backup) still hangs on the connection. */
+    for (nl_stmt *s = db->first; s; s = s->next) {
+        sqlite3_finalize(s->sqlite);
+        s->sqlite = NULL;
+        s->active = 0;
+    }
+    sqlite3_close_v2(sqlite);
+    db->status.in_transaction = 0;
+    nl_db_leave(db);
+    return NL_OK;
+}
+
+void nl_db_free(nl_db *db)
+{
+    if (!db) return;
+    nl_db_close(db, NULL);
+    database_unref(db);
+}
+
+void nl_db_interrupt(nl_db *db)
+{
+    pthread_mutex_lock(&db->guard);
+    if (db->sqlite) sqlite3_interrupt(db->sqlite);
+    pthread_mutex_unlock(&db->guard);
+}
+
+/* ---------------------------------------------------------------- asking and setting */
+
+nl_status *nl_db_status(nl_db *db)
+{
+    return &db->status;
+}
+
+const char *nl_db_message(nl_db *db)
+{
+    return db->message ? db->message : "";
+}
+
+int64_t nl_db_total_changes(nl_db *db)
+{
+    return db->sqlite ? sqlite3_total_changes64(db->sqlite) : 0;
+}
+
+int nl_db_in_transaction(nl_db *db)
+{
+    return db->sqlite && !sqlite3_get_autocommit(db->sqlite);
+}
+
+void nl_db_busy_timeout(nl_db *db, int busy_ms)
+{
+    db->busy_ms = busy_ms;
+}
+
+void nl_db_budget(nl_db *db, int64_t steps)
+{
+    db->budget = steps;
+}
+
+int nl_db_over_budget(nl_db *db)
+{
+    return db->over_budget;
+}
+
+uint32_t nl_db_epoch(nl_db *db)
+{
+    return db->epoch;
+}
+
+int nl_db_limit(nl_db *db, int id, int value)
+{
+    return db->sqlite ? sqlite3_limit(db->sqlite, id, value) : -1;
+}
+
+/* ---------------------------------------------------------------- scripts */
+
+int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err)
+{
+    const char *end = sql + n;
+    int rc = SQLITE_OK;
+    int code = nl_db_enter(db, err);
+
+    if (code) return code;
+    while (rc == SQLITE_OK && sql < end) {
+        sqlite3_stmt *stmt = NULL;
+        const char *tail = NULL;
+        uint32_t flags = 0;
+        db->collect = &flags;
+        rc = sqlite3_prepare_v2(db->sqlite, sql, (int)(end - sql), &stmt, &tail);
+        db->collect = NULL;
+        if (rc != SQLITE_OK) break;
+        sql = tail;
+        if (!stmt) continue;
+        do {
+            rc = sqlite3_step(stmt);
+        } while (rc == SQLITE_ROW);
+        rc = sqlite3_finalize(stmt);
+        if (flags & (NL_STMT_SCHEMA | NL_STMT_ATTACH)) db->epoch++;
+    }
+    if (rc != SQLITE_OK) code = nl_db_fail(db, rc, err);
+    nl_db_leave(db);
+    return code;
+}

@@ -1,0 +1,85 @@
+/*
+** rows.h - the connection and statement handles, as the C files above them see them.
+**
+** Python knows nl_db and nl_stmt only by name (nl_api.h). The HTTP side (hrana.c) runs statements
+** through the same handles and therefore shares their classification, busy wait and interruption.
+*/
+#ifndef NL_ROWS_H
+#define NL_ROWS_H
+
+#include "nl.h"
+
+#include <pthread.h>
+#include <sqlite3.h>
+
+/* A growable byte buffer. `data` may be NULL while `cap` is 0. */
+typedef struct nl_buffer {
+    uint8_t *data;
+    size_t size;   /* bytes used */
+    size_t cap;    /* bytes allocated */
+} nl_buffer;
+
+struct nl_db {
+    sqlite3 *sqlite;         /* NULL once closed; written under `guard` */
+    pthread_mutex_t guard;   /* held for moments: sqlite against interrupt, and `orphans` */
+    int refs;                /* atomic: 1 for the owner, 1 for each statement */
+    nl_stmt *first;          /* all statements, a list; touched only while `running` */
+    nl_stmt *orphans;        /* freed by their owner, not yet by SQLite; under `guard` */
+    int busy_ms;             /* how long a lock is waited for; < 0: for ever */
+    uint32_t *collect;       /* flags of the statement being compiled; NULL: nothing is compiled */
+    uint32_t epoch;          /* rises when this connection changes what names mean (temp, attach) */
+    int running;             /* 1 while a call is inside: a second thread is refused, not obeyed */
+    int64_t begun_ms;        /* monotonic time of the first progress report of this call; 0: none yet */
+    int64_t tick_ms;         /* monotonic time of the next tick */
+    int64_t busy_since_ms;   /* monotonic time at which the present wait for a lock began */
+    int late;                /* the call has lasted long enough: a batch of rows ends here */
+    int64_t budget;          /* VM steps a statement may take; < 0: no limit */
+    int64_t steps_left;      /* of the budget, for the statement now running */
+    int over_budget;         /* the last statement was stopped because its budget was used up */
+    nl_status status;        /* what the last statement did */
+    char *message;           /* SQLite's whole text of the last failure (nl_error cuts it); or NULL */
+};
+
+struct nl_stmt {
+    nl_db *db;               /* kept alive by a reference */
+    nl_stmt *next, **link;   /* in db->first: the next one, and the pointer that points here */
+    nl_stmt *next_orphan;
+    sqlite3_stmt *sqlite;    /* NULL: the text held no statement, or the connection is closed */
+    uint32_t flags;          /* NL_STMT_* */
+    int params;              /* number of parameters */
+    int columns;             /* number of result columns as last announced */
+    int active;              /* a row has been read and the end has not been reached */
+    int failed;              /* the batch before ended in `failure`, which is still to be told */
+    nl_error failure;
+    int reprepared;          /* SQLite's count of recompilations when columns were last announced */
+    int text_mode;           /* NL_TEXT_* */
+    size_t tail;             /* bytes of the text that this statement took */
+    nl_buffer bound;         /* the parameters in use: values point into it while active */
+    nl_buffer out;           /* rows of the last batch */
+};
+
+/* Begin and end of a stretch of work. Entering is refused (NL_E_MISUSE) while another thread, or the
+** code that a signal handler interrupted, is inside, and once the connection is closed. Leaving
+** refreshes db->status. */
+int nl_db_enter(nl_db *db, nl_error *err);
+void nl_db_leave(nl_db *db);
+
+/* Enters a new statement into db->first and takes a reference. While `running`. */
+void nl_db_adopt(nl_db *db, nl_stmt *s);
+/* Hands a statement over to be freed as soon as nobody is inside the connection: its owner may be
+** Python's garbage collector on any thread. [any thread] */
+void nl_db_orphan(nl_db *db, nl_stmt *s);
+/* Frees what nl_stmt_prepare allocated; the statement is finalised and in no list. (rows.c) */
+void nl_stmt_release(nl_stmt *s);
+
+/* Records SQLite's message of `rc` in db->message and *err. Answers NL_E_SQLITE. */
+int nl_db_fail(nl_db *db, int rc, nl_error *err);
+
+/* Starts a transaction of `kind` (NL_BEGIN_*) if `stmt` is one that the sqlite3 module begins one for. */
+int nl_stmt_begin(nl_stmt *stmt, int kind, nl_error *err);
+
+/* Makes room for `n` more bytes. Answers NL_OK or NL_E_NOMEM. */
+int nl_buffer_reserve(nl_buffer *b, size_t n);
+void nl_buffer_free(nl_buffer *b);
+
+#endif

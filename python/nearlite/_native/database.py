@@ -1,0 +1,422 @@
+"""One SQLite connection and its statements: rows as lists of tuples, failures as exceptions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from nearlite import errors
+from nearlite._native._lib import exception, ffi, lib, new_error, sqlite_exception
+
+READONLY: Final[int] = lib.NL_STMT_READONLY
+WRITES_MAIN: Final[int] = lib.NL_STMT_WRITES_MAIN
+WRITES_TEMP: Final[int] = lib.NL_STMT_WRITES_TEMP
+WRITES_ATTACHED: Final[int] = lib.NL_STMT_WRITES_ATTACHED
+TRANSACTION: Final[int] = lib.NL_STMT_TRANSACTION
+SAVEPOINT: Final[int] = lib.NL_STMT_SAVEPOINT
+PRAGMA: Final[int] = lib.NL_STMT_PRAGMA
+ATTACH: Final[int] = lib.NL_STMT_ATTACH
+TEMP: Final[int] = lib.NL_STMT_TEMP
+EXPLAIN: Final[int] = lib.NL_STMT_EXPLAIN
+ROWS: Final[int] = lib.NL_STMT_ROWS
+DML: Final[int] = lib.NL_STMT_DML
+SCHEMA: Final[int] = lib.NL_STMT_SCHEMA
+ATTACHED: Final[int] = lib.NL_STMT_ATTACHED
+MAIN: Final[int] = lib.NL_STMT_MAIN
+COMMIT: Final[int] = lib.NL_STMT_COMMIT
+ROLLBACK: Final[int] = lib.NL_STMT_ROLLBACK
+EMPTY: Final[int] = lib.NL_STMT_EMPTY
+
+BEGIN: Final[dict[str, int]] = {
+    "": lib.NL_BEGIN_DEFERRED,
+    "DEFERRED": lib.NL_BEGIN_DEFERRED,
+    "IMMEDIATE": lib.NL_BEGIN_IMMEDIATE,
+    "EXCLUSIVE": lib.NL_BEGIN_EXCLUSIVE,
+}
+NO_BEGIN: Final[int] = lib.NL_BEGIN_NONE
+
+TEXT_STR: Final[int] = lib.NL_TEXT_STR
+TEXT_BYTES: Final[int] = lib.NL_TEXT_BIN
+TEXT_EXT: Final[int] = lib.NL_TEXT_EXT
+
+NO_PARAMETERS: Final = b"\x90"  # MessagePack: an empty array
+
+# Batches of rows, in bytes of MessagePack. The first one serves a point select and a peek at a
+# large result; a scan goes on with batches that stay in the second-level cache.
+_FIRST: Final = lib.NL_SMALL_BATCH // 2
+_NEXT: Final = 1 << 15
+_LAST: Final = 1 << 18
+
+_LARGE: Final[int] = lib.NL_RUN_LARGE
+_COLUMNS: Final[int] = lib.NL_RUN_COLUMNS
+_MORE: Final[int] = lib.NL_RUN_MORE
+_run: Any = lib.nl_stmt_run
+_many: Any = lib.nl_stmt_many
+
+Row = tuple[Any, ...]
+_decode: Callable[[Any], list[Row]] = msgspec.msgpack.Decoder(list[tuple]).decode  # type: ignore[type-arg]
+_decode_raw = msgspec.msgpack.Decoder(list[list[msgspec.Raw]]).decode
+
+# ---------------------------------------------------------------- signal handlers in long calls
+
+# What a signal handler (usually KeyboardInterrupt) raised inside the tick, by thread.
+_raised: dict[int, BaseException] = {}
+
+
+def _keep(_kind: Any, value: BaseException, _trace: Any) -> None:
+    _raised[threading.get_ident()] = value
+
+
+@ffi.def_extern(name="nl_on_tick", error=1, onerror=_keep)  # type: ignore[untyped-decorator]
+def _on_tick() -> int:
+    """Called from C about every 50 ms of a long call: running Python at all runs signal handlers."""
+    return 0
+
+
+lib.nl_set_tick(lib.nl_on_tick)
+
+
+def _string(text: Any) -> str | None:
+    return None if text == ffi.NULL else ffi.string(text).decode("utf-8", "replace")
+
+
+class Database:
+    """One SQLite connection.
+
+    Not thread-safe: a second thread inside it gets an InterfaceError. ``interrupt()`` may be called from
+    any thread.
+
+    Args:
+      path: file name, ``:memory:``, or a ``file:`` URI if `uri`.
+      readonly: open read-only; the file must exist.
+      create: create the file if it is missing.
+      uri: read `path` as a URI when it starts with ``file:``.
+      busy_ms: milliseconds to wait for a lock; negative: for ever.
+      checkpoint: False: neither a commit nor closing ever checkpoints.
+
+    Raises:
+      OperationalError: it cannot be opened.
+
+    """
+
+    __slots__ = ("__weakref__", "_db", "_err", "_status")
+
+    def __init__(
+        self,
+        path: str | bytes,
+        *,
+        readonly: bool = False,
+        create: bool = True,
+        uri: bool = False,
+        busy_ms: int = 5000,
+        checkpoint: bool = True,
+    ) -> None:
+        flags = lib.NL_OPEN_READONLY if readonly else lib.NL_OPEN_READWRITE
+        if create and not readonly:
+            flags |= lib.NL_OPEN_CREATE
+        if uri:
+            flags |= lib.NL_OPEN_URI
+        if not checkpoint:
+            flags |= lib.NL_OPEN_NO_CHECKPOINT
+        name = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
+        self._err = new_error()
+        out = ffi.new("nl_db **")
+        if lib.nl_db_open(name, flags, busy_ms, out, self._err):
+            raise exception(self._err)
+        self._db = ffi.gc(out[0], lib.nl_db_free)
+        self._status = lib.nl_db_status(out[0])
+
+    def prepare(self, sql: str, *, persistent: bool = False) -> Statement:
+        """Compile the first statement of `sql`.
+
+        Args:
+          sql: the text; what follows the first statement begins at ``Statement.tail`` (bytes).
+          persistent: it will be kept and run often.
+
+        Raises:
+          Error: as SQLite's compiler says.
+
+        """
+        return Statement(self, self._db, self._err, sql, persistent=persistent)
+
+    def exec(self, sql: str) -> None:
+        """Run all statements of a script; rows are thrown away. Stops at the first failure."""
+        text = sql.encode()
+        if lib.nl_db_exec(self._db, text, len(text), self._err):
+            self.fail()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        return bool(self._status.in_transaction)
+
+    @property
+    def total_changes(self) -> int:
+        """Rows changed since the connection was opened."""
+        return int(lib.nl_db_total_changes(self._db))
+
+    @property
+    def last_insert_rowid(self) -> int:
+        """Rowid of the last INSERT, 0 before any."""
+        return int(self._status.last_rowid)
+
+    @property
+    def changes(self) -> int:
+        """Rows changed by the last INSERT, UPDATE or DELETE, or by all sets of ``Statement.many``."""
+        return int(self._status.changes)
+
+    @property
+    def done(self) -> int:
+        """Parameter sets that the last ``Statement.many`` executed."""
+        return int(self._status.done)
+
+    @property
+    def epoch(self) -> int:
+        """Rises when this connection changed what names mean (CREATE, DROP, ATTACH ...)."""
+        return int(lib.nl_db_epoch(self._db))
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether the last failure was the step budget's."""
+        return bool(lib.nl_db_over_budget(self._db))
+
+    def set_budget(self, steps: int) -> None:
+        """Limit every statement to `steps` virtual machine steps; negative: no limit."""
+        lib.nl_db_budget(self._db, steps)
+
+    def set_busy_timeout(self, busy_ms: int) -> None:
+        """Wait `busy_ms` milliseconds for a lock; negative: for ever."""
+        lib.nl_db_busy_timeout(self._db, busy_ms)
+
+    def limit(self, category: int, value: int = -1) -> int:
+        """Ask for, or with a non-negative `value` set, a run-time limit. Answers the old value."""
+        return int(lib.nl_db_limit(self._db, category, value))
+
+    def interrupt(self) -> None:
+        """Stop what runs on this connection now. From any thread."""
+        lib.nl_db_interrupt(self._db)
+
+    def close(self) -> None:
+        """Close the file; statements end. Idempotent."""
+        if lib.nl_db_close(self._db, self._err):
+            self.fail()
+
+    def fail(self) -> None:
+        """Raise what the last C call on this connection reported."""
+        raised = _raised.pop(threading.get_ident(), None)
+        if raised is not None:
+            raise raised
+        err = self._err
+        if err.sqlite_rc:
+            text = _string(err.text) or ""
+            whole = _string(lib.nl_db_message(self._db)) or ""
+            # nl_error cuts long messages; the whole one is of this failure if it begins alike.
+            raise sqlite_exception(err.sqlite_rc, whole if whole.startswith(text[:200]) else text)
+        if err.code == lib.NL_E_MISUSE:
+            raise errors.ProgrammingError(_string(err.text))
+        if err.code == lib.NL_E_TOO_BIG:
+            raise OverflowError(_string(err.text))
+        raise exception(err)
+
+
+class Statement:
+    """One compiled statement of a Database. It belongs to one user at a time.
+
+    Attributes:
+      flags: what it does, as SQLite's compiler reported it (READONLY, WRITES_MAIN ...).
+      tail: bytes of the text that it took, with blanks and comments behind it.
+      parameters: names without their prefix, None for a nameless one, in order.
+      more: whether rows are left to fetch.
+
+    """
+
+    __slots__ = (
+        "_columns", "_db", "_decode", "_err", "_failure", "_large", "_small", "_stmt", "_target",
+        "database", "flags", "more", "parameters", "sql", "tail",
+    )  # fmt: skip
+
+    def __init__(
+        self, database: Database, db: Any, err: Any, sql: str, *, persistent: bool
+    ) -> None:
+        text = sql.encode()
+        out = ffi.new("nl_stmt **")
+        if lib.nl_stmt_prepare(db, text, len(text), persistent, out, err):
+            database.fail()
+        stmt = out[0]
+        self.database = database
+        self.sql = sql
+        self._db = db
+        self._err = err
+        self._stmt = ffi.gc(stmt, lib.nl_stmt_free)
+        self._small = ffi.buffer(lib.nl_stmt_out(stmt), lib.NL_SMALL_BATCH)
+        self._decode = _decode
+        self._columns: tuple[str, ...] | None = None
+        self._failure: Exception | None = None
+        self._large = False
+        self._target = _NEXT
+        self.more = False
+        self.flags = int(lib.nl_stmt_flags(stmt))
+        self.tail = int(lib.nl_stmt_tail(stmt))
+        names = [
+            _string(lib.nl_stmt_param_name(stmt, i + 1)) for i in range(lib.nl_stmt_params(stmt))
+        ]
+        self.parameters = tuple(name[1:] if name else None for name in names)
+
+    @property
+    def readonly(self) -> bool:
+        """Whether it changes no database file (SQLite's own answer)."""
+        return bool(self.flags & READONLY)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the result columns; empty when there are none."""
+        if self._columns is None:
+            stmt = self._stmt
+            names = (
+                _string(lib.nl_stmt_column_name(stmt, i)) for i in range(lib.nl_stmt_columns(stmt))
+            )
+            self._columns = tuple(name or "" for name in names)
+        return self._columns
+
+    @property
+    def decltypes(self) -> tuple[str | None, ...]:
+        """Declared types of the result columns; None for an expression."""
+        stmt = self._stmt
+        return tuple(
+            _string(lib.nl_stmt_column_decltype(stmt, i)) for i in range(lib.nl_stmt_columns(stmt))
+        )
+
+    def set_text(self, mode: int, factory: Callable[[bytes], Any] | None = None) -> None:
+        """How TEXT arrives: TEXT_STR, TEXT_BYTES, or TEXT_EXT: `factory` applied to its bytes."""
+        lib.nl_stmt_text_mode(self._stmt, mode)
+        self._decode = _decode
+        if mode == TEXT_EXT and factory is not None:
+            make = factory
+            self._decode = msgspec.msgpack.Decoder(
+                list[tuple],  # type: ignore[type-arg]
+                ext_hook=lambda _code, data: make(bytes(data)),
+            ).decode
+
+    def run(self, params: bytes, begin: int = 0) -> list[Row]:
+        """Run it from the start and answer the first rows; ``more`` says whether there are others.
+
+        Args:
+          params: a MessagePack array of nil, bool, int, float, str, bin: one value a parameter.
+          begin: transaction to begin before INSERT, UPDATE, DELETE or REPLACE (BEGIN[...]).
+
+        Raises:
+          ProgrammingError: another number of values than parameters.
+          OverflowError: an integer beyond 64 signed bits.
+          Error: as SQLite says.
+
+        """
+        n = _run(self._stmt, params, len(params), begin, _FIRST, self._err)
+        if n < 8:
+            self.more = False
+            if n < 0:
+                self.database.fail()
+            if n:
+                self._note(n)
+            return []
+        if n & 7:
+            self._target = _NEXT
+            return self._rows(n)
+        self.more = False
+        try:
+            return self._decode(self._small[: n >> 3])
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return self._readable(self._small[: n >> 3])
+
+    def fetch(self) -> list[Row]:
+        """The next rows; an empty list at the end.
+
+        Raises:
+          Error: what made the statement stop.
+
+        """
+        failure = self._failure
+        if failure is not None:
+            self._failure = None
+            self.more = False
+            raise failure
+        if not self.more:
+            return []
+        n = lib.nl_stmt_more(self._stmt, self._target, self._err)
+        if n < 0:
+            self.more = False
+            self.database.fail()
+        self._target = min(self._target * 4, _LAST)
+        return self._rows(n)
+
+    def many(self, params: bytes, begin: int = 0) -> None:
+        """Run it once per parameter set.
+
+        Args:
+          params: a MessagePack array of arrays, each as in `run`.
+          begin: as in `run`.
+
+        Raises: as `run`; ``database.done`` says how many sets were executed before.
+
+        """
+        if _many(self._stmt, params, len(params), begin, self._err):
+            self.database.fail()
+
+    def reset(self) -> None:
+        """End it early: locks are released, rows not yet fetched are gone."""
+        self.more = False
+        self._failure = None
+        lib.nl_stmt_reset(self._stmt)
+        if self._large:
+            self._large = False
+            self._small = ffi.buffer(lib.nl_stmt_out(self._stmt), lib.NL_SMALL_BATCH)
+
+    def _note(self, n: int) -> None:
+        if n & _LARGE:
+            self._large = True
+        if n & _COLUMNS:
+            self._columns = None
+
+    def _rows(self, n: int) -> list[Row]:
+        """Decode a batch that is not the simple case."""
+        self._note(n)
+        self.more = bool(n & _MORE)
+        if n < 8:
+            rows: list[Row] = []
+        else:
+            data = ffi.buffer(lib.nl_stmt_out(self._stmt), n >> 3)
+            try:
+                rows = self._decode(data)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                rows = self._readable(data[:])
+        if self._large and not self.more:
+            self.reset()
+        return rows
+
+    def _readable(self, data: bytes) -> list[Row]:
+        """The rows before one whose text is not UTF-8; that one becomes the failure of the next fetch."""
+        rows: list[Row] = []
+        for raw in _decode_raw(data):
+            values = []
+            for i, value in enumerate(raw):
+                try:
+                    values.append(msgspec.msgpack.decode(value))
+                except (msgspec.MsgspecError, UnicodeDecodeError):
+                    self._end_with(_undecodable(self.columns[i], bytes(value)))
+                    return rows
+            rows.append(tuple(values))
+        return rows
+
+    def _end_with(self, failure: Exception) -> None:
+        self.reset()
+        self._failure = failure
+        self.more = True
+
+
+def _undecodable(column: str, value: bytes) -> errors.OperationalError:
+    head = 1 if value[0] < 0xC0 else 1 + (1, 2, 4)[value[0] - 0xD9]
+    text = value[head:].split(b"\0", 1)[0]
+    line = b"Could not decode to UTF-8 column '%s' with text '%s'" % (column.encode(), text)
+    return errors.OperationalError(line[:198].decode("ascii", "replace"))

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nearlite._native._lib import check, ffi, lib, new_error
 from nearlite.position import Position
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SET_HEADER_SIZE: Final[int] = lib.NL_SET_HEADER_SIZE
 CHUNK_HEADER_SIZE: Final[int] = lib.NL_CHUNK_HEADER_SIZE
@@ -256,7 +259,7 @@ class Chunk:
             self._handle = None
             ffi.release(self._body)
 
-    def __enter__(self) -> Chunk:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -17,6 +17,7 @@
 #include <sqlite3.h>
 
 #include "fault.h"
+#include "ofd.h"
 
 /* Bytes of `text` up to `size`, less a UTF-8 character cut in two at the end. */
 static size_t errors_whole(const char *text, size_t size)
@@ -106,7 +107,9 @@ static void errors_init(void)
 {
     /* Configuration is possible only before sqlite3_initialize(). */
     errors_init_rc = sqlite3_initialize();
-    if (errors_init_rc == SQLITE_OK) errors_init_text = nl_fault_from_environment();
+    if (errors_init_rc != SQLITE_OK) return;
+    nl_ofd_install(); /* before the first file is opened */
+    errors_init_text = nl_fault_from_environment();
 }
 
 int nl_init(nl_error *err)

@@ -46,6 +46,17 @@ const char *nl_sqlite_source_id(void);    /* [any thread] static string */
 const char *nl_openssl_version(void);     /* [any thread] static string */
 int nl_init(nl_error *err);               /* once per process, before anything else; idempotent */
 
+/* ------------------------------------------------------------------ process (ofd.c) */
+
+/* Forks between the process that ran nl_init() and this one. A handle is dead, and must neither be
+** used nor handed to SQLite, not even to close it, when this differs from the number at its birth. */
+uint32_t nl_forks(void);              /* [any thread] */
+/* 1: record locks survive other closes in this process, so that Python's own sqlite3 may open the
+** same files. 0: this system has no OFD locks. */
+int nl_ofd_active(void);              /* [any thread] */
+/* Descriptors that SQLite has open now, and those parked for re-use. */
+void nl_ofd_counts(uint32_t *open_fds, uint32_t *parked_fds);   /* [any thread] */
+
 /* ------------------------------------------------------------------ faults (fault.c) */
 /* In a build without NL_TEST these exist and answer NL_E_MISUSE, so that the header is one. */
 

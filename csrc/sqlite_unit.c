@@ -69,3 +69,13 @@
 #if __has_include("roll.c")
 #include "roll.c"
 #endif
+
+/* For the child of a fork (ofd.c). The list says which locks the *process* holds, which is true of the
+** parent only: a connection of the child that found its file there would believe itself locked. One
+** more reference each, so that even closing an inherited connection never reaches the list. */
+#include "ofd.h"
+void nl_unix_forget(void)
+{
+    for (unixInodeInfo *p = inodeList; p; p = p->pNext) p->nRef++;
+    inodeList = 0;
+}

@@ -335,3 +335,62 @@ int nl_stmt_many(
     size_t n,
     int begin,              /* NL_BEGIN_* */
     nl_error *err);
+/* ------------------------------------------------------------------ apply (apply.c) */
+
+/* Where a replica file stands. */
+typedef struct nl_state {
+    nl_position position;
+    uint64_t hash;          /* state hash at that position */
+    uint32_t pages;         /* database size in pages */
+    uint32_t page_size;     /* bytes */
+    uint32_t wal_frames;    /* frames in the replica's own WAL */
+} nl_state;
+
+#define NL_CHECKPOINT_PASSIVE 0
+#define NL_CHECKPOINT_RESTART 2
+#define NL_CHECKPOINT_TRUNCATE 3
+
+/* The writer of one replica file: a private connection. One thread at a time. */
+typedef struct nl_applier nl_applier;
+int nl_applier_open(const char *path, int durable, nl_applier **out, nl_error *err);
+void nl_applier_close(nl_applier *a);
+/* Position and state hash as every reader sees them now. NL_E_NOT_REPLICA when there are none. */
+int nl_applier_state(nl_applier *a, nl_state *out, nl_error *err);
+/* A whole set in one call: begin, chunks, commit. NL_E_POSITION and NL_E_HASH: `out` holds the
+** replica's own state and nothing was written. Any failure leaves the replica as it was. */
+int nl_applier_apply(
+    nl_applier *a,
+    const nl_set_header *set,
+    nl_chunk *const *chunks,
+    uint32_t n,
+    int wait_ms,                /* for the write lock */
+    nl_state *out,              /* OUT: state after */
+    nl_error *err);
+/* The same for a set larger than memory. begin takes the write lock until commit or rollback. */
+int nl_applier_begin(nl_applier *a, const nl_set_header *set, int wait_ms, nl_state *at, nl_error *err);
+int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err); /* on failure: roll back */
+int nl_applier_commit(nl_applier *a, nl_state *out, nl_error *err);    /* on failure: rolled back */
+void nl_applier_rollback(nl_applier *a);
+int nl_applier_checkpoint(
+    nl_applier *a,
+    int mode,                   /* NL_CHECKPOINT_* */
+    int wait_ms,                /* how long RESTART and TRUNCATE may wait for readers */
+    uint32_t *wal_frames,       /* OUT: frames in the WAL */
+    uint32_t *moved,            /* OUT: of them already in the database file */
+    nl_error *err);
+/* Hash every page: `hash` beside the header's own claim in `at`. Fills the page-hash table. */
+int nl_applier_full_hash(nl_applier *a, nl_state *at, uint64_t *hash, nl_error *err);
+/* Flush the database file itself to the disk (fdatasync), through a connection of its own. */
+int nl_sync_database(const char *path, nl_error *err);
+
+/* ------------------------------------------------------------------ bootstrap (bootstrap.c) */
+
+/* A replica's first file under a temporary name. One thread at a time. */
+typedef struct nl_bootstrap nl_bootstrap;
+int nl_bootstrap_open(const char *path, uint32_t page_size, nl_bootstrap **out, nl_error *err);
+int nl_bootstrap_chunk(nl_bootstrap *b, const nl_chunk *c, nl_error *err);
+uint64_t nl_bootstrap_hash(const nl_bootstrap *b, uint32_t pages);   /* XOR over pages 1..pages */
+/* Check completeness and state hash, write page 1 with the replica header, cut to size. */
+int nl_bootstrap_finish(nl_bootstrap *b, const nl_state *at, nl_error *err);
+int nl_bootstrap_sync(nl_bootstrap *b, nl_error *err);
+void nl_bootstrap_close(nl_bootstrap *b);

@@ -1,0 +1,196 @@
+"""Handles on apply.c and bootstrap.c: writing a replica file.
+
+Neither class is safe for use by two threads at once; :mod:`nearlite.replica` serialises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nearlite._native._lib import check, ffi, lib
+from nearlite.position import Position
+
+if TYPE_CHECKING:
+    from nearlite._native.frames import Chunk, SetHeader
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a replica file stands.
+
+    Attributes:
+      position: the commit of the primary it equals.
+      hash: state hash there.
+      pages: database size in pages.
+      page_size: bytes.
+      wal_frames: frames in the replica's own WAL.
+    """
+
+    position: Position
+    hash: int
+    pages: int
+    page_size: int
+    wal_frames: int
+
+
+def _state(c: Any) -> State:
+    p = c.position
+    return State(
+        Position(p.lineage, p.generation, p.frame), c.hash, c.pages, c.page_size, c.wal_frames
+    )
+
+
+class Applier:
+    """The writer of one replica file: a private connection that may lift its write protection.
+
+    Args:
+      path: the replica file, which exists.
+      durable: sync each apply to the disk before it returns. A replica can be brought up again
+        from its primary, therefore the default is False (SQLite's synchronous=NORMAL).
+    """
+
+    def __init__(self, path: str, *, durable: bool = False) -> None:
+        self._err = ffi.new("nl_error *")
+        self._out = ffi.new("nl_state *")
+        slot = ffi.new("nl_applier **")
+        check(lib.nl_applier_open(path.encode(), int(durable), slot, self._err), self._err)
+        self._handle: Any = slot[0]
+
+    def _live(self) -> Any:
+        if self._handle is None:
+            raise ValueError("the applier is closed")
+        return self._handle
+
+    def state(self) -> State:
+        """Position and state hash as every reader sees them now.
+
+        Raises:
+          NotAReplicaError: the file carries no replica header, or is writable.
+        """
+        check(lib.nl_applier_state(self._live(), self._out, self._err), self._err)
+        return _state(self._out)
+
+    def apply(self, header: SetHeader, chunks: Sequence[Chunk], *, wait: float) -> State | None:
+        """Apply a whole page set as one transaction.
+
+        Args:
+          wait: seconds to wait for the write lock.
+
+        Returns:
+          the state after; None when the replica does not stand at the set's start, in which case
+          nothing was written.
+        """
+        array = ffi.new("nl_chunk *[]", [chunk.handle for chunk in chunks])
+        rc = lib.nl_applier_apply(
+            self._live(), header.native(), array, len(chunks), int(wait * 1000), self._out, self._err
+        )
+        if rc == lib.NL_E_POSITION:
+            return None
+        check(rc, self._err)
+        return _state(self._out)
+
+    def begin(self, header: SetHeader, *, wait: float) -> bool:
+        """Take the write lock for a set larger than memory; False as None in :meth:`apply`."""
+        rc = lib.nl_applier_begin(
+            self._live(), header.native(), int(wait * 1000), self._out, self._err
+        )
+        if rc == lib.NL_E_POSITION:
+            return False
+        check(rc, self._err)
+        return True
+
+    def chunk(self, chunk: Chunk) -> None:
+        """Write the next chunk; nobody sees it yet. After an exception: :meth:`rollback`."""
+        check(lib.nl_applier_chunk(self._live(), chunk.handle, self._err), self._err)
+
+    def commit(self) -> State:
+        """Compare the state hash and publish; after an exception everything is undone."""
+        check(lib.nl_applier_commit(self._live(), self._out, self._err), self._err)
+        return _state(self._out)
+
+    def rollback(self) -> None:
+        """Undo what :meth:`begin` started; harmless when nothing is open."""
+        lib.nl_applier_rollback(self._live())
+
+    def checkpoint(self, mode: str, *, wait: float) -> tuple[int, int]:
+        """Move WAL frames into the database file.
+
+        Args:
+          mode: ``"passive"``, ``"restart"`` or ``"truncate"``.
+          wait: seconds the latter two may wait for readers.
+
+        Returns:
+          frames in the WAL, and how many of them are in the database file now.
+        """
+        number = {"passive": 0, "restart": 2, "truncate": 3}[mode]
+        counts = ffi.new("uint32_t[2]")
+        check(
+            lib.nl_applier_checkpoint(
+                self._live(), number, int(wait * 1000), counts, counts + 1, self._err
+            ),
+            self._err,
+        )
+        return counts[0], counts[1]
+
+    def full_hash(self) -> tuple[State, int]:
+        """Hash every page: what the header says, and what the pages are."""
+        found = ffi.new("uint64_t *")
+        check(
+            lib.nl_applier_full_hash(self._live(), self._out, found, self._err), self._err
+        )
+        return _state(self._out), found[0]
+
+    def close(self) -> None:
+        """Idempotent."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            lib.nl_applier_close(handle)
+
+
+class Bootstrap:
+    """A replica's first file under a temporary name.
+
+    Args:
+      path: must not exist.
+    """
+
+    def __init__(self, path: str, page_size: int) -> None:
+        self._err = ffi.new("nl_error *")
+        slot = ffi.new("nl_bootstrap **")
+        check(lib.nl_bootstrap_open(path.encode(), page_size, slot, self._err), self._err)
+        self._handle: Any = slot[0]
+
+    def chunk(self, chunk: Chunk) -> None:
+        """Write the chunk's pages, over earlier images of the same pages."""
+        check(lib.nl_bootstrap_chunk(self._handle, chunk.handle, self._err), self._err)
+
+    def hash(self, pages: int) -> int:
+        """XOR of the page hashes of pages 1..pages as they are in the file."""
+        return int(lib.nl_bootstrap_hash(self._handle, pages))
+
+    def finish(self, header: SetHeader) -> None:
+        """Make it a replica that stands at the header's target; checks completeness and hash."""
+        at = ffi.new("nl_state *")
+        at.position = header.native().to
+        at.hash = header.hash_target
+        at.pages = header.pages
+        at.page_size = header.page_size
+        check(lib.nl_bootstrap_finish(self._handle, at, self._err), self._err)
+
+    def sync(self) -> None:
+        """fsync."""
+        check(lib.nl_bootstrap_sync(self._handle, self._err), self._err)
+
+    def close(self) -> None:
+        """Idempotent; the file stays."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            lib.nl_bootstrap_close(handle)
+
+
+def sync_database(path: str) -> None:
+    """Flush the database file of a live database to the disk."""
+    err = ffi.new("nl_error *")
+    check(lib.nl_sync_database(path.encode(), err), err)

@@ -1,0 +1,187 @@
+"""A replica's first file: from a temporary name to its place, and what must be true of it later.
+
+The folder ``<db>-nearlite/`` beside a replica holds nothing that the replica needs:
+
+===================== ==========================================================================
+``sync.lock``         held (flock) by the process that syncs this file in the background
+``bootstrap.lock``    held by the process that creates the file
+``bootstrap.part``    the file while it is being downloaded
+``unsynced``          the boot id under which the file was placed before its pages were on the disk
+``closed.json``       the file's identity when this machine closed it last (rule C1)
+===================== ==========================================================================
+
+Placing before syncing is safe because of ``unsynced``: it is on the disk before the file gets its
+name. As long as the system has not gone down since, the pages are in its cache; after a start under
+another boot id the file counts only if all its pages hash to what its header says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nearlite.errors import NotAReplicaError, OfflineError
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LOCK_NAP = 0.02  # seconds between two looks at a lock that another process holds
+
+
+def boot_id() -> str:
+    """What changes when the operating system starts anew; random where that cannot be known."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return secrets.token_hex(16)  # never equal to an earlier one: always check the pages
+
+
+class Folder:
+    """``<db>-nearlite/`` beside a replica."""
+
+    def __init__(self, path: str) -> None:
+        self.database = Path(path)
+        self.path = Path(path + "-nearlite")
+        self.part = self.path / "bootstrap.part"
+        self.sync_lock = self.path / "sync.lock"
+        self._unsynced = self.path / "unsynced"
+        self._closed = self.path / "closed.json"
+
+    def make(self) -> None:
+        """Create the folder when it is missing."""
+        self.path.mkdir(mode=0o755, exist_ok=True)
+
+    # ------------------------------------------------------------------ creating the file
+
+    @contextlib.contextmanager
+    def creating(self, deadline: float) -> Iterator[None]:
+        """Be the only process that creates this replica.
+
+        Args:
+          deadline: time.monotonic() value; another process may be downloading.
+        """
+        self.make()
+        fd = os.open(self.path / "bootstrap.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise OfflineError(
+                            "another process is still creating this replica",
+                            state="no local file was created by this process",
+                            action="try again",
+                        ) from None
+                    time.sleep(_LOCK_NAP)
+            with contextlib.suppress(FileNotFoundError):
+                self.part.unlink()
+            yield
+        finally:
+            os.close(fd)
+
+    def place(self) -> None:
+        """Give the finished ``bootstrap.part`` its real name; never over another file.
+
+        Raises:
+          NotAReplicaError: a file of that name appeared meanwhile.
+        """
+        self._write_durably(self._unsynced, boot_id())
+        # Rule C3: a -wal of a database that is gone would be replayed over the new file.
+        for suffix in ("-wal", "-shm", "-journal"):
+            if self.database.exists():
+                break
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.database}{suffix}")
+        try:
+            os.link(self.part, self.database)  # unlike rename, fails when the name is taken
+        except FileExistsError:
+            raise NotAReplicaError(
+                f"{self.database} appeared while the replica was being created",
+                state="that file was not touched",
+                action="choose another path or move the file away",
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            os.rename(self.part, self.database)  # a filesystem without hard links
+        else:
+            self.part.unlink()
+
+    # ------------------------------------------------------------------ what was not synced yet
+
+    def synced(self) -> None:
+        """The pages are on the disk now."""
+        with contextlib.suppress(FileNotFoundError):
+            self._unsynced.unlink()
+
+    def is_unsynced(self) -> bool:
+        """Placed, but not known to be on the disk."""
+        return self._unsynced.exists()
+
+    def may_be_torn(self) -> bool:
+        """Placed without a sync, and the system has gone down since."""
+        try:
+            return self._unsynced.read_text() != boot_id()
+        except FileNotFoundError:
+            return False
+
+    # ------------------------------------------------------------------ is it the file we left
+
+    def _identity(self) -> list[int]:
+        stat = os.stat(self.database)
+        return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+    def remember(self) -> None:
+        """Called after a close: the file as it is now holds what its header says.
+
+        Only when the -wal is gone, that is, when that close was the last one of all processes and
+        everything is in the file itself.
+        """
+        if os.path.exists(f"{self.database}-wal"):
+            return
+        with contextlib.suppress(OSError):
+            self._replace(self._closed, json.dumps({"version": 1, "file": self._identity()}))
+
+    def forget(self) -> None:
+        """The file is open for applying: until the next close nothing is promised."""
+        with contextlib.suppress(OSError):
+            self._closed.unlink()
+
+    def is_as_we_left_it(self) -> bool:
+        """Whether the file is the one this machine closed last, untouched since (rule C1).
+
+        False asks for a full hash: a copy without its -wal, a file restored by other means, or
+        only a process that was killed.
+        """
+        try:
+            known = json.loads(self._closed.read_text())
+            return bool(known["version"] == 1 and known["file"] == self._identity())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    # ------------------------------------------------------------------ small files
+
+    def _replace(self, name: Path, text: str) -> None:
+        part = name.with_suffix(f".{os.getpid()}.part")
+        part.write_text(text)
+        os.replace(part, name)
+
+    def _write_durably(self, name: Path, text: str) -> None:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, text.encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,579 @@
+"""One replica file in this process: create it, bring it up to date, forward writes for it.
+
+Everything that many connections of a process share lives in one :class:`Replica`: the applier (the
+only writer of the file here), the transport, what is known of the primary, and the background
+thread. Connections read the file themselves.
+
+Locks: ``_applying`` guards the applier and is never held while waiting for the network, except that
+a page set larger than memory is applied as it arrives. Nothing here is held while user code runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from nearlite import wire
+from nearlite._native.applier import Applier, Bootstrap, State
+from nearlite._native.frames import Chunk, SetHeader
+from nearlite.background import CHECKPOINT_FRAMES, Background
+from nearlite.bootstrap import Folder
+from nearlite.errors import (
+    AnswerError,
+    Error,
+    NotAReplicaError,
+    OperationalError,
+    SyncError,
+)
+from nearlite.http import Deadline, Response, Token, Transport
+from nearlite.position import Position
+from nearlite.sync import Action, Apply, Done, Fetch, Local, Overlay, Pull, Seed, refusal
+
+_log = logging.getLogger("nearlite")
+
+PAGE_SET = "application/vnd.nearlite.pageset"
+ANSWER = "application/vnd.nearlite.answer"
+
+# A set of at most this many pages is collected and applied in one call; a larger one is applied
+# chunk by chunk as it arrives, so that memory stays bounded.
+_ONE_CALL_PAGES = 1024
+# Rule B5: above this the applier waits, a little, for the readers of the old WAL to end.
+_RESTART_BYTES = 32 << 20
+_RESTART_WAIT = 0.2  # seconds; new readers are not disturbed, only this replica's lag grows
+_CREATE_TIMEOUT = 3600.0  # seconds for a first download that names no deadline of its own
+_JSON_LIMIT = 64 << 20  # bytes of one pipeline answer (DESIGN section 9)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What one ``sync()`` did.
+
+    Attributes:
+      position: where the replica stands now.
+      pages: pages received.
+      bytes: bytes of answer bodies received.
+      seconds: how long it took.
+    """
+
+    position: Position
+    pages: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long download is.
+
+    Attributes:
+      pages: pages received; `total_pages`: pages the primary announced.
+      bytes: bytes of body received.
+      seconds: since it began.
+    """
+
+    pages: int
+    total_pages: int
+    bytes: int
+    seconds: float
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Replica:
+    """The shared side of all connections of this process to one replica file.
+
+    Use :meth:`open`; construction does no I/O.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        url: str,
+        *,
+        token: Token = None,
+        timeout: float = 30.0,
+        progress: ProgressCallback | None = None,
+        wal_limit: int = 64 << 20,
+    ) -> None:
+        self.path = path
+        self.timeout = timeout
+        self.transport = Transport(url, token=token, timeout=timeout)
+        self.folder = Folder(path)
+        self.wal_limit = wal_limit
+        self._progress = progress
+        self._applying = threading.Lock()
+        self._applier: Applier | None = None
+        self._verified = False
+        self.wal_bytes = 0
+        #: newest position of the primary that an answer named
+        self.primary_position: Position | None = None
+        #: monotonic time of the last answer that left the replica equal to the primary
+        self.equal_at: float | None = None
+        self.last_error: Error | None = None
+        self.background = Background(self)
+
+    def __repr__(self) -> str:
+        return f"<Replica {self.path} of {self.transport.url}>"
+
+    # ------------------------------------------------------------------ opening
+
+    def open(self, *, deadline: Deadline | None = None) -> None:
+        """Open the file, creating it from the primary when it does not exist.
+
+        Raises:
+          NotAReplicaError: there is a file, and it is not a replica; it was not touched.
+          OfflineError: there is no file and the primary cannot be reached.
+        """
+        created = not os.path.exists(self.path)
+        if created:
+            self._create(deadline or Deadline(max(self.timeout, _CREATE_TIMEOUT)))
+        self._verified = created or self.folder.is_as_we_left_it()
+        try:
+            self._applier = self._open_applier()
+            if self.folder.may_be_torn() and not self._survived(self._applier):
+                self._applier.close()
+                self._discard_and_create()
+                self._applier = self._open_applier()
+                self._verified = True
+        except BaseException:
+            self._applier = None
+            raise
+        self.folder.make()
+        self.folder.forget()
+        if self.folder.is_unsynced():
+            self.background.flush()
+
+    def _open_applier(self) -> Applier:
+        """Raises NotAReplicaError."""
+        try:
+            applier = Applier(self.path)
+        except Error as error:
+            raise _not_a_replica(self.path, error) from error
+        try:
+            applier.state()
+        except Error as error:
+            applier.close()
+            raise _not_a_replica(self.path, error) from error
+        return applier
+
+    def _survived(self, applier: Applier) -> bool:
+        """Whether a file that was placed before it was synced outlived a restart of the system."""
+        state, found = applier.full_hash()
+        return found == state.hash
+
+    def _discard_and_create(self) -> None:
+        """The one case in which a file is replaced: ours, whose first bytes never reached the disk."""
+        _log.warning(
+            "%s: the system went down before the new replica was on the disk; creating it again",
+            self.path,
+        )
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path + suffix)
+        self._create(Deadline(max(self.timeout, _CREATE_TIMEOUT)))
+
+    def _create(self, deadline: Deadline) -> None:
+        with self.folder.creating(deadline.at):
+            if os.path.exists(self.path):
+                return  # another process was faster
+            _log.info("%s: creating the replica from %s", self.path, self.transport.url)
+            result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            _log.info(
+                "%s: created at %s: %d pages, %d bytes received, %.3f s",
+                self.path,
+                result.position,
+                result.pages,
+                result.bytes,
+                result.seconds,
+            )
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> State:
+        """Where the file stands, as every reader sees it."""
+        with self._applying:
+            return self._live().state()
+
+    def _live(self) -> Applier:
+        if self._applier is None:
+            raise SyncError("the replica is closed", state="", action="connect again")
+        return self._applier
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds since the replica was last known to equal its primary; 0 while it is known to.
+
+        None before the first answer. After a failed sync it grows from the last good one: an upper
+        bound of the age of what reads return.
+        """
+        if self.equal_at is None:
+            return None
+        if self.last_error is None:
+            return 0.0
+        return time.monotonic() - self.equal_at
+
+    # ------------------------------------------------------------------ sync
+
+    def sync(self, *, timeout: float | None = None, wait: float = 0.0) -> SyncResult:
+        """Bring the replica to the position that the primary has when asked.
+
+        Args:
+          timeout: seconds for the whole call; None means the connection's network_timeout.
+          wait: seconds the primary may wait for something new before it says that nothing is.
+
+        Raises:
+          SyncError: one of its subclasses; the replica is as it was.
+        """
+        deadline = Deadline((self.timeout if timeout is None else timeout) + wait)
+        try:
+            if not self._verified:
+                self._verify()
+            state = self.state()
+            local = Local(state.position, state.hash)
+            pull = Pull(local, compress=not self.transport.loopback, wait=wait)
+            result = self._run(pull, deadline)
+        except Error as error:
+            self.last_error = error
+            raise
+        self.last_error = None
+        self.equal_at = time.monotonic()
+        return result
+
+    def _verify(self) -> None:
+        """Rule C1: a file that may be somebody's copy is hashed once before it is built upon."""
+        with self._applying:
+            state, found = self._live().full_hash()
+        if found != state.hash:
+            raise SyncError(
+                f"{self.path} does not hold what its header says: it was copied without its -wal, "
+                "or changed by something other than SQLite",
+                state=f"its header says {state.position}; nothing was written",
+                action="move the file away and connect again",
+                data_at_risk=True,
+            )
+        self._verified = True
+
+    def _run(self, pull: Pull, deadline: Deadline) -> SyncResult:
+        """Perform a pull's actions until it is done."""
+        started = time.monotonic()
+        meter = _Meter(self._progress, started)
+        seed = _Seed(self)
+        response: Response | None = None
+        reader: _SetReader | None = None
+        try:
+            action: Action = pull.start()
+            while not isinstance(action, Done):
+                if isinstance(action, Fetch):
+                    if response is not None:
+                        response.close()
+                    response = self.transport.request("GET", action.path, deadline=deadline)
+                    if response.status == 204:
+                        response.read(0)
+                        action = pull.nothing_new()
+                    elif response.status == 200:
+                        reader = _SetReader(response, meter)
+                        action = pull.header(reader.header())
+                    else:
+                        _refuse(pull, response)
+                else:
+                    assert reader is not None
+                    action = self._perform(pull, action, reader, seed, deadline)
+            seed.place()
+        except ValueError as error:  # a body beyond its bound
+            raise AnswerError(f"the primary's answer was refused: {error}") from error
+        finally:
+            seed.close()
+            if response is not None:
+                response.close()
+        self.primary_position = action.position
+        return SyncResult(action.position, meter.pages, meter.bytes, time.monotonic() - started)
+
+    def _perform(
+        self, pull: Pull, action: Action, reader: _SetReader, seed: _Seed, deadline: Deadline
+    ) -> Action:
+        if isinstance(action, Apply):
+            state = self._apply(action.header, reader, deadline)
+            if state is None:
+                now = self.state()
+                return pull.moved(Local(now.position, now.hash))
+            return pull.applied(Local(state.position, state.hash))
+        assert isinstance(action, (Seed, Overlay))
+        held = seed.write(action.header, reader)
+        if isinstance(action, Seed):
+            return pull.seeded(action.header, held)
+        return pull.overlaid(action.header, held)
+
+    # ------------------------------------------------------------------ applying
+
+    def _apply(self, header: SetHeader, reader: _SetReader, deadline: Deadline) -> State | None:
+        """Apply the set that `reader` is about to deliver; None when the replica has moved."""
+        small = header.count <= _ONE_CALL_PAGES
+        chunks = list(reader.chunks()) if small else []
+        if not self._applying.acquire(timeout=deadline.left()):
+            raise SyncError("another thread is applying", action="try again")
+        try:
+            applier = self._live()
+            if small:
+                state = applier.apply(header, chunks, wait=deadline.left())
+            else:
+                state = _apply_streamed(applier, header, reader, deadline.left())
+        except (AnswerError, SyncError):
+            raise
+        except Error as error:
+            raise _apply_failed(self.path, error) from error
+        finally:
+            self._applying.release()
+            for chunk in chunks:
+                chunk.close()
+        if state is not None:
+            self.wal_bytes = state.wal_frames * (state.page_size + 24)
+            if state.wal_frames >= CHECKPOINT_FRAMES:
+                self.background.checkpoint()
+        return state
+
+    # ------------------------------------------------------------------ forwarding
+
+    def forward(self, body: bytes, *, visible: bool, deadline: Deadline | None = None) -> bytes:
+        """Send a Hrana pipeline to the primary; apply what it wrote before returning.
+
+        Args:
+          body: the pipeline request, JSON.
+          visible: bring the replica to the state after the request (read-your-writes).
+
+        Returns:
+          the pipeline's answer, JSON.
+
+        Raises:
+          OfflineError: no answer; its `state` says whether the write may have been carried out.
+          SyncError: the request was carried out, but its result could not be applied here.
+        """
+        deadline = deadline or Deadline(self.timeout)
+        headers = {"Content-Type": "application/json"}
+        state: State | None = None
+        if visible:
+            state = self.state()
+            headers["Nearlite-Position"] = str(state.position)
+            headers["Nearlite-Hash"] = f"{state.hash:016x}"
+        with self.transport.request(
+            "POST", "nl/v1/sql", body=body, headers=headers, deadline=deadline, repeatable=False
+        ) as response:
+            if response.status != 200:
+                code, message = wire.decode_error(response.error_body())
+                local = None if state is None else Local(state.position, state.hash)
+                raise refusal(response.status, code, message, local)
+            if response.header("Content-Type") != ANSWER:
+                return response.read(_JSON_LIMIT)
+            return self._take_answer(response, state, deadline)
+
+    def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
+        """u32 length, JSON, page set or nothing."""
+        size = int.from_bytes(_exactly(response, 4), "big")
+        if size > _JSON_LIMIT:
+            raise AnswerError(f"the primary announced {size} bytes of JSON")
+        answer = _exactly(response, size)
+        position = response.header("Nearlite-Position")
+        reader = _SetReader(response, _Meter(None, 0.0))
+        try:
+            if reader.at_end():
+                if position and state is not None and position != str(state.position):
+                    if response.header("Nearlite-Autocommit") != "0":
+                        self.sync(timeout=deadline.left())
+                return bytes(answer)
+            header = reader.header()
+            applied = self._apply(header, reader, deadline)
+            if applied is None and not header.target.precedes(self.state().position):
+                self.sync(timeout=deadline.left())
+        except SyncError as error:
+            error.state = f"the request was carried out on the primary; {error.state}"
+            raise
+        self.primary_position = header.target
+        return bytes(answer)
+
+    # ------------------------------------------------------------------ upkeep and end
+
+    def checkpoint(self) -> None:
+        """Keep the replica's WAL short (rule B5); called by the background thread, or at close."""
+        with self._applying:
+            applier = self._live()
+            frame_size = applier.state().page_size + 24
+            frames, moved = applier.checkpoint("passive", wait=0.0)
+            self.wal_bytes = 0 if frames == moved else frames * frame_size
+            if frames * frame_size > _RESTART_BYTES:
+                with contextlib.suppress(OperationalError):
+                    applier.checkpoint("restart", wait=_RESTART_WAIT)
+            if self.wal_bytes > self.wal_limit:
+                _log.warning(
+                    "%s: the WAL has %d MiB because a reader keeps an old snapshot open; end that "
+                    "read transaction to let it shrink. No data is at risk",
+                    self.path,
+                    self.wal_bytes >> 20,
+                )
+
+    def close(self) -> None:
+        """Close the applier (checkpointing when it is the last user) and the connections."""
+        self.background.stop()
+        with self._applying:
+            applier, self._applier = self._applier, None
+            if applier is not None:
+                applier.close()
+                if self._verified:
+                    self.folder.remember()
+        self.transport.close()
+
+
+def _apply_streamed(
+    applier: Applier, header: SetHeader, reader: _SetReader, wait: float
+) -> State | None:
+    if not applier.begin(header, wait=wait):
+        return None
+    try:
+        for chunk in reader.chunks():
+            with chunk:
+                applier.chunk(chunk)
+        return applier.commit()
+    except BaseException:
+        applier.rollback()
+        raise
+
+
+class _Seed:
+    """The temporary file of a bootstrap, if there is one."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._folder = replica.folder
+        self._file: Bootstrap | None = None
+        self._last: SetHeader | None = None
+
+    def write(self, header: SetHeader, reader: _SetReader) -> int:
+        """Write a snapshot or lay changes over it; answers the state hash of what is there."""
+        if self._file is None:
+            self._file = Bootstrap(str(self._folder.part), header.page_size)
+        for chunk in reader.chunks():
+            with chunk:
+                self._file.chunk(chunk)
+        self._last = header
+        return self._file.hash(header.pages)
+
+    def place(self) -> None:
+        """Make it the replica; nothing when there was no bootstrap."""
+        if self._file is None or self._last is None:
+            return
+        self._file.finish(self._last)
+        self._file.close()
+        self._folder.place()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            with contextlib.suppress(FileNotFoundError):
+                self._folder.part.unlink()
+
+
+class _Meter:
+    """Counts what arrives and tells the user's callback, at most ten times a second."""
+
+    def __init__(self, progress: ProgressCallback | None, started: float) -> None:
+        self.pages = 0
+        self.bytes = 0
+        self.total = 0
+        self._progress = progress
+        self._started = started
+        self._next = 0.0
+
+    def chunk(self, pages: int) -> None:
+        self.pages += pages
+        if self._progress is None:
+            return
+        now = time.monotonic()
+        if now >= self._next or self.pages == self.total:
+            self._next = now + 0.1
+            self._progress(Progress(self.pages, self.total, self.bytes, now - self._started))
+
+
+class _SetReader:
+    """A page set out of a response: header first, then verified chunks."""
+
+    def __init__(self, response: Response, meter: _Meter) -> None:
+        self._response = response
+        self._meter = meter
+        self._events = self._read()
+        self._first: wire.Event | None = None
+
+    def _read(self) -> Iterator[wire.Event]:
+        reader = wire.PageSetReader()
+        while not reader.ended:
+            buffer = memoryview(bytearray(reader.needed()))
+            have = 0
+            while have < len(buffer):
+                count = self._response.readinto(buffer[have:])
+                if count == 0:
+                    reader.close()  # raises AnswerError: truncated
+                    return
+                have += count
+                self._meter.bytes += count
+            yield from reader.receive(buffer)
+        if self._response.readinto(memoryview(bytearray(1))) != 0:
+            raise AnswerError("the primary sent more than one page set")
+
+    def at_end(self) -> bool:
+        """Whether there is no page set at all."""
+        return self._response.length == 0
+
+    def header(self) -> SetHeader:
+        """Raises AnswerError when what arrives is not a page set."""
+        event = next(self._events)
+        assert isinstance(event, wire.Header)
+        self._meter.total = max(self._meter.total, self._meter.pages + event.header.count)
+        return event.header
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The verified chunks; the caller closes each."""
+        for event in self._events:
+            if isinstance(event, wire.Chunk):
+                self._meter.chunk(event.chunk.count)
+                yield event.chunk
+
+
+def _exactly(response: Response, size: int) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    have = 0
+    while have < size:
+        count = response.readinto(view[have:])
+        if count == 0:
+            raise AnswerError("the primary's answer was cut off")
+        have += count
+    return data
+
+
+def _refuse(pull: Pull, response: Response) -> None:
+    code, message = wire.decode_error(response.error_body())
+    pull.refused(response.status, code, message)
+
+
+def _not_a_replica(path: str, error: Exception) -> NotAReplicaError:
+    return NotAReplicaError(
+        f"{path} is not a nearlite replica: {error}",
+        state="the file was not touched",
+        action="choose another path, or move the file away to let a replica be created there",
+    )
+
+
+def _apply_failed(path: str, error: Error) -> SyncError:
+    failure = SyncError(
+        f"the page set could not be applied to {path}: {error}",
+        state="the replica is as it was before",
+        action="",
+    )
+    for name in ("sqlite_errorcode", "sqlite_errorname"):
+        if hasattr(error, name):
+            setattr(failure, name, getattr(error, name))
+    return failure
+
+

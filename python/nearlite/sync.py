@@ -1,0 +1,224 @@
+"""The pull protocol without I/O: answers in, actions out.
+
+A :class:`Pull` is one ``sync()``. The shell (replica.py, threads and sockets) performs the action it
+was given and reports what came of it; the pull answers with the next action until it says
+:class:`Done` or raises. It targets the primary's position at the time its request is served: one
+page set brings the replica there, so a busy primary cannot keep a sync running.
+
+=============== ============================================================
+action          what the shell does, and what it reports
+=============== ============================================================
+``Fetch``       one GET; then ``refused``, ``nothing_new`` or ``header``
+``Apply``       the page set that follows the header goes through the applier; then ``applied``
+                or, when another process was faster, ``moved``
+``Seed``        the snapshot that follows goes into a new file; then ``seeded``
+``Overlay``     the page set that follows goes over the snapshot; then ``overlaid``
+``Done``        nothing
+=============== ============================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from nearlite.errors import (
+    AnswerError,
+    HistoryGoneError,
+    LineageError,
+    PrimaryRestoredError,
+    SyncError,
+    UnauthorizedError,
+)
+from nearlite.position import Position
+
+if TYPE_CHECKING:
+    from nearlite._native.frames import SetHeader
+
+# Another process feeding the same file can overtake us; each time costs one request.
+_MAX_OVERTAKEN = 8
+# A fuzzy snapshot is completed by `changes`; more rounds than this means that its pages never
+# hash to the announced state: the answer is wrong, not late.
+_MAX_OVERLAYS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What the shell knows of the replica file: its position and its state hash."""
+
+    position: Position
+    hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """GET `path` (relative to the database's URL)."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Feed the page set to the applier, as one transaction."""
+
+    header: SetHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """Write the snapshot into a new file under a temporary name."""
+
+    header: SetHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Write the page set over the snapshot in the temporary file."""
+
+    header: SetHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The replica stands at `position`, which was the primary's when it was asked."""
+
+    position: Position
+
+
+Action = Fetch | Apply | Seed | Overlay | Done
+
+
+class Pull:
+    """One pull from start to end.
+
+    Args:
+      local: where the replica stands; None when there is no file yet.
+      compress: ask for zstd (worth it unless the primary is on this machine).
+      wait: seconds the primary may wait for something new before it answers "nothing".
+    """
+
+    def __init__(self, local: Local | None, *, compress: bool, wait: float = 0.0) -> None:
+        self._local = local
+        self._z = "1" if compress else "0"
+        self._wait = wait
+        self._overtaken = 0
+        self._overlays = 0
+        self._target: Position | None = None
+        self._seeding = local is None
+
+    def start(self) -> Action:
+        """The first action."""
+        if self._local is None:
+            return Fetch(f"nl/v1/snapshot?z={self._z}")
+        return self._changes(self._local)
+
+    def _changes(self, since: Local) -> Fetch:
+        wait = f"&wait={self._wait:g}" if self._wait > 0 else ""
+        return Fetch(
+            f"nl/v1/changes/{since.position}?hash={since.hash:016x}&z={self._z}{wait}",
+        )
+
+    def refused(self, status: int, code: str, message: str) -> NoReturn:
+        """The primary answered with an error; raise what it means for this replica."""
+        raise refusal(status, code, message, self._local)
+
+    def nothing_new(self) -> Action:
+        """204: the replica stands where the primary stands."""
+        if self._local is None:
+            raise AnswerError(
+                "the primary answered a request for a snapshot with nothing",
+                action="check that the URL is that of a nearlite primary",
+            )
+        return Done(self._local.position)
+
+    def header(self, header: SetHeader) -> Action:
+        """A page set begins; decide what it is for."""
+        if self._seeding and self._local is None:
+            if not header.snapshot:
+                raise AnswerError("the primary answered a request for a snapshot with changes")
+            self._target = header.target
+            return Seed(header)
+        assert self._local is not None
+        if header.snapshot:
+            raise AnswerError("the primary answered a request for changes with a snapshot")
+        if header.start != self._local.position:
+            raise AnswerError("the page set starts at another position than the one asked for")
+        if header.target.lineage != self._local.position.lineage:
+            raise AnswerError("the page set ends in another lineage than it starts in")
+        if header.target < header.start:
+            raise AnswerError("the page set leads backwards")
+        self._target = header.target
+        return Overlay(header) if self._seeding else Apply(header)
+
+    def seeded(self, header: SetHeader, held: int) -> Action:
+        """The snapshot is in the file; `held` is the state hash of the pages in it."""
+        return self._complete(Local(header.target, header.hash_target), held)
+
+    def overlaid(self, header: SetHeader, held: int) -> Action:
+        """A page set lies over the snapshot; `held` as in :meth:`seeded`."""
+        return self._complete(Local(header.target, header.hash_target), held)
+
+    def _complete(self, at: Local, held: int) -> Action:
+        """A fuzzy snapshot is complete when its pages hash to the state it is said to be."""
+        self._local = at
+        if held == at.hash:
+            return Done(at.position)
+        self._overlays += 1
+        if self._overlays > _MAX_OVERLAYS:
+            raise AnswerError(
+                "the snapshot never became equal to the primary's state",
+                state="no local file was created",
+                action="try again",
+            )
+        return self._changes(at)
+
+    def applied(self, local: Local) -> Action:
+        """The applier committed; the replica stands at `local`."""
+        self._local = local
+        return Done(local.position)
+
+    def moved(self, local: Local) -> Action:
+        """Another process moved the replica meanwhile, to `local`; nothing was written."""
+        self._local = local
+        target = self._target
+        if target is not None and target.precedes(local.position):
+            return Done(local.position)
+        self._overtaken += 1
+        if self._overtaken > _MAX_OVERTAKEN:
+            raise SyncError(
+                "other processes keep moving this replica",
+                state=f"the replica stands at {local.position}",
+                action="nothing is wrong; call sync() again",
+            )
+        return self._changes(local)
+
+
+def refusal(status: int, code: str, message: str, local: Local | None) -> SyncError:
+    """The exception for an answer that is an error (docs/design.md lists the codes)."""
+    state = "no local file was created" if local is None else f"the replica stays at {local.position}"
+    where = f"HTTP {status} {code}" if code else f"HTTP {status}"
+    text = f"the primary refused: {message} ({where})"
+    if status == 401:
+        return UnauthorizedError(text, state=state, action="check auth_token")
+    if code == "LINEAGE_MISMATCH":
+        return LineageError(
+            text,
+            state=state,
+            action="this primary holds another database; check the URL, or move the local file "
+            "away and connect again",
+        )
+    if code == "POSITION_AHEAD":
+        return PrimaryRestoredError(
+            text,
+            state=state,
+            action="the primary was restored from an older backup; save what you need from the "
+            "local file, move it away and connect again",
+            data_at_risk=True,
+        )
+    if code in ("HISTORY_GONE", "STATE_MISMATCH"):
+        return HistoryGoneError(
+            text,
+            state=state,
+            action="move the local file away and connect again",
+        )
+    return SyncError(text, state=state, action="see the primary's log" if status >= 500 else "")

@@ -54,6 +54,8 @@ SOURCES = [
     "simd_avx512.c",
     "frame.c",
     "pageset.c",
+    "replica_header.c",
+    "bootstrap.c",
     "fault.c",
     "errors.c",
     "ofd.c",

@@ -379,7 +379,7 @@ int nl_applier_begin(
     nl_error *err
 ) {
     if (a->open) return nl_fail(err, NL_E_MISUSE, "a page set is being applied");
-    if ((set->flags & NL_SET_SNAPSHOT) != 0 || set->pages == 0 || set->count == 0) {
+    if ((set->flags & NL_SET_SNAPSHOT) != 0 || set->pages == 0) {
         return nl_fail(err, NL_E_FORMAT, "this page set cannot be applied to a replica");
     }
     apply_enter(a);

@@ -19,13 +19,13 @@ from pathlib import Path
 from time import perf_counter
 
 from bench_sync import incremental
-from nearlite._native.applier import Applier, Bootstrap, State
 from pairs import Pairs, Sample
 from systems import LIBSQL
 from workload import ROWS_OF_20000_PAGES
 
 from nearlite import wire
 from nearlite._native import frames
+from nearlite._native.applier import Applier, Bootstrap, State
 from nearlite._native.frames import SetHeader
 from nearlite.position import Position
 

@@ -194,13 +194,16 @@ static int apply_restart_guard(
     int64_t deadline,
     int *held                  /* OUT: 1 when WAL_CKPT_LOCK was taken */
 ) {
-    Wal *wal = apply_wal(a);
+    Wal *pWal = apply_wal(a); /* SQLite's SEH_ macros, asserts in a debug build, want this name */
+    u32 backfilled = 0;
     *held = 0;
-    if (wal->readLock != 0 || walCkptInfo(wal)->nBackfill == 0) return SQLITE_OK;
+    SEH_TRY { backfilled = walCkptInfo(pWal)->nBackfill; }
+    SEH_EXCEPT(return SQLITE_IOERR_IN_PAGE;)
+    if (pWal->readLock != 0 || backfilled == 0) return SQLITE_OK;
     for (;;) {
-        int rc = walLockExclusive(wal, WAL_CKPT_LOCK, 1);
+        int rc = walLockExclusive(pWal, WAL_CKPT_LOCK, 1);
         if (rc == SQLITE_OK) {
-            wal->ckptLock = 1;
+            pWal->ckptLock = 1;
             *held = 1;
             return SQLITE_OK;
         }
@@ -238,19 +241,22 @@ static int apply_stock_frame(
 
 /* Write `n` encoded frames that stand in the buffer and enter them into the wal-index. */
 static int apply_flush(nl_applier *a, const uint32_t *pgnos, uint32_t n) {
-    Wal *wal = apply_wal(a);
+    Wal *pWal = apply_wal(a);
     uint32_t frame_size = a->page_size + NL_FRAME_HEADER_SIZE;
-    uint32_t first = wal->hdr.mxFrame + 1;
+    uint32_t first = pWal->hdr.mxFrame + 1;
     if (NL_FAULT("apply.write") != 0) return SQLITE_IOERR_WRITE;
-    int rc = sqlite3OsWrite(wal->pWalFd, a->buffer, (int)(n * frame_size),
+    int rc = sqlite3OsWrite(pWal->pWalFd, a->buffer, (int)(n * frame_size),
                             walFrameOffset(first, a->page_size));
     if (rc != SQLITE_OK) return rc;
     if (NL_FAULT("apply.written") != 0) return SQLITE_IOERR_WRITE;
-    for (uint32_t i = 0; i < n; i++) {
-        rc = walIndexAppend(wal, first + i, pgnos[i]);
-        if (rc != SQLITE_OK) return rc;
+    SEH_TRY {
+        for (uint32_t i = 0; i < n && rc == SQLITE_OK; i++) {
+            rc = walIndexAppend(pWal, first + i, pgnos[i]);
+        }
     }
-    wal->hdr.mxFrame = first + n - 1; /* private copy: nobody sees it before the commit */
+    SEH_EXCEPT(rc = SQLITE_IOERR_IN_PAGE;)
+    if (rc != SQLITE_OK) return rc;
+    pWal->hdr.mxFrame = first + n - 1; /* private copy: nobody sees it before the commit */
     a->frames += n;
     return NL_FAULT("apply.indexed") != 0 ? SQLITE_IOERR_WRITE : SQLITE_OK;
 }

@@ -240,7 +240,7 @@ def test_two_processes_writing_wait_for_each_other(source: History, tmp_path: Pa
     path = tmp_path / "r.db"
     one, two = replica_of(old, path), Applier(str(path))
     new = source.step(fill(300))
-    head, chunks = history.page_set(old, new)
+    head, _chunks = history.page_set(old, new)
     assert one.begin(head, wait=1)
     with pytest.raises(Exception, match="write lock"):
         two.begin(head, wait=0)

@@ -101,9 +101,7 @@ class Background:
 
     def _notify(self) -> None:
         if self._thread is None and not self._stopping:
-            self._thread = threading.Thread(
-                target=self._run, name="nearlite-replica", daemon=True
-            )
+            self._thread = threading.Thread(target=self._run, name="nearlite-replica", daemon=True)
             self._thread.start()
         self._wake.notify()
 

@@ -17,16 +17,16 @@ import ipaddress
 import os
 import select
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 import urllib3.connection
-from urllib3.util.ssl_ import create_urllib3_context
 
 from nearlite.errors import OfflineError, ProgrammingError
 
@@ -105,7 +105,7 @@ class _Channel:
         self._line = _Line(self.sock)
         self._reader = io.BufferedReader(self._line, 64 * 1024)
         self.client = http.client.HTTPConnection(connection.host, connection.port)
-        self.client.sock = self  # type: ignore[assignment]
+        self.client.sock = self
         self.used = False
 
     def begin(self, deadline: Deadline) -> None:
@@ -132,13 +132,13 @@ class _Channel:
 class _Borrowed(io.BufferedIOBase):
     """The channel's reader, given to one response; closing the response keeps it open."""
 
-    def __init__(self, reader: io.BufferedReader) -> None:
+    def __init__(self, reader: io.BufferedReader[_Line]) -> None:
         self._reader = reader
         self.readline = reader.readline  # type: ignore[method-assign]
         self.read = reader.read  # type: ignore[method-assign]
         self.read1 = reader.read1  # type: ignore[method-assign]
-        self.readinto = reader.readinto  # type: ignore[method-assign, assignment]
-        self.readinto1 = reader.readinto1  # type: ignore[method-assign, assignment]
+        self.readinto = reader.readinto  # type: ignore[method-assign]
+        self.readinto1 = reader.readinto1  # type: ignore[method-assign]
         self.peek = reader.peek
 
 
@@ -150,7 +150,9 @@ class Response:
       received: bytes of body read so far.
     """
 
-    def __init__(self, transport: Transport, channel: _Channel, raw: http.client.HTTPResponse) -> None:
+    def __init__(
+        self, transport: Transport, channel: _Channel, raw: http.client.HTTPResponse
+    ) -> None:
         self._transport = transport
         self._channel: _Channel | None = channel
         self._raw = raw
@@ -348,15 +350,17 @@ class Transport:
         return _Channel(connection)
 
     def _connection(self, timeout: float) -> urllib3.connection.HTTPConnection:
-        proxy = None if self.loopback or proxy_bypass(self._host) else getproxies().get(
-            "https" if self._tls else "http"
+        proxy = (
+            None
+            if self.loopback or proxy_bypass(self._host)
+            else getproxies().get("https" if self._tls else "http")
         )
-        kind = urllib3.connection.HTTPSConnection if self._tls else urllib3.connection.HTTPConnection
+        kind = (
+            urllib3.connection.HTTPSConnection if self._tls else urllib3.connection.HTTPConnection
+        )
         options: dict[str, object] = {"timeout": timeout}
         if self._tls:
-            options["ssl_context"] = create_urllib3_context()
-            options["ca_certs"] = _ca_file()
-            options["cert_reqs"] = "CERT_REQUIRED"
+            options["ssl_context"] = ssl.create_default_context()  # honours SSL_CERT_FILE
         if proxy is None:
             return kind(self._host, self._port, **options)  # type: ignore[arg-type]
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
@@ -394,7 +398,7 @@ class Transport:
         return OfflineError(text, state=state, action="reads of the local file go on; try again")
 
     @contextlib.contextmanager
-    def translated(self, *, sent: bool):  # type: ignore[no-untyped-def]
+    def translated(self, *, sent: bool) -> Iterator[None]:
         """Turn the ways a socket fails into OfflineError."""
         try:
             yield
@@ -412,13 +416,10 @@ def _reason(error: BaseException) -> str:
             return "connection refused"
         if isinstance(candidate, socket.gaierror):
             return "its name does not resolve"
-        if isinstance(candidate, (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected)):
+        if isinstance(
+            candidate, (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected)
+        ):
             return "the connection was closed by the other side"
         if isinstance(candidate, OSError) and candidate.strerror:
             return candidate.strerror.lower()
     return type(error).__name__
-
-
-def _ca_file() -> str | None:
-    """The certificates to trust: SSL_CERT_FILE, or None for the system's own."""
-    return os.environ.get("SSL_CERT_FILE")

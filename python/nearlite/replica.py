@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nearlite import wire
+from nearlite._native._lib import FormatError, HashError, NativeError
 from nearlite._native.applier import Applier, Bootstrap, State
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.background import CHECKPOINT_FRAMES, Background
@@ -36,9 +37,6 @@ from nearlite.sync import Action, Apply, Done, Fetch, Local, Overlay, Pull, Seed
 
 _log = logging.getLogger("nearlite")
 
-PAGE_SET = "application/vnd.nearlite.pageset"
-ANSWER = "application/vnd.nearlite.answer"
-
 # A set of at most this many pages is collected and applied in one call; a larger one is applied
 # chunk by chunk as it arrives, so that memory stays bounded.
 _ONE_CALL_PAGES = 1024
@@ -46,7 +44,6 @@ _ONE_CALL_PAGES = 1024
 _RESTART_BYTES = 32 << 20
 _RESTART_WAIT = 0.2  # seconds; new readers are not disturbed, only this replica's lag grows
 _CREATE_TIMEOUT = 3600.0  # seconds for a first download that names no deadline of its own
-_JSON_LIMIT = 64 << 20  # bytes of one pipeline answer (DESIGN section 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +320,9 @@ class Replica:
                 state = applier.apply(header, chunks, wait=deadline.left())
             else:
                 state = _apply_streamed(applier, header, reader, deadline.left())
-        except (AnswerError, SyncError):
+        except SyncError:
             raise
-        except Error as error:
+        except (Error, MemoryError) as error:
             raise _apply_failed(self.path, error) from error
         finally:
             self._applying.release()
@@ -367,23 +364,23 @@ class Replica:
                 code, message = wire.decode_error(response.error_body())
                 local = None if state is None else Local(state.position, state.hash)
                 raise refusal(response.status, code, message, local)
-            if response.header("Content-Type") != ANSWER:
-                return response.read(_JSON_LIMIT)
+            if response.header("Content-Type") != wire.ANSWER_TYPE:
+                return response.read(wire.MAX_JSON)
             return self._take_answer(response, state, deadline)
 
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""
         size = int.from_bytes(_exactly(response, 4), "big")
-        if size > _JSON_LIMIT:
+        if size > wire.MAX_JSON:
             raise AnswerError(f"the primary announced {size} bytes of JSON")
         answer = _exactly(response, size)
         position = response.header("Nearlite-Position")
         reader = _SetReader(response, _Meter(None, 0.0))
         try:
             if reader.at_end():
-                if position and state is not None and position != str(state.position):
-                    if response.header("Nearlite-Autocommit") != "0":
-                        self.sync(timeout=deadline.left())
+                moved = state is not None and position not in ("", str(state.position))
+                if moved and response.header("Nearlite-Autocommit") != "0":
+                    self.sync(timeout=deadline.left())
                 return bytes(answer)
             header = reader.header()
             applied = self._apply(header, reader, deadline)
@@ -565,15 +562,22 @@ def _not_a_replica(path: str, error: Exception) -> NotAReplicaError:
     )
 
 
-def _apply_failed(path: str, error: Error) -> SyncError:
+def _apply_failed(path: str, error: Error | MemoryError) -> SyncError:
+    """What an applier's failure means. Everything was rolled back in each case."""
+    state = "the replica is as it was before"
+    if isinstance(error, HashError):
+        return AnswerError(
+            f"the page set does not lead {path} to the state that the primary announced: {error}",
+            state=state,
+            action="call sync() again; if it fails again, run `nearlite verify`",
+        )
+    if isinstance(error, FormatError):
+        return AnswerError(f"the page set was refused: {error}", state=state)
+    action = "" if isinstance(error, NativeError) else "see the cause"
     failure = SyncError(
-        f"the page set could not be applied to {path}: {error}",
-        state="the replica is as it was before",
-        action="",
+        f"the page set could not be applied to {path}: {error}", state=state, action=action
     )
     for name in ("sqlite_errorcode", "sqlite_errorname"):
         if hasattr(error, name):
             setattr(failure, name, getattr(error, name))
     return failure
-
-

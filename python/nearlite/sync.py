@@ -195,7 +195,9 @@ class Pull:
 
 def refusal(status: int, code: str, message: str, local: Local | None) -> SyncError:
     """The exception for an answer that is an error (docs/design.md lists the codes)."""
-    state = "no local file was created" if local is None else f"the replica stays at {local.position}"
+    state = (
+        "no local file was created" if local is None else f"the replica stays at {local.position}"
+    )
     where = f"HTTP {status} {code}" if code else f"HTTP {status}"
     text = f"the primary refused: {message} ({where})"
     if status == 401:

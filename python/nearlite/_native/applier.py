@@ -84,7 +84,13 @@ class Applier:
         """
         array = ffi.new("nl_chunk *[]", [chunk.handle for chunk in chunks])
         rc = lib.nl_applier_apply(
-            self._live(), header.native(), array, len(chunks), int(wait * 1000), self._out, self._err
+            self._live(),
+            header.native(),
+            array,
+            len(chunks),
+            int(wait * 1000),
+            self._out,
+            self._err,
         )
         if rc == lib.NL_E_POSITION:
             return None
@@ -137,9 +143,7 @@ class Applier:
     def full_hash(self) -> tuple[State, int]:
         """Hash every page: what the header says, and what the pages are."""
         found = ffi.new("uint64_t *")
-        check(
-            lib.nl_applier_full_hash(self._live(), self._out, found, self._err), self._err
-        )
+        check(lib.nl_applier_full_hash(self._live(), self._out, found, self._err), self._err)
         return _state(self._out), found[0]
 
     def close(self) -> None:
@@ -180,7 +184,7 @@ class Bootstrap:
         check(lib.nl_bootstrap_finish(self._handle, at, self._err), self._err)
 
     def sync(self) -> None:
-        """fsync."""
+        """Fsync."""
         check(lib.nl_bootstrap_sync(self._handle, self._err), self._err)
 
     def close(self) -> None:

@@ -48,6 +48,7 @@ VENDOR = CSRC / "vendor"
 # In the order of their dependencies (tests/test_layers.py). sqlite_unit.c includes the amalgamation
 # and the files that need SQLite's private functions: apply.c, tail.c, roll.c.
 SOURCES = [
+    "fail.c",
     "simd_scalar.c",
     "simd_base.c",
     "simd_avx2.c",

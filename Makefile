@@ -1,37 +1,91 @@
-# Every command of the project. `make help` lists them.
+# Every command of the project; `make` alone lists them. Everything lives in .venv and build/.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+
+PYTHON ?= python3
 PY := .venv/bin/python
 export NL_WERROR ?= 1
-# A second build of the unchanged amalgamation is then a second, also after `make clean`.
-ifneq ($(shell command -v ccache),)
-export CC := ccache $(if $(filter default undefined,$(origin CC)),cc,$(CC))
+# With ccache a second build of the unchanged amalgamation takes a second, also in another clone.
+ifneq ($(shell command -v ccache 2>/dev/null),)
+ifeq ($(origin CC),default)
+export CC := ccache cc
 endif
+endif
+# Two at least: crash tests wait for processes more than they compute.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -lt 2 ] && echo 2 || echo $$n)
+TESTS ?= tests
+BENCH ?=
 
-.PHONY: help venv build test
-help: ## Show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+.PHONY: help build demo test lint types sanitize fuzz soak bench wheel format clean distclean
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-.venv/ready: pyproject.toml
-	@test -x $(PY) || python3 -m venv .venv
-	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
-	$(PY) -m pip install --quiet 'setuptools>=77,<86' 'cffi>=2.0' 'msgspec>=0.18' 'urllib3>=2' 'zstandard>=0.22' \
-	  'uvicorn[standard]>=0.34' 'starlette>=0.40' 'click>=8.1' 'rich>=13'
-	$(PY) -m pip install --quiet --group dev
-	@echo '$(CURDIR)/python' > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nearlite.pth"
+# ---- set-up: what is missing is installed, or named (see .ci/packages)
+
+.venv/ready: pyproject.toml build_ffi.py
+	@PYTHON=$(PYTHON) sh .ci/packages build
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade 'pip>=25.1' 'setuptools>=77,<86' 'cffi>=2.0'
+	$(PY) -m pip install --quiet --group test --group lint
+	@# npm, of which Debian makes hundreds of packages, only where nothing else has the amalgamation
+	@$(PY) build_ffi.py --sources || { sh .ci/packages npm && $(PY) build_ffi.py --sources; }
+	NL_VARIANTS=release,test $(PY) -m pip install --quiet --no-build-isolation --editable '.[all]'
 	@touch $@
 
-venv: .venv/ready ## Create .venv with everything tests need
+build: .venv/ready ## Build the shared object in place, and its test variant beside it
+	@$(PY) build_ffi.py release test
 
-build: .venv/ready ## Build the shared objects in place: normal and test variant
-	$(PY) build_ffi.py release test
+# ---- what a user tries first
 
-test: build ## Run all tests (under 10 minutes on two cores)
-	$(PY) -m pytest -n 2 --dist loadgroup
+demo: build ## A primary, a replica and a reader on real data, with what it measured
+	@.venv/bin/nearlite demo
 
-lint: .venv/ready ## ruff
+test: build ## Run all tests, fault and crash tests included (under 10 minutes on two cores)
+	@PYTHON=$(PYTHON) sh .ci/packages test
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+
+# ---- what a change has to pass
+
+lint: .venv/ready ## Check style (ruff)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-types: build ## mypy --strict
+format: .venv/ready ## Apply what ruff can mend by itself
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+types: build ## Check types (mypy --strict)
 	.venv/bin/mypy
+
+sanitize: .venv/ready ## The C core's tests under address and undefined-behaviour sanitizers
+	$(PY) build_ffi.py sanitize
+	@# Leaks are not looked for: the interpreter itself leaves plenty at exit.
+	NEARLITE_FFI=sanitize ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+	  $(PY) -m pytest -n $(JOBS) --dist loadgroup --core
+
+fuzz: .venv/ready ## Fuzz the C decoders with libFuzzer, SECONDS each (default 60)
+	@sh .ci/packages build fuzz
+	$(PY) csrc/fuzz/build.py --run --seconds $(or $(SECONDS),60)
+
+soak: build ## Ten thousand crashes and long runs of readers; takes hours
+	HYPOTHESIS_PROFILE=nightly NL_SOAK=1 $(PY) -m pytest -n $(JOBS) --dist loadgroup -p no:cacheprovider $(TESTS)
+
+bench: build ## Measure against peers in one run; BENCH="-k name" for some
+	@sh .ci/packages build bench
+	$(PY) -m pip install --quiet --group bench
+	$(PY) -m pytest -c bench/pytest.ini bench $(BENCH)
+
+# ---- what is shipped
+
+wheel: .venv/ready ## Build sdist and, from it, a wheel with OpenSSL inside, into dist/
+	$(PY) -m pip install --quiet --group package
+	NL_STATIC_CRYPTO=1 NL_WERROR=0 $(PY) -m build --outdir dist .
+
+clean: ## Remove what was built; keep .venv
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/*.egg-info
+	find python -name '*.so' -delete
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## Remove .venv and the third-party sources, too
+	rm -rf .venv csrc/vendor

@@ -1,7 +1,7 @@
 """Builds the one shared object: SQLite's amalgamation, our C and libcrypto behind cffi.
 
 setuptools finds ``build_ext`` and ``sdist`` here through pyproject.toml; run as a program it builds
-in place (``python build_ffi.py release test``). What is compiled is a list: adding a C file is one
+in place (``python build_ffi.py release test``), or only obtains the third-party sources (``--sources``). What is compiled is a list: adding a C file is one
 line in SOURCES.
 
 The amalgamation and xxhash.h are third-party and never committed. They are pinned by hash,
@@ -10,6 +10,7 @@ obtained once into ``csrc/vendor/`` (git-ignored, part of every sdist) and verif
 Environment:
   NL_SQLITE_DIR       a directory holding sqlite3.c and sqlite3.h of exactly the pinned version
   NL_XXHASH_DIR       a directory holding xxhash.h, 0.8.1 or newer
+  OPENSSL_DIR         prefix of an OpenSSL >= 3.0 that is not where the compiler looks
   NL_VARIANTS         variants to build, separated by commas (default: release)
   NL_STATIC_CRYPTO=1  link libcrypto.a (wheels) instead of the system's shared library
   NL_WERROR=1         warnings in our own C files are errors (developers and CI)
@@ -42,6 +43,9 @@ from setuptools.command.sdist import sdist as _sdist
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 VENDOR = CSRC / "vendor"
+# Not setuptools' build_temp, which is a fresh directory in `pip install -e`: objects are shared by
+# every way of building. One folder per interpreter and platform, because headers differ.
+OBJECTS = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
 # ---------------------------------------------------------------- what is compiled
 
@@ -71,7 +75,6 @@ WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]
 # Variants stand side by side as nearlite._ffi, nearlite._ffi_test, ...; the environment variable
 # NEARLITE_FFI selects one at import. Only "release" is ever part of a wheel.
 VARIANTS = {
-    # -fno-semantic-interposition: hidden symbols make it a formality, but it costs nothing.
     "release": ["-O2", "-g"],
     # Fault points, and every assert SQLite has (rules B1: the applier must pass them all).
     "test": ["-O1", "-g", "-UNDEBUG", "-DNL_TEST=1", "-DSQLITE_DEBUG=1"]
@@ -81,6 +84,7 @@ VARIANTS = {
     + ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
 }
 LINK = {"sanitize": ["-fsanitize=address,undefined"]}
+HOMEBREW_OPENSSL = ["/opt/homebrew/opt/openssl@3", "/usr/local/opt/openssl@3"]
 
 
 def module_name(variant: str) -> str:
@@ -247,7 +251,7 @@ def _store(folder: Path, files: dict[str, bytes]) -> None:
         for name, data in files.items():
             target = folder / name
             if target.exists() and target.read_bytes() == data:
-                continue
+                continue  # same mtime: nothing is compiled again
             part = target.with_name(f"{name}.{os.getpid()}")
             part.write_bytes(data)
             part.replace(target)
@@ -286,16 +290,32 @@ def _limited_api() -> bool:
     return sys.implementation.name == "cpython" and not free_threaded and not debug
 
 
-def _libcrypto() -> list[str]:
-    """Linker arguments for libcrypto: the system's, or the static one inside a wheel."""
-    if os.environ.get("NL_STATIC_CRYPTO") == "1":
-        return ["-l:libcrypto.a", "-ldl"] if sys.platform == "linux" else [_homebrew_crypto()]
-    return ["-lcrypto"]
+def _openssl(kind: str) -> list[str]:
+    """Where OpenSSL's headers or libraries are, if not where the compiler looks by itself."""
+    prefix = os.environ.get("OPENSSL_DIR")
+    if (
+        not prefix and sys.platform == "darwin"
+    ):  # macOS ships none; Homebrew keeps it out of the way
+        prefix = next((str(p) for p in map(Path, HOMEBREW_OPENSSL) if p.exists()), None)
+    if not prefix:
+        return []
+    return [str(path) for path in (Path(prefix) / k for k in (kind, f"{kind}64")) if path.exists()]
 
 
-def _homebrew_crypto() -> str:
-    prefix = os.environ.get("OPENSSL_DIR", "/opt/homebrew/opt/openssl@3")
-    return f"{prefix}/lib/libcrypto.a"
+def _link_arguments(variant: str) -> list[str]:
+    """Linker arguments: libcrypto from the system, or inside the object (wheels).
+
+    A static libcrypto would export its whole API, which would then serve (or be served by) the
+    copy under Python's own ssl module; --exclude-libs hides it, as -fvisibility=hidden hides ours.
+    """
+    where = [f"-L{path}" for path in _openssl("lib")]
+    common = [*LINK.get(variant, []), *where, "-lpthread", "-lm"]
+    if os.environ.get("NL_STATIC_CRYPTO") != "1":
+        return [*common, "-lcrypto"]
+    if sys.platform == "darwin":
+        archive = next(Path(path) / "libcrypto.a" for path in _openssl("lib"))
+        return [*common, str(archive), "-Wl,-exported_symbol,_PyInit_*", "-Wl,-dead_strip"]
+    return [*common, "-l:libcrypto.a", "-ldl", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections", "-s"]
 
 
 def _extension(variant: str) -> Extension:
@@ -310,10 +330,10 @@ def _extension(variant: str) -> Extension:
         sources=sources(),
         define_macros=macros,
         py_limited_api=limited,
-        include_dirs=["csrc"],
+        include_dirs=["csrc", *_openssl("include")],
         extra_compile_args=["-std=gnu11", "-fvisibility=hidden", *VARIANTS[variant]]
         + ["-isystem", "csrc/vendor"],
-        extra_link_args=[*LINK.get(variant, []), *_libcrypto(), "-lpthread", "-lm"],
+        extra_link_args=_link_arguments(variant),
     )
     extension: Extension = ffi.distutils_extension(f"build/generated/{variant}", verbose=False)
     return extension
@@ -344,7 +364,7 @@ class build_ext(_build_ext):  # noqa: N801 - setuptools' own naming of commands
         The object is kept when neither the command nor any file it was made from has changed
         (the compiler lists those in a .d file), because the amalgamation takes a minute.
         """
-        folder = Path(self.build_temp) / ext.name
+        folder = OBJECTS / ext.name
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / (Path(source).stem + ".o")
         depends = target.with_suffix(".d")
@@ -357,10 +377,11 @@ class build_ext(_build_ext):  # noqa: N801 - setuptools' own naming of commands
         ]
         include = [f"-I{path}" for path in [*ext.include_dirs, sysconfig.get_path("include")]]
         command = [*self._compiler(), *flags, *include, "-c", source]
-        command += ["-MMD", "-MF", str(depends), "-o", str(target)]
+        command += ["-MD", "-MF", str(depends), "-o", str(target)]
         stamp = target.with_suffix(".json")
         if self.force or not _fresh(target, depends, stamp, command):
             print(f"compiling {source} for {ext.name}", flush=True)
+            stamp.unlink(missing_ok=True)  # an interrupted compiler leaves nothing that counts
             subprocess.run(command, check=True)
             stamp.write_text(json.dumps(command))
         return str(target)
@@ -407,6 +428,9 @@ def main(variants: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        if sys.argv[1:] == ["--sources"]:
+            obtain()
+        else:
+            main(sys.argv[1:])
     except SourceMissingError as missing:
         sys.exit(f"build_ffi.py: {missing}")

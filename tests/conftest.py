@@ -1,14 +1,21 @@
-"""What all tests share: hypothesis profiles and the choice of build.
+"""What all tests share: hypothesis profiles, and which files run in which build.
 
-Files named ``test_*_faults.py`` need fault points, so they are collected only in the test build
-(NEARLITE_FFI=test). A plain ``pytest`` runs them all the same: tests/test_debug_build.py runs them, and
-everything that touches SQLite's private functions, a second time in that build.
+NEARLITE_FFI chooses the build (see python/nearlite/_native/_lib.py). Three groups of files:
+
+* ``test_*_faults.py`` arm fault points inside their own process, so they need a test build;
+* core: whatever imports ``nearlite._native``, and the former: run in every build;
+* the rest runs once, in the normal build.
+
+A plain ``pytest`` runs all of them: tests/test_debug_build.py starts the core files once more with
+NEARLITE_FFI=test, that is with every assert of SQLite's and all fault points compiled in.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("dev", max_examples=50, deadline=None)
@@ -21,4 +28,30 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-collect_ignore_glob = [] if os.environ.get("NEARLITE_FFI") else ["test_*_faults.py"]
+BUILD = os.environ.get("NEARLITE_FFI", "")
+
+
+def is_fault_file(path: Path) -> bool:
+    return path.name.endswith("_faults.py")
+
+
+def is_core_file(path: Path) -> bool:
+    """Whether a test file exercises C directly; conftest and helpers are not test files."""
+    if not path.name.startswith("test_") or path.suffix != ".py":
+        return False
+    return is_fault_file(path) or "nearlite._native" in path.read_text()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--core", action="store_true", help="only the tests of the C core")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    path = collection_path
+    if path.is_dir() or not path.name.startswith("test_"):
+        return None
+    if (BUILD or config.getoption("--core")) and not is_core_file(path):
+        return True
+    if not BUILD and is_fault_file(path):
+        return True
+    return None

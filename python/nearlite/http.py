@@ -170,7 +170,7 @@ class Response:
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill as much of `buffer` as has arrived; 0 at the end of the body."""
-        with self._transport.translated(sent=True):
+        with self._failing():
             count = self._raw.readinto(buffer)
         if count == 0 and len(buffer) > 0:
             missing = self._raw.length
@@ -188,7 +188,7 @@ class Response:
           OfflineError: the connection broke or the deadline passed.
           ValueError: the body is longer than `limit`.
         """
-        with self._transport.translated(sent=True):
+        with self._failing():
             data = self._raw.read(limit + 1)
         self.received += len(data)
         if len(data) > limit:
@@ -199,6 +199,15 @@ class Response:
             raise self._transport.offline("the answer broke off", sent=True)
         self._finish()
         return data
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A connection on which anything failed is not used again."""
+        try:
+            yield
+        except (http.client.HTTPException, OSError) as error:
+            self.close()
+            raise self._transport.offline(_reason(error), sent=True) from error
 
     def error_body(self) -> bytes:
         """The beginning of an error's body, never raising for its length."""
@@ -397,29 +406,25 @@ class Transport:
         )
         return OfflineError(text, state=state, action="reads of the local file go on; try again")
 
-    @contextlib.contextmanager
-    def translated(self, *, sent: bool) -> Iterator[None]:
-        """Turn the ways a socket fails into OfflineError."""
-        try:
-            yield
-        except (http.client.HTTPException, OSError) as error:
-            raise self.offline(_reason(error), sent=sent) from error
-
 
 def _reason(error: BaseException) -> str:
-    """One phrase for the ways a connection fails, without addresses of objects in it."""
-    if isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError)):
-        return str(error) if "complete answer" in str(error) else "no answer before the deadline"
-    cause = error.__cause__ or error.__context__ or error
-    for candidate in (error, cause):
+    """One phrase for the ways a connection fails, without addresses of objects in it.
+
+    urllib3 wraps what the socket said, sometimes in a time-out of its own: the cause comes first.
+    """
+    for candidate in (error.__cause__, error.__context__, error):
         if isinstance(candidate, ConnectionRefusedError):
             return "connection refused"
         if isinstance(candidate, socket.gaierror):
             return "its name does not resolve"
-        if isinstance(
-            candidate, (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected)
-        ):
+        if isinstance(candidate, ssl.SSLCertVerificationError):
+            return f"its certificate was refused: {candidate.verify_message}"
+        if isinstance(candidate, (ConnectionError, http.client.RemoteDisconnected)):
             return "the connection was closed by the other side"
-        if isinstance(candidate, OSError) and candidate.strerror:
-            return candidate.strerror.lower()
+    if isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError)):
+        return str(error) if "complete answer" in str(error) else "no answer before the deadline"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, http.client.HTTPException):
+        return f"its answer is not HTTP ({type(error).__name__})"
     return type(error).__name__

@@ -58,11 +58,9 @@
 
 #include <sqlite3.c>
 
-/* Ours, in the order of their dependencies. A guard for each, because this file decides what is
-** part of the unit: the others are listed in build_ffi.py. */
-#if __has_include("apply.c")
+/* Ours, in the order of their dependencies; the other files are listed in build_ffi.py. Not guarded
+** by __has_include: ccache would hand out an object that was made before the file existed. */
 #include "apply.c"
-#endif
 #if __has_include("tail.c")
 #include "tail.c"
 #endif

@@ -393,6 +393,16 @@ void nl_db_busy_timeout(nl_db *db, int busy_ms)
     db->busy_ms = busy_ms;
 }
 
+void nl_db_set_begin(nl_db *db, int kind)
+{
+    db->begin = kind;
+}
+
+nl_error *nl_db_error(nl_db *db)
+{
+    return &db->error;
+}
+
 void nl_db_budget(nl_db *db, int64_t steps)
 {
     db->budget = steps;

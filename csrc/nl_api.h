@@ -245,6 +245,9 @@ const char *nl_db_message(nl_db *db);                /* whole text of the last f
 int64_t nl_db_total_changes(nl_db *db);
 int nl_db_in_transaction(nl_db *db);
 void nl_db_busy_timeout(nl_db *db, int busy_ms);
+/* Transaction that nl_stmt_go begins before INSERT, UPDATE, DELETE, REPLACE: NL_BEGIN_*. */
+void nl_db_set_begin(nl_db *db, int kind);
+nl_error *nl_db_error(nl_db *db);                    /* of nl_stmt_go; lives as long as the handle */
 void nl_db_budget(nl_db *db, int64_t steps);         /* VM steps per statement; < 0: no limit */
 int nl_db_over_budget(nl_db *db);                    /* 1: the last failure was the budget's */
 uint32_t nl_db_epoch(nl_db *db);                     /* rises when temp or attached names changed */
@@ -291,6 +294,7 @@ void nl_set_tick(int (*tick)(void));
 #define NL_RUN_MORE 1            /* there may be more rows: ask nl_stmt_more */
 #define NL_RUN_COLUMNS 2         /* the schema changed: the result columns may be others than before */
 #define NL_RUN_LARGE 4           /* the output buffer moved: ask nl_stmt_out, and reset at the end */
+#define NL_RUN_SPECIAL 8         /* the statement writes, or nl_stmt_set_special was called */
 
 int nl_stmt_prepare(
     nl_db *db,
@@ -313,7 +317,7 @@ void nl_stmt_text_mode(nl_stmt *s, int mode);       /* NL_TEXT_* */
 ** Runs a statement from the start: bind, step, encode rows, and reset when the end is reached, in
 ** one call. Rows come as one MessagePack array of arrays.
 **
-** Answers 8 * bytes of output (0: no rows) + NL_RUN_* bits, or -1 with *err. The output lies in
+** Answers 16 * bytes of output (0: no rows) + NL_RUN_* bits, or -1 with *err. The output lies in
 ** nl_stmt_out() until the next call with this statement.
 ** A failure after the first row ends the batch before it: the rows come now, the failure comes from nl_stmt_more.
 */
@@ -324,6 +328,10 @@ int64_t nl_stmt_run(
     int begin,              /* NL_BEGIN_*: transaction to begin before INSERT, UPDATE, DELETE, REPLACE */
     size_t target,          /* bytes of output after which the batch ends */
     nl_error *err);
+/* The same with the connection's defaults (nl_db_set_begin, nl_db_error) and a batch of at most
+** NL_SMALL_BATCH / 2 bytes: every argument of a call from Python costs. */
+int64_t nl_stmt_go(nl_stmt *s, const uint8_t *params, size_t n);
+void nl_stmt_set_special(nl_stmt *s);   /* its rows need more than decoding: say so in every answer */
 int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err);
 const uint8_t *nl_stmt_out(nl_stmt *s);
 void nl_stmt_reset(nl_stmt *s);                     /* ends it early; gives large buffers back */

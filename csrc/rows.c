@@ -394,6 +394,7 @@ int nl_stmt_prepare(
     rows_announce_columns(s);
     if (s->columns) s->flags |= NL_STMT_ROWS;
     if (sqlite3_stmt_readonly(s->sqlite)) s->flags |= NL_STMT_READONLY;
+    if (!(s->flags & NL_STMT_READONLY)) s->special = NL_RUN_SPECIAL;
     if (sqlite3_stmt_isexplain(s->sqlite)) s->flags |= NL_STMT_EXPLAIN;
     if (rows_is_dml(sql, tail)) s->flags |= NL_STMT_DML;
 done:
@@ -547,7 +548,8 @@ static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
         /* The message belongs to the statement until it is reset. */
         nl_db_fail(db, rc, &s->failure);
         rows_finish(s);
-        if (!count) {
+        /* An interrupt is told at once: nobody waits for rows any more. */
+        if (!count || (rc & 0xff) == SQLITE_INTERRUPT) {
             if (err) *err = s->failure;
             return -1;
         }
@@ -560,11 +562,11 @@ static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
             return -1;
         }
     }
-    int64_t large = s->out.cap > NL_SMALL_BATCH ? NL_RUN_LARGE : 0;
-    if (!count) return large;
+    int64_t bits = s->special | (s->out.cap > NL_SMALL_BATCH ? NL_RUN_LARGE : 0);
+    if (!count) return bits;
     s->out.data[0] = 0xdd;
     rows_put32(s->out.data + 1, count);
-    return (int64_t)s->out.size * 8 + large + (s->active || s->failed ? NL_RUN_MORE : 0);
+    return (int64_t)s->out.size * 16 + bits + (s->active || s->failed ? NL_RUN_MORE : 0);
 }
 
 int64_t nl_stmt_run(
@@ -578,7 +580,10 @@ int64_t nl_stmt_run(
         answer = 0;
         goto done;
     }
-    if (s->active) rows_finish(s);
+    if (s->active) {
+        nl_fail(err, NL_E_MISUSE, "the statement has rows that nobody fetched");
+        goto done;
+    }
     s->failed = 0;
     if (rows_take_params(s, params, n, err)) goto done;
     if (nl_stmt_begin(s, begin, err)) goto done;
@@ -594,6 +599,16 @@ int64_t nl_stmt_run(
 done:
     nl_db_leave(db);
     return answer;
+}
+
+int64_t nl_stmt_go(nl_stmt *s, const uint8_t *params, size_t n)
+{
+    return nl_stmt_run(s, params, n, s->db->begin, NL_SMALL_BATCH / 2, &s->db->error);
+}
+
+void nl_stmt_set_special(nl_stmt *s)
+{
+    s->special = NL_RUN_SPECIAL;
 }
 
 int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err)
@@ -625,9 +640,9 @@ int nl_stmt_many(nl_stmt *s, const uint8_t *params, size_t n, int begin, nl_erro
     db->status.done = 0;
     if (!s->sqlite) goto done;
     code = rows_get_array(&in, &count, err);
+    if (!code) code = nl_stmt_begin(s, begin, err);
     for (size_t i = 0; !code && i < count; i++) {
         code = rows_bind(s, &in, err);
-        if (!code) code = nl_stmt_begin(s, begin, err);
         if (code) break;
         int rc = SQLITE_ROW;
         while (rc == SQLITE_ROW) rc = sqlite3_step(s->sqlite);

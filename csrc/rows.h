@@ -36,6 +36,8 @@ struct nl_db {
     int64_t budget;          /* VM steps a statement may take; < 0: no limit */
     int64_t steps_left;      /* of the budget, for the statement now running */
     int over_budget;         /* the last statement was stopped because its budget was used up */
+    int begin;               /* NL_BEGIN_* of nl_stmt_go */
+    nl_error error;          /* of nl_stmt_go */
     nl_status status;        /* what the last statement did */
     char *message;           /* SQLite's whole text of the last failure (nl_error cuts it); or NULL */
 };
@@ -53,6 +55,7 @@ struct nl_stmt {
     nl_error failure;
     int reprepared;          /* SQLite's count of recompilations when columns were last announced */
     int text_mode;           /* NL_TEXT_* */
+    int special;             /* NL_RUN_SPECIAL or 0: part of every answer */
     size_t tail;             /* bytes of the text that this statement took */
     nl_buffer bound;         /* the parameters in use: values point into it while active */
     nl_buffer out;           /* rows of the last batch */

@@ -1,1 +1,144 @@
-"""SQLite near you: embedded replicas of a SQLite primary."""
+"""SQLite near you: embedded replicas of a SQLite primary.
+
+``nearlite.connect`` opens a local file with the interface of the standard ``sqlite3`` module.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sqlite3 as _sqlite3
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from nearlite._native._lib import sqlite_version
+from nearlite.dbapi.binding import PrepareProtocol, adapters
+from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL, Connection
+from nearlite.dbapi.conversion import (
+    PARSE_COLNAMES,
+    PARSE_DECLTYPES,
+    adapt,
+    converters,
+    register_adapter,
+    register_converter,
+)
+from nearlite.dbapi.cursor import Cursor
+from nearlite.dbapi.row import Row
+from nearlite.errors import (
+    AnswerError,
+    ConflictError,
+    DatabaseError,
+    DataError,
+    Error,
+    HistoryGoneError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    LineageError,
+    NotAReplicaError,
+    NotSupportedError,
+    OfflineError,
+    OperationalError,
+    PrimaryRestoredError,
+    ProgrammingError,
+    StaleReadError,
+    SyncError,
+    UnauthorizedError,
+    Warning,  # noqa: A004 - the name PEP 249 asks for
+)
+from nearlite.position import Position
+
+__version__: Final = "0.1.0"
+
+apilevel: Final = "2.0"
+paramstyle: Final = "qmark"
+threadsafety: Final = (
+    3  # with check_same_thread=False: calls of several threads wait for each other
+)
+sqlite_version_info: Final = tuple(int(part) for part in sqlite_version.split("."))
+
+Date = datetime.date
+Time = datetime.time
+Timestamp = datetime.datetime
+Binary = memoryview
+complete_statement = _sqlite3.complete_statement
+
+
+def DateFromTicks(ticks: float) -> datetime.date:  # noqa: N802 - PEP 249's name
+    """The date of a time in seconds since 1970, local time."""
+    return Date(*time.localtime(ticks)[:3])
+
+
+def TimeFromTicks(ticks: float) -> datetime.time:  # noqa: N802
+    """The time of day of a time in seconds since 1970, local time."""
+    return Time(*time.localtime(ticks)[3:6])
+
+
+def TimestampFromTicks(ticks: float) -> datetime.datetime:  # noqa: N802
+    """The date and time of a time in seconds since 1970, local time."""
+    return Timestamp(*time.localtime(ticks)[:6])
+
+
+def connect(
+    database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    *args: Any,
+    factory: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Open a database; see :class:`Connection` for the parameters."""
+    # factory is the standard library's sixth parameter; programs give it by name.
+    if factory is None and len(args) > 4:
+        factory = args[4]
+    return (factory or Connection)(database, *args, **options)
+
+
+__all__ = [
+    "LEGACY_TRANSACTION_CONTROL",
+    "PARSE_COLNAMES",
+    "PARSE_DECLTYPES",
+    "AnswerError",
+    "Binary",
+    "ConflictError",
+    "Connection",
+    "Cursor",
+    "DataError",
+    "DatabaseError",
+    "Date",
+    "DateFromTicks",
+    "Error",
+    "HistoryGoneError",
+    "IntegrityError",
+    "InterfaceError",
+    "InternalError",
+    "LineageError",
+    "NotAReplicaError",
+    "NotSupportedError",
+    "OfflineError",
+    "OperationalError",
+    "Position",
+    "PrepareProtocol",
+    "PrimaryRestoredError",
+    "ProgrammingError",
+    "Row",
+    "StaleReadError",
+    "SyncError",
+    "Time",
+    "TimeFromTicks",
+    "Timestamp",
+    "TimestampFromTicks",
+    "UnauthorizedError",
+    "Warning",
+    "adapt",
+    "adapters",
+    "apilevel",
+    "complete_statement",
+    "connect",
+    "converters",
+    "paramstyle",
+    "register_adapter",
+    "register_converter",
+    "sqlite_version",
+    "sqlite_version_info",
+    "threadsafety",
+]

@@ -53,11 +53,18 @@ _LAST: Final = 1 << 18
 _LARGE: Final[int] = lib.NL_RUN_LARGE
 _COLUMNS: Final[int] = lib.NL_RUN_COLUMNS
 _MORE: Final[int] = lib.NL_RUN_MORE
+_SPECIAL: Final[int] = lib.NL_RUN_SPECIAL
 _run: Any = lib.nl_stmt_run
 _many: Any = lib.nl_stmt_many
 
+# The hot path of the cursor, without a method in between: `n = go(statement.handle, data, len(data))`.
+# If n > 15 and n & 15 == 0 (rows, all of them, nothing special), they are
+# `decode(statement.small[: n >> 4])`; everything else is `statement.outcome(n)`.
+go: Final[Callable[[Any, bytes, int], int]] = lib.nl_stmt_go
+SIMPLE: Final = 15
+
 Row = tuple[Any, ...]
-_decode: Callable[[Any], list[Row]] = msgspec.msgpack.Decoder(list[tuple]).decode  # type: ignore[type-arg]
+decode: Final[Callable[[Any], list[Row]]] = msgspec.msgpack.Decoder(list[tuple]).decode  # type: ignore[type-arg]
 _decode_raw = msgspec.msgpack.Decoder(list[list[msgspec.Raw]]).decode
 
 # ---------------------------------------------------------------- signal handlers in long calls
@@ -122,11 +129,12 @@ class Database:
         if not checkpoint:
             flags |= lib.NL_OPEN_NO_CHECKPOINT
         name = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
-        self._err = new_error()
+        err = new_error()
         out = ffi.new("nl_db **")
-        if lib.nl_db_open(name, flags, busy_ms, out, self._err):
-            raise exception(self._err)
+        if lib.nl_db_open(name, flags, busy_ms, out, err):
+            raise exception(err)
         self._db = ffi.gc(out[0], lib.nl_db_free)
+        self._err = lib.nl_db_error(out[0])
         self._status = lib.nl_db_status(out[0])
 
     def prepare(self, sql: str, *, persistent: bool = False) -> Statement:
@@ -183,6 +191,10 @@ class Database:
         """Whether the last failure was the step budget's."""
         return bool(lib.nl_db_over_budget(self._db))
 
+    def set_begin(self, kind: int) -> None:
+        """Transaction to begin before INSERT, UPDATE, DELETE or REPLACE: of BEGIN, or NO_BEGIN."""
+        lib.nl_db_set_begin(self._db, kind)
+
     def set_budget(self, steps: int) -> None:
         """Limit every statement to `steps` virtual machine steps; negative: no limit."""
         lib.nl_db_budget(self._db, steps)
@@ -215,7 +227,7 @@ class Database:
             whole = _string(lib.nl_db_message(self._db)) or ""
             # nl_error cuts long messages; the whole one is of this failure if it begins alike.
             raise sqlite_exception(err.sqlite_rc, whole if whole.startswith(text[:200]) else text)
-        if err.code == lib.NL_E_MISUSE:
+        if err.code in (lib.NL_E_MISUSE, lib.NL_E_BIND):
             raise errors.ProgrammingError(_string(err.text))
         if err.code == lib.NL_E_TOO_BIG:
             raise OverflowError(_string(err.text))
@@ -234,8 +246,9 @@ class Statement:
     """
 
     __slots__ = (
-        "_columns", "_db", "_decode", "_err", "_failure", "_large", "_small", "_stmt", "_target",
-        "database", "flags", "more", "parameters", "sql", "tail",
+        "_columns", "_db", "_err", "_failure", "_large", "_target",
+        "database", "describe", "description", "flags", "handle", "more", "parameters",
+        "small", "sql", "tail", "used",
     )  # fmt: skip
 
     def __init__(
@@ -250,14 +263,16 @@ class Statement:
         self.sql = sql
         self._db = db
         self._err = err
-        self._stmt = ffi.gc(stmt, lib.nl_stmt_free)
-        self._small = ffi.buffer(lib.nl_stmt_out(stmt), lib.NL_SMALL_BATCH)
-        self._decode = _decode
+        self.handle = ffi.gc(stmt, lib.nl_stmt_free)
+        self.small = ffi.buffer(lib.nl_stmt_out(stmt), lib.NL_SMALL_BATCH)
+        self.describe: Callable[[Statement], Any] | None = None
+        self.description: Any = None
         self._columns: tuple[str, ...] | None = None
         self._failure: Exception | None = None
         self._large = False
         self._target = _NEXT
         self.more = False
+        self.used = False
         self.flags = int(lib.nl_stmt_flags(stmt))
         self.tail = int(lib.nl_stmt_tail(stmt))
         names = [
@@ -274,7 +289,7 @@ class Statement:
     def columns(self) -> tuple[str, ...]:
         """Names of the result columns; empty when there are none."""
         if self._columns is None:
-            stmt = self._stmt
+            stmt = self.handle
             names = (
                 _string(lib.nl_stmt_column_name(stmt, i)) for i in range(lib.nl_stmt_columns(stmt))
             )
@@ -284,28 +299,24 @@ class Statement:
     @property
     def decltypes(self) -> tuple[str | None, ...]:
         """Declared types of the result columns; None for an expression."""
-        stmt = self._stmt
+        stmt = self.handle
         return tuple(
             _string(lib.nl_stmt_column_decltype(stmt, i)) for i in range(lib.nl_stmt_columns(stmt))
         )
 
-    def set_text(self, mode: int, factory: Callable[[bytes], Any] | None = None) -> None:
-        """How TEXT arrives: TEXT_STR, TEXT_BYTES, or TEXT_EXT: `factory` applied to its bytes."""
-        lib.nl_stmt_text_mode(self._stmt, mode)
-        self._decode = _decode
-        if mode == TEXT_EXT and factory is not None:
-            make = factory
-            self._decode = msgspec.msgpack.Decoder(
-                list[tuple],  # type: ignore[type-arg]
-                ext_hook=lambda _code, data: make(bytes(data)),
-            ).decode
+    def set_text(self, mode: int) -> None:
+        """How TEXT arrives: TEXT_STR, TEXT_BYTES, or TEXT_EXT: a ``msgspec.msgpack.Ext`` each."""
+        lib.nl_stmt_text_mode(self.handle, mode)
 
-    def run(self, params: bytes, begin: int = 0) -> list[Row]:
+    def set_special(self) -> None:
+        """Rows need more than decoding: `go` never answers the simple case."""
+        lib.nl_stmt_set_special(self.handle)
+
+    def run(self, params: bytes) -> list[Row]:
         """Run it from the start and answer the first rows; ``more`` says whether there are others.
 
         Args:
           params: a MessagePack array of nil, bool, int, float, str, bin: one value a parameter.
-          begin: transaction to begin before INSERT, UPDATE, DELETE or REPLACE (BEGIN[...]).
 
         Raises:
           ProgrammingError: another number of values than parameters.
@@ -313,22 +324,15 @@ class Statement:
           Error: as SQLite says.
 
         """
-        n = _run(self._stmt, params, len(params), begin, _FIRST, self._err)
-        if n < 8:
+        return self.outcome(go(self.handle, params, len(params)))
+
+    def outcome(self, n: int) -> list[Row]:
+        """The rows, or the failure, that an answer of `go` stands for."""
+        if n < 0:
             self.more = False
-            if n < 0:
-                self.database.fail()
-            if n:
-                self._note(n)
-            return []
-        if n & 7:
-            self._target = _NEXT
-            return self._rows(n)
-        self.more = False
-        try:
-            return self._decode(self._small[: n >> 3])
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return self._readable(self._small[: n >> 3])
+            self.database.fail()
+        self._target = _NEXT
+        return self._rows(n)
 
     def fetch(self) -> list[Row]:
         """The next rows; an empty list at the end.
@@ -344,51 +348,53 @@ class Statement:
             raise failure
         if not self.more:
             return []
-        n = lib.nl_stmt_more(self._stmt, self._target, self._err)
+        n = lib.nl_stmt_more(self.handle, self._target, self._err)
         if n < 0:
             self.more = False
             self.database.fail()
         self._target = min(self._target * 4, _LAST)
         return self._rows(n)
 
-    def many(self, params: bytes, begin: int = 0) -> None:
+    def many(self, params: bytes, begin: int) -> None:
         """Run it once per parameter set.
 
         Args:
           params: a MessagePack array of arrays, each as in `run`.
-          begin: as in `run`.
+          begin: transaction to begin before INSERT, UPDATE, DELETE or REPLACE (BEGIN[...]).
 
         Raises: as `run`; ``database.done`` says how many sets were executed before.
 
         """
-        if _many(self._stmt, params, len(params), begin, self._err):
+        if _many(self.handle, params, len(params), begin, self._err):
             self.database.fail()
 
     def reset(self) -> None:
         """End it early: locks are released, rows not yet fetched are gone."""
         self.more = False
         self._failure = None
-        lib.nl_stmt_reset(self._stmt)
+        lib.nl_stmt_reset(self.handle)
         if self._large:
             self._large = False
-            self._small = ffi.buffer(lib.nl_stmt_out(self._stmt), lib.NL_SMALL_BATCH)
+            self.small = ffi.buffer(lib.nl_stmt_out(self.handle), lib.NL_SMALL_BATCH)
 
     def _note(self, n: int) -> None:
         if n & _LARGE:
             self._large = True
         if n & _COLUMNS:
             self._columns = None
+            if self.describe is not None:
+                self.description = self.describe(self)
 
     def _rows(self, n: int) -> list[Row]:
         """Decode a batch that is not the simple case."""
         self._note(n)
         self.more = bool(n & _MORE)
-        if n < 8:
+        if n <= SIMPLE:
             rows: list[Row] = []
         else:
-            data = ffi.buffer(lib.nl_stmt_out(self._stmt), n >> 3)
+            data = ffi.buffer(lib.nl_stmt_out(self.handle), n >> 4)
             try:
-                rows = self._decode(data)
+                rows = decode(data)
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 rows = self._readable(data[:])
         if self._large and not self.more:

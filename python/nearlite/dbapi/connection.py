@@ -1,0 +1,401 @@
+"""Connection: a local SQLite file, as ``sqlite3.Connection``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import RLock, get_ident
+from types import TracebackType
+from typing import Any, Final, Literal, TypeVar
+
+from nearlite import errors
+from nearlite._native.database import (
+    BEGIN,
+    NO_BEGIN,
+    NO_PARAMETERS,
+    TEXT_BYTES,
+    TEXT_EXT,
+    TEXT_STR,
+    Database,
+    Statement,
+)
+from nearlite.dbapi import conversion
+from nearlite.dbapi.cursor import Cursor
+from nearlite.errors import DataError, ProgrammingError
+
+Self = TypeVar("Self", bound="Connection")
+CursorT = TypeVar("CursorT", bound=Cursor)
+
+LEGACY_TRANSACTION_CONTROL: Final = -1
+LIMIT_SQL_LENGTH: Final = 1  # SQLITE_LIMIT_SQL_LENGTH
+
+_NO_LOCK: Final = contextlib.nullcontext()
+
+
+class Connection:
+    """A connection to a SQLite database file.
+
+    The parameters and their order are those of ``sqlite3.connect``.
+
+    Args:
+      database: a path, ``":memory:"``, or with `uri` a ``file:`` URI.
+      timeout: seconds to wait for a lock.
+      detect_types: PARSE_DECLTYPES and PARSE_COLNAMES, added up; 0 converts nothing.
+      isolation_level: "", "DEFERRED", "IMMEDIATE", "EXCLUSIVE", or None: begin no transaction by itself.
+      check_same_thread: only the thread that made it may use it. With False the calls of several threads
+        wait for each other.
+      factory: not used here: ``connect()`` calls it.
+      cached_statements: compiled statements kept for the next time.
+      uri: `database` may be a URI.
+      autocommit: True, False (PEP 249), or LEGACY_TRANSACTION_CONTROL: isolation_level rules.
+
+    Raises:
+      OperationalError: the file cannot be opened.
+
+    """
+
+    Warning = errors.Warning
+    Error = errors.Error
+    InterfaceError = errors.InterfaceError
+    DatabaseError = errors.DatabaseError
+    DataError = errors.DataError
+    OperationalError = errors.OperationalError
+    IntegrityError = errors.IntegrityError
+    InternalError = errors.InternalError
+    ProgrammingError = errors.ProgrammingError
+    NotSupportedError = errors.NotSupportedError
+
+    row_factory: Callable[[Cursor, Any], Any] | None = None
+
+    _database: Database
+    _isolation_level: str | None
+    _statements: dict[str, Statement]  # compiled, at rest; the longest unused first
+
+    def __init__(
+        self,
+        database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        timeout: float = 5.0,
+        detect_types: int = 0,
+        isolation_level: Literal["", "DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None = "",
+        check_same_thread: bool = True,
+        factory: Any = None,  # noqa: ARG002
+        cached_statements: int = 128,
+        uri: bool = False,
+        *,
+        autocommit: bool | int = LEGACY_TRANSACTION_CONTROL,
+    ) -> None:
+        self._prepare_state(detect_types, check_same_thread, cached_statements)
+        _checked_level(isolation_level)
+        _checked_autocommit(autocommit)
+        self._database = Database(
+            os.fsencode(database), uri=uri, busy_ms=max(0, int(timeout * 1000))
+        )
+        self._open = True
+        self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
+        self._set_autocommit(autocommit)
+
+    def _prepare_state(
+        self, detect_types: int, check_same_thread: bool, cached_statements: int
+    ) -> None:
+        """Everything of a connection that is not the database."""
+        self._open = False
+        self._statements = {}
+        self._words: dict[str, Statement] = {}  # BEGIN, COMMIT, ROLLBACK
+        self._cached_statements = max(0, cached_statements)
+        self._creator = get_ident()
+        # The thread that may go straight ahead: nobody once the connection is closed, and, if it is
+        # shared, whoever holds the lock.
+        self._thread = self._creator if check_same_thread else _NO_THREAD
+        self._lock = None if check_same_thread else RLock()
+        self._detect_types = detect_types
+        self._text_factory: Any = str
+        self._text_mode = TEXT_STR
+        self._raw_rows = bool(detect_types)  # rows need conversion on their way out
+        self._last_rowid = 0
+        self._isolation_level = ""
+        self._autocommit: bool | int = LEGACY_TRANSACTION_CONTROL
+        self._begin = NO_BEGIN
+
+    # ------------------------------------------------------------ statements
+
+    def cursor(self, factory: Callable[[Any], CursorT] = Cursor) -> CursorT:  # type: ignore[assignment]
+        """A new cursor, made by calling `factory` with the connection."""
+        self._check()
+        cursor = factory(self)
+        if not isinstance(cursor, Cursor):
+            raise TypeError(f"factory must return a cursor, not {type(cursor).__name__}")
+        if self.row_factory is not None:
+            cursor.row_factory = self.row_factory
+        return cursor
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Cursor:
+        """``cursor().execute(...)``, with the plain Cursor even if ``cursor`` is overridden."""
+        cursor = _new(Cursor)
+        cursor._connection = self
+        if self.row_factory is not None:
+            cursor._row_factory = self.row_factory
+        return cursor.execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Cursor:
+        """``cursor().executemany(...)``."""
+        return Connection.cursor(self).executemany(sql, parameters)
+
+    def executescript(self, sql_script: str, /) -> Cursor:
+        """``cursor().executescript(...)``."""
+        return Connection.cursor(self).executescript(sql_script)
+
+    # ------------------------------------------------------------ transactions
+
+    def commit(self) -> None:
+        """Commit the open transaction, if there is one. With ``autocommit`` True nothing happens."""
+        self._end("COMMIT")
+
+    def rollback(self) -> None:
+        """Roll the open transaction back, if there is one. With ``autocommit`` True nothing happens."""
+        self._end("ROLLBACK")
+
+    def _end(self, word: str) -> None:
+        self._check()
+        if self._autocommit is True:
+            return
+        with self._guard():
+            if self._database.in_transaction:
+                self._word(word)
+            if self._autocommit is False:
+                self._word("BEGIN")
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        self._check_open()
+        return self._database.in_transaction
+
+    @property
+    def isolation_level(self) -> str | None:
+        """How transactions begin by themselves; None: they do not."""
+        self._check_open()
+        return self._isolation_level
+
+    @isolation_level.setter
+    def isolation_level(self, level: str | None) -> None:
+        _checked_level(level)
+        self._check()
+        self._isolation_level = level.upper() if level is not None else None
+        if level is None and self._autocommit == LEGACY_TRANSACTION_CONTROL:
+            self.commit()  # as the standard library: back in SQLite's own autocommit mode
+        self._choose_begin()
+
+    @property
+    def autocommit(self) -> bool | int:
+        """True, False (a transaction is always open), or LEGACY_TRANSACTION_CONTROL."""
+        self._check_open()
+        return self._autocommit
+
+    @autocommit.setter
+    def autocommit(self, autocommit: bool | int) -> None:
+        _checked_autocommit(autocommit)
+        self._check()
+        with self._guard():
+            self._set_autocommit(autocommit)
+
+    def _set_autocommit(self, autocommit: bool | int) -> None:
+        if autocommit is True and self._database.in_transaction:
+            self._word("COMMIT")
+        if autocommit is False and not self._database.in_transaction:
+            self._word("BEGIN")
+        self._autocommit = autocommit if isinstance(autocommit, bool) else int(autocommit)
+        self._choose_begin()
+
+    def _choose_begin(self) -> None:
+        legacy = not isinstance(self._autocommit, bool)
+        level = self._isolation_level if legacy else None
+        self._begin = NO_BEGIN if level is None else BEGIN[level.upper()]
+        self._database.set_begin(self._begin)
+
+    def __enter__(self: Self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> Literal[False]:
+        """Commit, or roll back when the block raised. The connection stays open."""
+        self._check()
+        if self._autocommit is True:
+            return False
+        if kind is not None:
+            self.rollback()
+            return False
+        try:
+            self.commit()
+        except BaseException:
+            # The transaction must not stay open behind the program's back.
+            with contextlib.suppress(errors.Error):
+                self.rollback()
+            raise
+        return False
+
+    # ------------------------------------------------------------ the rest
+
+    def close(self) -> None:
+        """Close the file. An open transaction is rolled back. Idempotent."""
+        self._check_thread()
+        with self._guard():
+            if not self._open:
+                return
+            self._open = False
+            self._thread = _NO_THREAD
+            self._statements.clear()
+            self._words.clear()
+            self._close()
+
+    def _close(self) -> None:
+        self._database.close()
+
+    def interrupt(self) -> None:
+        """Stop what runs on this connection. From any thread."""
+        self._check_open()
+        self._database.interrupt()
+
+    @property
+    def total_changes(self) -> int:
+        """Rows changed since the connection was opened."""
+        self._check()
+        return self._database.total_changes
+
+    @property
+    def text_factory(self) -> Any:
+        """What TEXT becomes: str, bytes, or a callable that is given its bytes."""
+        return self._text_factory
+
+    @text_factory.setter
+    def text_factory(self, factory: Any) -> None:
+        self._text_factory = factory
+        self._text_mode = {str: TEXT_STR, bytes: TEXT_BYTES}.get(factory, TEXT_EXT)
+        self._raw_rows = bool(self._detect_types) or self._text_mode == TEXT_EXT
+        # Compiled statements carry the old mode.
+        self._statements.clear()
+
+    def iterdump(self, *, filter: str | None = None) -> Iterator[str]:  # noqa: A002
+        """The database as SQL statements."""
+        from sqlite3 import dump
+
+        self._check()
+        options: Mapping[str, Any] = {} if filter is None else {"filter": filter}
+        answer: Iterator[str] = dump._iterdump(self, **options)  # type: ignore[attr-defined]
+        return answer
+
+    # ------------------------------------------------------------ for cursors
+
+    def _check_thread(self) -> None:
+        if self._lock is None and self._creator != get_ident():
+            raise ProgrammingError(
+                "SQLite objects created in a thread can only be used in that same thread. The object"
+                f" was created in thread id {self._creator} and this is thread id {get_ident()}."
+            )
+
+    def _check_open(self) -> None:
+        try:
+            if self._open:
+                return
+        except AttributeError:
+            raise ProgrammingError("Base Connection.__init__ not called.") from None
+        raise ProgrammingError("Cannot operate on a closed database.")
+
+    def _check(self) -> None:
+        self._check_open()
+        self._check_thread()
+
+    def _guard(self) -> contextlib.AbstractContextManager[Any]:
+        """Held around everything that uses the database when several threads may."""
+        return _NO_LOCK if self._lock is None else self._lock
+
+    def _compile(self, sql: str) -> Statement:
+        """Compile a text that holds exactly one statement (or none)."""
+        if not isinstance(sql, str):
+            raise TypeError(f"execute() argument 1 must be str, not {type(sql).__name__}")
+        self._check_open()
+        size = len(sql.encode())
+        if size > self._database.limit(LIMIT_SQL_LENGTH):
+            raise DataError("query string is too large")
+        if "\0" in sql:
+            raise ProgrammingError("the query contains a null character")
+        statement = self._prepare(sql)
+        if statement.tail < size:
+            raise ProgrammingError("You can only execute one statement at a time.")
+        if self._text_mode != TEXT_STR:
+            statement.set_text(self._text_mode)
+        if self._raw_rows:
+            statement.set_special()
+        statement.describe = self._describe
+        statement.description = self._describe(statement)
+        return statement
+
+    def _prepare(self, sql: str) -> Statement:
+        return self._database.prepare(sql, persistent=self._cached_statements > 0)
+
+    def _take(self, sql: str) -> Statement:
+        """A compiled statement out of the cache, or a new one. Until `_give` it is the caller's."""
+        statement = self._statements.pop(sql, None)
+        return self._compile(sql) if statement is None else statement
+
+    def _give(self, statement: Statement) -> None:
+        """Put a statement at rest into the cache."""
+        statements = self._statements
+        if self._open:
+            statements[statement.sql] = statement
+            while len(statements) > self._cached_statements:
+                # A second chance for those that were used since the last look.
+                oldest = next(iter(statements))
+                other = statements.pop(oldest)
+                if other.used and other is not statement:
+                    other.used = False
+                    statements[oldest] = other
+
+    def _word(self, sql: str) -> None:
+        """Run BEGIN, COMMIT or ROLLBACK."""
+        statement = self._words.get(sql)
+        if statement is None:
+            statement = self._words[sql] = self._database.prepare(sql, persistent=True)
+        statement.run(NO_PARAMETERS)
+
+    def _script(self, sql: str) -> None:
+        if len(sql.encode()) > self._database.limit(LIMIT_SQL_LENGTH):
+            raise DataError("query string is too large")
+        if not isinstance(self._autocommit, bool) and self._database.in_transaction:
+            self._word("COMMIT")
+        self._database.exec(sql)
+
+    def _describe(self, statement: Statement) -> Any:
+        if not statement.columns:
+            return None
+        return conversion.description(statement.columns, self._detect_types)
+
+    def _finish_rows(self, statement: Statement, rows: Iterator[Any]) -> Iterator[Any]:
+        """Convert rows on their way out: text_factory and detect_types."""
+        return conversion.convert(rows, statement, self._detect_types, self._text_factory)
+
+
+_NO_THREAD: Final = 0
+_new: Callable[[type[Cursor]], Cursor] = object.__new__
+
+
+def _checked_level(level: Any) -> None:
+    if level is None:
+        return
+    if not isinstance(level, str):
+        raise TypeError("isolation_level must be str or None")
+    if level.upper() not in BEGIN:
+        raise ValueError(
+            "isolation_level string must be '', 'DEFERRED', 'IMMEDIATE', or 'EXCLUSIVE'"
+        )
+
+
+def _checked_autocommit(autocommit: Any) -> None:
+    if autocommit not in (True, False, LEGACY_TRANSACTION_CONTROL) or isinstance(autocommit, float):
+        raise ValueError("autocommit must be True, False, or sqlite3.LEGACY_TRANSACTION_CONTROL")

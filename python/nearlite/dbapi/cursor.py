@@ -1,0 +1,412 @@
+"""Cursor: runs statements and hands out their rows.
+
+Rows arrive in batches as lists of tuples; the cursor keeps an iterator over the present batch and asks
+the statement for the next one when it is used up. A statement that has reached its end goes back into
+the connection's cache at once, so a point select costs one call into C and leaves nothing open.
+
+`execute` is written out in one piece because it is the path that programs wait for: every call and
+every attribute in it was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, repeat
+from threading import get_ident
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from msgspec import MsgspecError
+
+from nearlite._native.database import DML, EMPTY, READONLY, SIMPLE, Statement, decode, go
+from nearlite.dbapi.binding import PLAIN, encode, encode_one, encode_plain, encode_sets
+from nearlite.errors import ProgrammingError
+
+if TYPE_CHECKING:
+    from nearlite.dbapi.connection import Connection
+
+Self = TypeVar("Self", bound="Cursor")
+
+_NO_ROWS: Final[Iterator[Any]] = iter(())
+_CLOSED: Final = "Cannot operate on a closed cursor."
+_RECURSIVE: Final = "Recursive use of cursors not allowed."
+_SETS_AT_ONCE: Final = 4096  # parameter sets of executemany encoded into one buffer
+
+
+class Cursor:
+    """A DB-API cursor.
+
+    Attributes:
+      arraysize: rows that `fetchmany` fetches when it is not told.
+
+    """
+
+    arraysize: int = 1
+    # Defaults of instance attributes live on the class: creating a cursor then sets three.
+    _connection: Any = SimpleNamespace(_thread=0)  # refuses: Cursor.__init__ was not called
+    _rows: Iterator[Any] = _NO_ROWS  # of the present batch, through row_factory if there is one
+    _plain_rows: Iterator[Any] = _NO_ROWS  # the same without it; only kept while there is one
+    _statement: Statement | None = None  # a statement with more rows
+    _description: Any = None
+    _row_factory: Callable[[Cursor, Any], Any] | None = None
+    _rowcount: int = -1
+    _lastrowid: int | None = None
+    _barred: str | None = (
+        None  # why it cannot be used: closed, or inside the user's code in execute
+    )
+
+    def __init__(self, connection: Connection, /) -> None:
+        if not hasattr(connection, "_statements"):
+            kind = type(connection).__name__
+            raise TypeError(f"Cursor() argument 1 must be nearlite.Connection, not {kind}")
+        self._connection = connection
+        connection._check()
+        self._reset()
+        self._lastrowid = None
+        self._barred = None
+
+    # ------------------------------------------------------------ running
+
+    def execute(self: Self, sql: str, parameters: Any = (), /) -> Self:
+        """Run one statement with at most one set of parameters.
+
+        Args:
+          sql: the statement, with ``?`` or ``:name`` in place of values.
+          parameters: a sequence, or a mapping of names.
+
+        Raises:
+          ProgrammingError: more than one statement, or parameters that do not match it.
+          Error: as SQLite says.
+
+        """
+        connection = self._connection
+        if connection._thread != get_ident() or self._barred is not None:
+            return self._execute_guarded(sql, parameters)
+        if self._statement is not None:
+            self._drop()
+        statement = connection._statements.get(sql)
+        kind = type(parameters)
+        # (1) compiled and at rest, (2) parameters that are encoded as SQLite stores them ...
+        if statement is None or (kind is not tuple and kind is not list):
+            return self._execute_slowly(connection, sql, parameters)
+        for value in parameters:
+            if type(value) not in PLAIN:
+                return self._execute_slowly(connection, sql, parameters)
+        try:
+            data = encode(parameters)
+        except OverflowError:
+            data = encode_plain(parameters)
+        statement.used = True
+        n = go(statement.handle, data, len(data))
+        # ... (3) few rows and all of them, nothing written, (4) readable text.
+        if n & SIMPLE or n <= SIMPLE:
+            return self._finish(connection, statement, n)
+        try:
+            self._rows = iter(decode(statement.small[: n >> 4]))
+        except (MsgspecError, UnicodeDecodeError):
+            return self._finish(connection, statement, n)
+        if self._row_factory is not None:
+            self._wrap(statement)
+        self._description = statement.description
+        self._rowcount = -1
+        self._lastrowid = connection._last_rowid
+        return self
+
+    def _execute_guarded(self: Self, sql: str, parameters: Any) -> Self:
+        """The connection is shared by threads, or closed, or this is the wrong thread."""
+        connection = self._check()
+        with connection._guard():
+            before = connection._thread
+            connection._thread = get_ident()
+            try:
+                return self.execute(sql, parameters)
+            finally:
+                connection._thread = before
+
+    def _execute_slowly(self: Self, connection: Connection, sql: str, parameters: Any) -> Self:
+        """Compile the text, or adapt the parameters, first."""
+        self._reset()
+        statement = connection._take(sql)
+        data = self._encode(statement, parameters)
+        connection._give(statement)
+        return self._finish(connection, statement, go(statement.handle, data, len(data)))
+
+    def _finish(self: Self, connection: Connection, statement: Statement, n: int) -> Self:
+        """Take over what `go` answered, whatever it is."""
+        try:
+            rows = statement.outcome(n)
+        except BaseException:
+            self._reset()
+            raise
+        self._description = statement.description
+        self._rowcount = -1
+        if statement.flags & EMPTY:
+            self._rows = _NO_ROWS
+            return self  # nothing ran: lastrowid stays
+        if not statement.flags & READONLY:
+            connection._last_rowid = connection._database.last_insert_rowid
+            if statement.flags & DML:
+                self._rowcount = connection._database.changes
+        self._lastrowid = connection._last_rowid
+        if statement.more:
+            connection._statements.pop(statement.sql, None)
+            self._statement = statement
+        self._rows = iter(rows)
+        if self._row_factory is not None or connection._raw_rows:
+            self._wrap(statement)
+        return self
+
+    def executemany(self: Self, sql: str, parameters: Iterable[Any], /) -> Self:
+        """Run one INSERT, UPDATE, DELETE or REPLACE for every set of parameters.
+
+        Raises:
+          ProgrammingError: it is another kind of statement, or parameters do not match.
+          Error: as SQLite says; the sets before the failing one have been executed.
+
+        """
+        connection = self._check()
+        self._rowcount = -1
+        sets = iter(parameters)
+        if self._statement is not None:
+            self._drop()
+        self._reset()
+        with connection._guard():
+            statement = connection._take(sql)
+            try:
+                if statement.readonly:
+                    raise ProgrammingError("executemany() can only execute DML statements.")
+                self._barred = _RECURSIVE
+                count = self._run_sets(connection, statement, sets)
+            finally:
+                self._barred = None
+                connection._give(statement)
+        self._rowcount = count if statement.flags & DML else -1
+        return self
+
+    def _run_sets(self, connection: Connection, statement: Statement, sets: Iterator[Any]) -> int:
+        """Run all parameter sets, as many as possible in one call; answers the rows changed."""
+        count = 0
+        chunk = self._next_sets(sets)
+        while True:
+            data, failure = encode_sets(chunk[0], statement.parameters)
+            statement.many(data, connection._begin)
+            count += connection._database.changes
+            for error in (failure, chunk[1]):
+                if error is not None:
+                    raise error
+            chunk = self._next_sets(sets)
+            if not chunk[0] and chunk[1] is None:
+                return count
+
+    @staticmethod
+    def _next_sets(sets: Iterator[Any]) -> tuple[list[Any], BaseException | None]:
+        """The next parameter sets, and what the caller's iterator raised after them."""
+        chunk: list[Any] = []
+        try:
+            chunk.extend(islice(sets, _SETS_AT_ONCE))
+        except BaseException as error:  # noqa: BLE001 - raised after the sets before it have run
+            return chunk, error
+        return chunk, None
+
+    def executescript(self: Self, sql_script: str, /) -> Self:
+        """Run all statements of a script; a pending transaction is committed first.
+
+        (Not with ``autocommit`` True or False: there transactions are the program's own.)
+
+        Raises:
+          ValueError: the script holds a NUL character.
+          Error: as SQLite says; the statements before the failing one have been executed.
+
+        """
+        if not isinstance(sql_script, str):
+            kind = type(sql_script).__name__
+            raise TypeError(f"executescript() argument must be str, not {kind}")
+        connection = self._check()
+        if "\0" in sql_script:
+            raise ValueError("embedded null character")
+        with connection._guard():
+            connection._script(sql_script)
+        return self
+
+    # ------------------------------------------------------------ fetching
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+        if self._barred is not None or self._connection._thread != get_ident():
+            self._check()
+        for row in self._rows:
+            return row
+        return self._next_row()
+
+    def _next_row(self) -> Any:
+        while self._fill():
+            for row in self._rows:
+                return row
+        return None
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        """At most `size` rows (default: ``arraysize``)."""
+        self._check()
+        wanted = self.arraysize if size is None else size
+        if wanted < 1:  # the standard library counts to a number it never meets
+            return self.fetchall()
+        rows = list(islice(self._rows, wanted))
+        while len(rows) < wanted and self._fill():
+            rows.extend(islice(self._rows, wanted - len(rows)))
+        return rows
+
+    def fetchall(self) -> list[Any]:
+        """All rows that are left."""
+        if self._barred is not None or self._connection._thread != get_ident():
+            self._check()
+        rows = list(self._rows)
+        while self._fill():
+            rows.extend(self._rows)
+        return rows
+
+    def __iter__(self) -> Iterator[Any]:
+        if type(self).__next__ is not Cursor.__next__:
+            return self
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Any]:
+        """A generator hands out a row in a third of the time that a ``__next__`` in Python needs. It
+        shares the batch's iterator with the fetch methods, so both may be mixed.
+        """
+        self._check()
+        while True:
+            yield from self._rows
+            if self._statement is None or not self._fill():
+                return
+
+    def __next__(self) -> Any:
+        row = self.fetchone()
+        if row is None:
+            raise StopIteration
+        return row
+
+    def _fill(self) -> bool:
+        """Fetch the next batch; False at the end."""
+        statement = self._statement
+        if statement is None:
+            return False
+        connection = self._connection
+        with connection._guard():
+            try:
+                rows = statement.fetch()
+            except BaseException:
+                self._drop()
+                raise
+            if not statement.more:
+                self._statement = None
+                if statement.flags & DML:
+                    self._rowcount = connection._database.changes
+                connection._give(statement)
+        self._rows = iter(rows)
+        if self._row_factory is not None or connection._raw_rows:
+            self._wrap(statement)
+        return True
+
+    # ------------------------------------------------------------ the rest of PEP 249
+
+    def close(self) -> None:
+        """Give up the rows that are left; the cursor cannot be used any more."""
+        if self._barred is None:
+            self._check()
+        self._connection._check()
+        self._drop()
+        self._barred = _CLOSED
+
+    def setinputsizes(self, sizes: Any, /) -> None:
+        """Nothing: required by PEP 249."""
+
+    def setoutputsize(self, size: Any, column: Any = None, /) -> None:
+        """Nothing: required by PEP 249."""
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that the cursor belongs to."""
+        connection: Connection = self._connection
+        return connection
+
+    @property
+    def description(self) -> Any:
+        """One 7-tuple a column, its name and six times None; None when there are no columns."""
+        return self._description
+
+    @property
+    def lastrowid(self) -> int | None:
+        """Rowid of the last inserted row of the connection when `execute` returned."""
+        return self._lastrowid
+
+    @property
+    def rowcount(self) -> int:
+        """Rows changed by INSERT, UPDATE, DELETE, REPLACE; -1 for other statements."""
+        return self._rowcount
+
+    @property
+    def row_factory(self) -> Any:
+        """Called with the cursor and a tuple for every row that is fetched; None: the tuple itself."""
+        return self._row_factory
+
+    @row_factory.setter
+    def row_factory(self, factory: Any) -> None:
+        plain = self._rows if self._row_factory is None else self._plain_rows
+        self._row_factory = factory
+        self._rows = self._plain_rows = plain
+        if factory is not None:
+            self._rows = map(factory, repeat(self), plain)
+
+    # ------------------------------------------------------------ inside
+
+    def _check(self) -> Connection:
+        """Whether the cursor can be used, by this thread, now; answers its connection."""
+        connection: Any = self._connection
+        if type(connection) is SimpleNamespace:
+            raise ProgrammingError("Base Cursor.__init__ not called.")
+        if self._barred is not None:
+            raise ProgrammingError(self._barred)
+        connection._check()
+        checked: Connection = connection
+        return checked
+
+    def _described(self) -> Any:
+        """What Row needs; its absence tells Row that something is no cursor."""
+        return self._description
+
+    def _encode(self, statement: Statement, parameters: Any) -> bytes:
+        """Parameters that are not simply a tuple or list of plain values."""
+        self._barred = _RECURSIVE
+        try:
+            return encode_one(parameters, statement.parameters)
+        except BaseException:
+            self._connection._give(statement)
+            raise
+        finally:
+            self._barred = None
+
+    def _wrap(self, statement: Statement) -> None:
+        """Put converters and row_factory between the batch and whoever fetches."""
+        rows = self._rows
+        if self._connection._raw_rows:
+            rows = self._connection._finish_rows(statement, rows)
+        self._rows = self._plain_rows = rows
+        if self._row_factory is not None:
+            self._rows = map(self._row_factory, repeat(self), rows)
+
+    def _drop(self) -> None:
+        """End the present statement and give it back."""
+        statement = self._statement
+        self._rows = self._plain_rows = _NO_ROWS
+        if statement is not None:
+            self._statement = None
+            with self._connection._guard():
+                statement.reset()
+                self._connection._give(statement)
+
+    def _reset(self) -> None:
+        """Forget the last result."""
+        self._rows = self._plain_rows = _NO_ROWS
+        self._statement = None
+        self._description = None
+        self._rowcount = -1

@@ -1,0 +1,627 @@
+"""The driver against the standard library: one scenario, two modules, equal outcomes.
+
+A scenario is given a module (``sqlite3`` or ``nearlite``) and answers anything that can be compared; what it
+raises is part of the outcome, as the name of the DB-API class, the text and SQLite's code.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import sqlite3
+import uuid
+from decimal import Decimal
+
+import pytest
+
+import nearlite
+
+SCENARIOS = []
+
+
+def scenario(function):
+    SCENARIOS.append(function)
+    return function
+
+
+def outcome(function, module):
+    try:
+        return ("value", function(module))
+    except Exception as error:
+        name = type(error).__name__
+        if isinstance(error, sqlite3.Error):
+            return ("error", name, str(error), getattr(error, "sqlite_errorname", None))
+        return ("error", name)
+
+
+def each(module, connection, *statements):
+    """What every one of `statements` comes to, on one connection."""
+    found = []
+    for statement in statements:
+        sql, params = (statement, ()) if isinstance(statement, str) else statement
+
+        def run(_module, sql=sql, params=params):
+            cursor = connection.execute(sql, params)
+            return (cursor.fetchall(), cursor.description, cursor.rowcount, cursor.lastrowid)
+
+        found.append((outcome(run, module), connection.in_transaction))
+    return found
+
+
+# ---------------------------------------------------------------- everyday statements
+
+
+@scenario
+def rows_description_rowcount_lastrowid(m):
+    con = m.connect(":memory:")
+    return each(
+        m, con,
+        "create table t(a integer primary key, b)",
+        ("insert into t(b) values(?)", ("x",)),
+        ("insert into t(b) values(?)", [5]),
+        'select a, b as "B b", a+1 from t',
+        "update t set b = 'z'",
+        "delete from t where a = 1",
+        "replace into t values(2, 'r')",
+        "insert into t values(9, 'n') returning a, b",
+        "with w as (select 100 as x) insert into t(a) select x from w",
+        "select count(*) from t",
+        "create table u(a)",
+        "drop table u",
+        "pragma user_version",
+        "-- nothing",
+        "",
+        "select 1;",
+        "select 1; -- comment\n /* and */ ",
+    )  # fmt: skip
+
+
+@scenario
+def errors_of_sqlite(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(a unique not null, b check(b > 0), c references t(a))")
+    con.execute("pragma foreign_keys = on")
+    return each(
+        m, con,
+        "insert into t values(1, 1, null)",
+        "insert into t values(1, 1, null)",
+        "insert into t values(null, 1, null)",
+        "insert into t values(2, 0, null)",
+        "select * from missing",
+        "select frob(1)",
+        "selec 1",
+        "select abs(-9223372036854775808)",
+        "commit",
+        "commit",
+        "rollback",
+        "savepoint s",
+        "release x",
+        "select zeroblob(3000000000)",
+        "attach 'file:///nonexistent/dir/x' as y",
+        "create table t(a)",
+        "insert into t values(1,2)",
+        "select like('a','b','cc')",
+    )  # fmt: skip
+
+
+@scenario
+def parameters_of_every_kind(m):
+    class Text(str):
+        __slots__ = ()
+
+    class Number(int):
+        pass
+
+    class Color(enum.IntEnum):
+        RED = 3
+
+    class Names(dict):
+        def __missing__(self, key):
+            return key * 2
+
+    class Sequence:
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            assert index == 0
+            return "item"
+
+    con = m.connect(":memory:")
+    return each(
+        m, con,
+        *[("select ?, typeof(?1)", (v,)) for v in (
+            None, True, False, 0, -1, 2**63 - 1, -(2**63), 1.5, float("inf"), float("nan"), "", "é\0x",
+            b"", b"\0\xff", bytearray(b"ab"), memoryview(b"abc")[1:], Text("t"), Number(7), Color.RED,
+        )],
+        ("select ?", (2**63,)),
+        ("select ?", (2**70,)),
+        ("select ?", (-(2**63) - 1,)),
+        ("select ?", ("\ud800",)),
+        ("select ?", (Decimal(1),)),
+        ("select ?", (uuid.UUID(int=1),)),
+        ("select ?", (object,)),
+        ("select ?", ([],)),
+        ("select ?, ?", (1, {})),
+        ("select ?", (1j,)),
+        ("select ?", (datetime.timedelta(1),)),
+        ("select ?", ()),
+        ("select ?", (1, 2)),
+        ("select 1", (1,)),
+        ("select :a, :b", {"a": 1, "b": "x"}),
+        ("select :a, @b, $c", {"a": 1, "b": 2, "c": 3, "d": 4}),
+        ("select :a", {"b": 1}),
+        ("select :a", Names()),
+        ("select ?", {"a": 1}),
+        ("select :a", {"a": Decimal(2)}),
+        ("select ?", Sequence()),
+        ("select ?", 5),
+        ("select ?", None),
+        ("select ?", "x"),
+        ("select ?", range(1)),
+        ("select 1", set()),
+    )  # fmt: skip
+
+
+@scenario
+def one_statement_at_a_time(m):
+    con = m.connect(":memory:")
+    return each(
+        m, con,
+        "select 1; select 2", "select 1;;", "select 1; // c++", "select 1; *x", "select 1; -*x",
+        "select 1; /* */ a", "select 1; /**/a", "select 1; -", "select 1; /", "select 1; -- \n select 2",
+        "select 1; /* unfinished", "select\0 1", "select 1\0",
+    )  # fmt: skip
+
+
+@scenario
+def statements_of_the_wrong_type(m):
+    con = m.connect(":memory:")
+    return [outcome(lambda _, v=v: con.execute(v), m) for v in (b"select 1", 5, None)]
+
+
+# ---------------------------------------------------------------- cursors
+
+
+@scenario
+def fetching(m):
+    con = m.connect(":memory:")
+    cur = con.cursor()
+    found = [
+        cur.fetchone(),
+        cur.fetchall(),
+        cur.fetchmany(),
+        cur.rowcount,
+        cur.lastrowid,
+        cur.description,
+    ]
+    sql = "with recursive n(i) as (select 1 union all select i+1 from n limit 5000) select i, 'x'||i from n"
+    cur.execute(sql)
+    found += [cur.fetchone(), cur.fetchmany(), cur.fetchmany(3), next(cur)]
+    cur.arraysize = 7
+    found += [
+        cur.fetchmany(),
+        cur.fetchmany(size=2),
+        len(cur.fetchmany(3000)),
+        sum(r[0] for r in cur),
+    ]
+    found += [cur.fetchone(), cur.fetchall(), cur.fetchmany(5), list(cur)]
+    cur.execute(sql)
+    found += [cur.fetchmany(0)[:2], cur.execute("select 1").fetchall(), cur.fetchone()]
+    return found
+
+
+@scenario
+def iteration_and_fetching_mixed(m):
+    cur = m.connect(":memory:").execute("select 1 union select 2 union select 3 union select 4")
+    return [(row, cur.fetchone()) for row in cur]
+
+
+@scenario
+def executing_again_while_iterating(m):
+    con = m.connect(":memory:")
+    cur = con.execute("select 1 union select 2 union select 3")
+    found = [next(cur)]
+    cur.execute("select 'new'")
+    return found + list(cur)
+
+
+@scenario
+def two_cursors_of_one_text(m):
+    con = m.connect(":memory:")
+    sql = "with recursive n(i) as (select 1 union all select i+1 from n limit 3000) select i from n"
+    a, b = con.execute(sql), con.execute(sql)
+    pairs = [(a.fetchone(), b.fetchone()) for _ in range(2999)]
+    return (pairs[-1], a.fetchall(), b.fetchall())
+
+
+@scenario
+def a_failed_execute_clears_the_cursor(m):
+    con = m.connect(":memory:")
+    cur = con.execute("select 1 as a union select 2")
+    first = outcome(lambda _: cur.execute("select nonsense"), m)
+    return [first, cur.fetchall(), cur.description, cur.rowcount]
+
+
+@scenario
+def closed_cursors_and_connections(m):
+    con = m.connect(":memory:")
+    cur = con.execute("select 1")
+    cur.close()
+    found = [
+        outcome(lambda _, f=f: f(), m)
+        for f in (
+            cur.fetchone,
+            cur.fetchall,
+            cur.close,
+            lambda: cur.execute("select 1"),
+            lambda: list(cur),
+        )
+    ]
+    cur = con.execute("select 1")
+    con.close()
+    con.close()
+    found += [
+        outcome(lambda _, f=f: f(), m)
+        for f in (
+            cur.fetchone, cur.fetchall, cur.fetchmany, cur.close, lambda: cur.execute("select 1"),
+            con.commit, con.rollback, con.cursor, lambda: con.execute("select 1"), lambda: con.in_transaction,
+            lambda: con.total_changes, con.interrupt, con.__enter__, lambda: con.isolation_level,
+        )
+    ]  # fmt: skip
+    return [*found, cur.description]
+
+
+@scenario
+def executemany_counts(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(a unique, b)")
+    cur = con.cursor()
+    found = []
+
+    def run(sql, sets):
+        answer = outcome(lambda _: cur.executemany(sql, sets) is cur, m)
+        total = con.execute("select count(*), sum(a) from t").fetchall()
+        found.append((answer, cur.rowcount, cur.lastrowid, con.in_transaction, total))
+
+    run("insert into t values(?, ?)", [(1, 2), (2, 3)])
+    run("insert into t values(:a, :b)", ({"a": i, "b": i} for i in range(10, 20)))
+    run("insert into t values(?, ?)", [(30, 1), (1, 1), (31, 1)])
+    run("insert into t values(?, ?)", [(40, 1), (41,), (42, 1)])
+    run("insert into t values(?, ?)", [(50, 1), (object(), 1), (51, 1)])
+    run("update t set b = ? where a > ?", [(1, 10), (2, 15), (3, 1000)])
+    run("delete from t where a = ?", [(1,), (77,), (2,)])
+    run("select ?", [(1,)])
+    run("create table u(a)", [()])
+    run("insert into t values(?, ?)", [])
+    run("insert into t values(?, ?)", iter([]))
+    run("insert into t values(?, ?)", 5)
+    run("insert into t values(?, ?)", [5])
+    run("insert into t(a) values(?)", "xyz")
+    run("insert into t(a) values(?)", [(2**63,)])
+    run("insert into t(a) select 1000+value from generate_series(1,?)", [(1,)])
+    con.commit()
+    run("insert into t values(?, ?)", [])
+    return found
+
+
+@scenario
+def executemany_from_a_failing_generator(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(a)")
+
+    def values():
+        yield (1,)
+        yield (2,)
+        raise KeyError("mine")
+
+    first = outcome(lambda _: con.executemany("insert into t values(?)", values()), m)
+    return first, con.execute("select a from t").fetchall(), con.in_transaction
+
+
+@scenario
+def scripts(m):
+    con = m.connect(":memory:")
+    cur = con.cursor()
+    found = []
+    for script in (
+        "create table t(a); insert into t values(1); insert into t values(2);",
+        "insert into t values(3); bad; insert into t values(4)",
+        "begin; insert into t values(5);",
+        "select 1; -- end",
+        "",
+        "create table \0 x(a)",
+        b"select 1",
+        5,
+    ):
+        answer = outcome(lambda _, s=script: cur.executescript(s) is cur, m)
+        found.append((answer, con.in_transaction, con.execute("select count(*) from t").fetchall()))
+    con.execute("insert into t values(9)")
+    con.executescript("select 1")
+    found.append(con.in_transaction)
+    return found
+
+
+# ---------------------------------------------------------------- transactions
+
+
+@scenario
+def legacy_transactions(m):
+    found = []
+    for level in ("", "DEFERRED", "IMMEDIATE", "EXCLUSIVE", "immediate", None):
+        con = m.connect(":memory:", isolation_level=level)
+        found.append(con.isolation_level)
+        found.append(
+            each(
+                m, con, "create table t(a)", "select 1", "insert into t values(1)", "create table u(a)",
+                "/* x */ update t set a = 2", "commit", "begin", "insert into t values(3)", "rollback",
+                "select * from t", "savepoint x", "release x", "with z as (select 1) delete from t",
+            )
+        )  # fmt: skip
+        con.commit()
+        con.rollback()
+        found.append(con.in_transaction)
+    return found
+
+
+@scenario
+def isolation_levels_that_are_none(m):
+    con = m.connect(":memory:")
+    found = []
+    for level in ("", None, "DEFERRED", "BOGUS", 5, "exclusive", "IMMEDIATE\0"):
+
+        def assign(_module, level=level):
+            con.isolation_level = level
+            return con.isolation_level
+
+        found.append(outcome(assign, m))
+    found.append(outcome(lambda _: m.connect(":memory:", isolation_level="BOGUS"), m))
+    con.execute("create table t(a)")
+    con.isolation_level = ""
+    con.execute("insert into t values(1)")
+    con.isolation_level = None
+    return [*found, con.in_transaction]
+
+
+@scenario
+def context_managers(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(a unique)")
+    with con as same:
+        con.execute("insert into t values(1)")
+    found = [same is con, con.in_transaction]
+
+    def failing(_module):
+        with con:
+            con.execute("insert into t values(2)")
+            con.execute("insert into t values(1)")
+
+    found += [outcome(failing, m), con.in_transaction, con.execute("select a from t").fetchall()]
+    con.executescript(
+        "pragma foreign_keys=on; create table p(a primary key);"
+        "create table c(a references p deferrable initially deferred)"
+    )
+
+    def failing_commit(_module):
+        with con:
+            con.execute("insert into c values(5)")
+
+    found += [outcome(failing_commit, m), con.in_transaction]
+    return found
+
+
+@scenario
+def uncommitted_work_is_lost(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(a)")
+    con.execute("insert into t values(1)")
+    con.rollback()
+    return con.execute("select * from t").fetchall()
+
+
+@scenario
+def total_changes(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(a)")
+    con.executemany("insert into t values(?)", [(1,), (2,)])
+    con.execute("update t set a = 3")
+    return con.total_changes
+
+
+# ---------------------------------------------------------------- rows, text and types
+
+
+@scenario
+def rows_with_names(m):
+    con = m.connect(":memory:")
+    con.row_factory = m.Row
+    row = con.execute("select 1 as a, 'x' as \"B\", 2 as a, 'é' as É").fetchone()
+    other = con.execute("select 1 as a, 'x' as \"B\", 2 as a, 'é' as É").fetchone()
+    third = con.execute("select 1 as z, 'x' as \"B\", 2 as a, 'é' as É").fetchone()
+
+    def item(key):
+        return outcome(lambda _: row[key], m)
+
+    keys = (0, -1, 3, 4, -5, "a", "A", "b", "missing", "É", "é", slice(1, 3), slice(None, None, -1), 1.5, None,
+            2**100, True)  # fmt: skip
+    return [
+        [item(key) for key in keys], len(row), list(row), tuple(row), dict(zip(row.keys(), row, strict=True)), row.keys(),
+        row == other, row != other, row == third, row == tuple(row), hash(row) == hash(other),
+        "x" in row, list(reversed(row)), isinstance(row, tuple), type(row) is m.Row,
+        outcome(lambda _: m.Row(5, ()), m), outcome(lambda _: m.Row(con.cursor(), []), m),
+        outcome(lambda _: row < other, m),
+    ]  # fmt: skip
+
+
+@scenario
+def row_factories(m):
+    con = m.connect(":memory:")
+    con.row_factory = lambda cursor, row: {
+        d[0]: v for d, v in zip(cursor.description, row, strict=True)
+    }
+    cur = con.execute("select 1 as a union all select 2 union all select 3")
+    found = [cur.fetchone()]
+    cur.row_factory = None
+    found.append(cur.fetchone())
+    cur.row_factory = lambda cursor, row: list(row)
+    found += [cur.fetchall(), con.cursor().row_factory is con.row_factory]
+    cur.row_factory = lambda cursor, row: 1 // 0
+    cur.execute("select 1")
+    return [*found, outcome(lambda _: cur.fetchone(), m)]
+
+
+@scenario
+def text_factories(m):
+    con = m.connect(":memory:")
+    found = []
+    for factory in (
+        str,
+        bytes,
+        bytearray,
+        lambda data: data.decode("latin-1").upper(),
+        lambda data: 1 // 0,
+    ):
+        con.text_factory = factory
+        cur = con.execute("select 'aé', x'01', 'b', null, 5 as x")
+        found.append(outcome(lambda _, cur=cur: cur.fetchall(), m))
+    return found
+
+
+@scenario
+def text_that_is_not_utf8(m):
+    con = m.connect(":memory:")
+    sql = "select cast(x'61ff00' as text) as \"n é\""
+    cur = con.execute(sql)
+    found = [outcome(lambda _: cur.fetchone(), m)]
+    con.text_factory = bytes
+    found.append(con.execute(sql).fetchone())
+    con.text_factory = lambda data: data.decode(errors="ignore")
+    return [*found, con.execute(sql).fetchone()]
+
+
+@scenario
+def numbers_as_sqlite_stores_them(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(i integer, r real, n numeric, x text, b blob)")
+    for value in (1, 1.0, 1.5, "1", "1.0", "abc", b"1", True, 2**62, 1e300, None):
+        con.execute("insert into t values(?,?,?,?,?)", (value,) * 5)
+    rows = con.execute(
+        "select *, typeof(i), typeof(r), typeof(n), typeof(x), typeof(b) from t"
+    ).fetchall()
+    return [[(type(v).__name__, v) for v in row] for row in rows]
+
+
+@scenario
+def adapters_and_converters(m):
+    class Point:
+        def __init__(self, x, y):
+            self.x, self.y = x, y
+
+        def __conform__(self, protocol):
+            return f"{self.x};{self.y}" if protocol is m.PrepareProtocol else None
+
+    m.register_converter("point", lambda data: tuple(map(int, data.split(b";"))))
+    m.register_adapter(complex, repr)
+    con = m.connect(":memory:", detect_types=m.PARSE_DECLTYPES | m.PARSE_COLNAMES)
+    con.execute("create table t(p point, q POINT(5) not null, z)")
+    con.execute("insert into t values(?, ?, ?)", (Point(1, 2), Point(3, 4), 1j))
+    con.execute("insert into t values(?, ?, ?)", (None, "5;6", Point(7, 8)))
+    cur = con.execute('select p, q, z, z as "w [point]", p as "v[x]" from t where rowid = 2')
+    found = [cur.description, cur.fetchall(), con.execute("select * from t").fetchall()]
+    con.execute("insert into t values(?, 'bad', 1)", (Point(9, 9),))
+    cur = con.execute("select q from t order by rowid")
+    return [*found, cur.fetchone(), outcome(lambda _: [cur.fetchone(), cur.fetchone()], m)]
+
+
+@scenario
+def a_table_that_changes_under_a_cached_statement(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(a)")
+    con.execute("insert into t values(1)")
+    cur = con.cursor()
+    found = []
+    for change in (
+        "alter table t add column b",
+        "drop table t",
+        "create table t(x, y)",
+        "insert into t values(1,2)",
+    ):
+        found.append(
+            outcome(lambda _: (cur.execute("select * from t").fetchall(), cur.description), m)
+        )
+        con.execute(change)
+    return [*found, cur.execute("select * from t").fetchall(), cur.description]
+
+
+@scenario
+def iterdump(m):
+    con = m.connect(":memory:")
+    con.executescript(
+        "create table t(a, b); insert into t values(1, 'x''y'), (null, x'00'); create view v as select 1"
+    )
+    return list(con.iterdump())
+
+
+@scenario
+def module_names(m):
+    return [m.apilevel, m.paramstyle, m.PARSE_DECLTYPES, m.PARSE_COLNAMES, m.DateFromTicks(0).year,
+            m.complete_statement("select 1;"), m.Binary is memoryview, m.adapt(5, None, 5)]  # fmt: skip
+
+
+@scenario
+def subclasses_and_factories(m):
+    class MyCursor(m.Cursor):
+        pass
+
+    class MyConnection(m.Connection):
+        def cursor(self, *args):
+            return super().cursor(MyCursor)
+
+    con = m.connect(":memory:", factory=MyConnection)
+    return [
+        type(con).__name__, type(con.cursor()).__name__, type(con.execute("select 1")).__name__,
+        outcome(lambda _: m.connect(":memory:").cursor(lambda c: None), m),
+        outcome(lambda _: m.connect(":memory:").cursor(None), m),
+        outcome(lambda _: m.Cursor(5), m),
+        outcome(lambda _: m.connect(), m),
+        m.connect(":memory:", 5.0, 0, None, True, MyConnection).isolation_level,
+    ]  # fmt: skip
+
+
+@scenario
+def recursive_use_of_a_cursor(m):
+    con = m.connect(":memory:")
+    con.execute("create table t(a)")
+    cur = con.cursor()
+
+    def values():
+        cur.execute("select 1")
+        yield (1,)
+
+    return outcome(lambda _: cur.executemany("insert into t values(?)", values()), m)
+
+
+@scenario
+def base_init_not_called(m):
+    class Lazy(m.Cursor):
+        def __init__(self, con):
+            pass
+
+    class LazyConnection(m.Connection):
+        def __init__(self):
+            pass
+
+    cur = Lazy(m.connect(":memory:"))
+    con = LazyConnection()
+    return [
+        outcome(lambda _: cur.execute("select 1"), m), outcome(lambda _: cur.fetchone(), m),
+        outcome(lambda _: cur.close(), m), outcome(lambda _: con.cursor(), m),
+        outcome(lambda _: con.in_transaction, m),
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The default .* is deprecated")
+@pytest.mark.filterwarnings("ignore:Binding . :")
+@pytest.mark.parametrize("function", SCENARIOS, ids=lambda f: f.__name__)
+def test_outcome_equals_that_of_the_standard_library(function):
+    assert outcome(function, nearlite) == outcome(function, sqlite3)

@@ -40,8 +40,18 @@ static int64_t database_now_ms(void)
 
 /* ---------------------------------------------------------------- entering, leaving, failing */
 
+/* The handle came here by fork(). SQLite must not see it again, not even to close it: that would roll
+** back or checkpoint the parent's transaction through the memory and the files both share. So whatever it
+** owns is left as it is; the process's end takes it away. Looked at before any lock of the handle, which
+** a thread of the parent may have held. */
+static int database_inherited(const nl_db *db)
+{
+    return db->forks != nl_forks();
+}
+
 static void database_unref(nl_db *db)
 {
+    if (database_inherited(db)) return;
     if (__atomic_sub_fetch(&db->refs, 1, __ATOMIC_ACQ_REL)) return;
     pthread_mutex_destroy(&db->guard);
     free(db->message);
@@ -85,6 +95,11 @@ static void database_exit(nl_db *db)
 
 int nl_db_enter(nl_db *db, nl_error *err)
 {
+    if (database_inherited(db)) {
+        return nl_fail(err, NL_E_MISUSE,
+            "the connection was opened before a fork, by the parent process, and works only there; "
+            "nothing was done. Open a new connection in the child");
+    }
     if (__atomic_exchange_n(&db->running, 1, __ATOMIC_ACQUIRE)) {
         return nl_fail(err, NL_E_MISUSE, "the connection is in use by another call");
     }
@@ -120,6 +135,7 @@ void nl_db_adopt(nl_db *db, nl_stmt *s)
 
 void nl_db_orphan(nl_db *db, nl_stmt *s)
 {
+    if (database_inherited(db)) return;
     /* Once in the list, another thread may free the statement and with it the last reference. */
     __atomic_add_fetch(&db->refs, 1, __ATOMIC_RELAXED);
     pthread_mutex_lock(&db->guard);
@@ -307,6 +323,7 @@ int nl_db_open(const char *path, int flags, int busy_ms, nl_db **out, nl_error *
     if (!db) return nl_fail(err, NL_E_NOMEM, "out of memory");
     pthread_mutex_init(&db->guard, NULL);
     db->refs = 1;
+    db->forks = nl_forks();
     db->busy_ms = busy_ms;
     db->budget = -1;
     if (flags & NL_OPEN_READONLY) open_flags |= SQLITE_OPEN_READONLY;
@@ -333,7 +350,7 @@ int nl_db_close(nl_db *db, nl_error *err)
 {
     sqlite3 *sqlite = db->sqlite;
 
-    if (!sqlite) return NL_OK;
+    if (!sqlite || database_inherited(db)) return NL_OK;
     if (nl_db_enter(db, err)) return NL_E_MISUSE;
     pthread_mutex_lock(&db->guard);
     db->sqlite = NULL;
@@ -361,6 +378,7 @@ void nl_db_free(nl_db *db)
 
 void nl_db_interrupt(nl_db *db)
 {
+    if (database_inherited(db)) return;
     pthread_mutex_lock(&db->guard);
     if (db->sqlite) sqlite3_interrupt(db->sqlite);
     pthread_mutex_unlock(&db->guard);

@@ -28,6 +28,7 @@ struct nl_db {
     int busy_ms;             /* how long a lock is waited for; < 0: for ever */
     uint32_t *collect;       /* flags of the statement being compiled; NULL: nothing is compiled */
     uint32_t epoch;          /* rises when this connection changes what names mean (temp, attach) */
+    uint32_t forks;          /* nl_forks() at birth: in the child of a fork this handle is dead */
     int running;             /* 1 while a call is inside: a second thread is refused, not obeyed */
     int64_t begun_ms;        /* monotonic time of the first progress report of this call; 0: none yet */
     int64_t tick_ms;         /* monotonic time of the next tick */
@@ -62,8 +63,8 @@ struct nl_stmt {
 };
 
 /* Begin and end of a stretch of work. Entering is refused (NL_E_MISUSE) while another thread, or the
-** code that a signal handler interrupted, is inside, and once the connection is closed. Leaving
-** refreshes db->status. */
+** code that a signal handler interrupted, is inside, once the connection is closed, and in the child of a
+** fork. Leaving refreshes db->status. */
 int nl_db_enter(nl_db *db, nl_error *err);
 void nl_db_leave(nl_db *db);
 

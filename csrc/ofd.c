@@ -25,7 +25,8 @@
 **
 ** RULES
 **
-** (1) An inode's canonical descriptor is never closed while SQLite has a descriptor of it open.
+** (1) An inode's canonical descriptor is never closed while SQLite has a descriptor of it open. It is one
+**     that SQLite does not know, see ofd_choose().
 ** (2) When SQLite closes its last descriptor of an inode, everything on it is unlocked: SQLite
 **     leaves the -shm file's DMS lock to close(), which no longer does that.
 ** (3) A parked descriptor is closed when its file has no name left (looked at whenever a file is
@@ -85,12 +86,12 @@ typedef struct ofd_inode {
     struct ofd_inode *next; /* chain of its bucket */
     dev_t dev;
     ino_t ino;
-    int lock_fd;        /* the canonical descriptor: one of `slots`, or our own if `reopened` */
-    int reopened;       /* lock_fd was made by us and is not in the slot table */
+    int lock_fd;        /* the canonical descriptor */
+    int reopened;       /* it is ours alone and not in the slot table: the usual case */
     int writable;       /* lock_fd can take write locks */
     int open;           /* descriptors that SQLite has open */
     int parked;         /* head of the list of parked descriptors, or OFD_NONE */
-    atomic_int proven;  /* an OFD lock was answered with something else than EINVAL */
+    atomic_int proven;  /* an OFD lock was taken: from then on EINVAL is an error like any other */
     atomic_int posix;   /* rule 5 */
 } ofd_inode;
 
@@ -215,29 +216,47 @@ static void ofd_sweep(int idle)
     if (idle) ofd_evict_above = 2 * ofd_parked > OFD_PARKED ? 2 * ofd_parked : OFD_PARKED;
 }
 
-/* The canonical descriptor must be able to take write locks, also when SQLite opens the file for
-** reading first and for writing later: locks cannot move to another description. Where the file
-** cannot be written at all (permissions, read-only file system), `fd` itself will do. */
+/* The canonical descriptor is a description of its own, for two reasons. SQLite maps the -shm file, and
+** a mapping keeps the description it was made from, with its locks, alive in a child of fork() where no
+** handler can end it. And it must be able to take write locks, also when SQLite opens the file for reading
+** first and for writing later: locks cannot move to another description. Where the file cannot be
+** opened once more (no /proc; no permission to write), `fd` itself has to do. */
 static void ofd_choose(ofd_inode *inode, int fd, int access)
 {
     char path[32];
 
-    inode->lock_fd = fd;
-    inode->reopened = 0;
-    inode->writable = access == O_RDWR;
-    if (inode->writable) return;
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int own = open(path, O_RDWR | O_CLOEXEC);
-    if (own < 0) return;
-    inode->lock_fd = own;
-    inode->reopened = 1;
-    inode->writable = 1;
+    inode->lock_fd = open(path, O_RDWR | O_CLOEXEC);
+    if (inode->lock_fd < 0 && access != O_RDWR) inode->lock_fd = open(path, O_RDONLY | O_CLOEXEC);
+    inode->reopened = inode->lock_fd >= 0;
+    inode->writable = access == O_RDWR;
+    if (!inode->reopened) {
+        inode->lock_fd = fd;
+    } else {
+        inode->writable = (fcntl(inode->lock_fd, F_GETFL) & O_ACCMODE) == O_RDWR;
+    }
+}
+
+/* Take a better canonical descriptor while nothing is locked. The old one is parked like any other:
+** closing it could drop somebody's locks. */
+static void ofd_choose_again(ofd_inode *inode, int fd, int access)
+{
+    int old = inode->lock_fd;
+    ofd_slot *slot = inode->reopened ? ofd_slot_of(old) : NULL;
+
+    if (inode->reopened && !slot) return;
+    ofd_choose(inode, fd, access);
+    if (!slot) return;
+    *slot = (ofd_slot){inode, OFD_PARKED_FD, O_RDONLY, inode->parked};
+    inode->parked = old;
+    ofd_parked++;
 }
 
 /* Count `fd` as a descriptor of its inode, which is entered if it is new. 0, or -1 without memory. */
-static int ofd_enter(int fd, ofd_slot *slot, const struct stat *st)
+static int ofd_enter(int fd, const struct stat *st)
 {
     ofd_inode *inode = ofd_find(st);
+    int access = ofd_slots[fd].access;
 
     if (!inode) {
         inode = calloc(1, sizeof *inode);
@@ -245,17 +264,14 @@ static int ofd_enter(int fd, ofd_slot *slot, const struct stat *st)
         inode->dev = st->st_dev;
         inode->ino = st->st_ino;
         inode->parked = OFD_NONE;
-        ofd_choose(inode, fd, slot->access);
+        ofd_choose(inode, fd, access);
         inode->next = *ofd_bucket(st->st_ino);
         *ofd_bucket(st->st_ino) = inode;
-    } else if (!inode->writable && slot->access == O_RDWR && inode->open == 0) {
-        inode->lock_fd = fd; /* nothing is locked: the old one was not reopened, it stays parked */
-        inode->writable = 1;
+    } else if (!inode->writable && access == O_RDWR && inode->open == 0) {
+        ofd_choose_again(inode, fd, access);
     }
     inode->open++;
-    slot->inode = inode;
-    slot->state = OFD_OPEN;
-    slot->next = OFD_NONE;
+    ofd_slots[fd] = (ofd_slot){inode, OFD_OPEN, access, OFD_NONE};
     return 0;
 }
 
@@ -318,7 +334,7 @@ static int ofd_opened(int fd, const char *path, int flags)
         return 0;
     }
     ofd_sweep(0);
-    return ofd_enter(fd, slot, &st);
+    return ofd_enter(fd, &st);
 }
 
 static int ofd_open(const char *path, int flags, int mode)
@@ -382,7 +398,8 @@ static int ofd_close(int fd)
     pthread_mutex_lock(&ofd_mutex);
     ofd_slot *slot = fd >= 0 && fd < ofd_slots_size ? &ofd_slots[fd] : NULL;
     if (slot && slot->state == OFD_SIDE && fstat(fd, &st) == 0 && st.st_nlink > 0 && ofd_locked(fd)) {
-        (void)ofd_enter(fd, slot, &st); /* without memory it stays OFD_SIDE and is closed */
+        (void)ofd_enter(fd, &st); /* without memory it stays OFD_SIDE and is closed */
+        slot = &ofd_slots[fd];
     }
     if (slot && slot->state == OFD_OPEN) {
         really = ofd_park(fd, slot);
@@ -404,9 +421,10 @@ static ofd_inode *ofd_inode_of(int fd, int *why)
     *why = 0;
     pthread_mutex_lock(&ofd_mutex);
     ofd_slot *slot = fd >= 0 && fd < ofd_slots_size ? &ofd_slots[fd] : NULL;
-    if (slot && slot->state == OFD_SIDE && fstat(fd, &st) == 0 && ofd_enter(fd, slot, &st)) {
+    if (slot && slot->state == OFD_SIDE && fstat(fd, &st) == 0 && ofd_enter(fd, &st)) {
         *why = ENOMEM; /* a database with the name of a side file */
     }
+    if (slot) slot = &ofd_slots[fd]; /* the table may have moved */
     if (slot && slot->state == OFD_OPEN) inode = slot->inode;
     if (slot && slot->state == OFD_INHERITED) *why = EPERM;
     pthread_mutex_unlock(&ofd_mutex);
@@ -439,7 +457,7 @@ static int ofd_fcntl(int fd, int cmd, ...)
     lock->l_pid = 0; /* the kernel insists */
     int rc = fcntl(inode->lock_fd, twin, lock);
     if (rc == 0 || errno != EINVAL) {
-        atomic_store(&inode->proven, 1);
+        if (rc == 0 && cmd != F_GETLK) atomic_store(&inode->proven, 1);
         /* Opened for reading while the file could not be written, and it can be now: that heals
         ** with the last close. EACCES makes it "busy" instead of an I/O error. */
         if (rc != 0 && errno == EBADF && !inode->writable) errno = EACCES;

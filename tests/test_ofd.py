@@ -340,6 +340,7 @@ def test_a_replaced_file_is_not_served_from_a_parked_descriptor(tmp_path: Path, 
 def test_a_parked_descriptor_does_not_outlive_the_permission_to_write(tmp_path: Path) -> None:
     script = """
         import os, sys, nearlite
+        nearlite.connect(":memory:").close()  # everything is imported
         if os.getuid() == 0:  # to root, permissions mean nothing
             os.setgid(65534)
             os.setuid(65534)
@@ -354,7 +355,7 @@ def test_a_parked_descriptor_does_not_outlive_the_permission_to_write(tmp_path: 
         except nearlite.OperationalError as error:
             print(error)
         """
-    folder = Path(f"/dev/shm/nearlite-{os.getpid()}")  # noqa: S108 - reachable for anybody
+    folder = Path(f"/dev/shm/nearlite-{os.getpid()}")
     folder.mkdir()
     folder.chmod(0o777)
     try:
@@ -476,8 +477,8 @@ def test_a_child_that_outlives_its_parent_holds_none_of_its_locks(wal: Path) -> 
         read, write = os.pipe()
         if os.fork() == 0:
             os.close(write)
-            os.read(read, 1)  # until the parent is dead
-            own = sqlite3.connect(path, 0, isolation_level=None)
+            os.read(read, 1)  # until the parent dies; the kernel chooses the order of its closes
+            own = sqlite3.connect(path, 5, isolation_level=None)
             own.execute("INSERT INTO t VALUES(3)")
             print(own.execute("SELECT sum(a) FROM t").fetchone()[0], flush=True)
             os._exit(0)

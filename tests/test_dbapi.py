@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import datetime
 import enum
+import gc
 import sqlite3
+import subprocess
+import sys
+import threading
 import uuid
+import weakref
 from decimal import Decimal
 
 import pytest
@@ -621,7 +626,236 @@ def base_init_not_called(m):
 
 
 @pytest.mark.filterwarnings("ignore:The default .* is deprecated")
-@pytest.mark.filterwarnings("ignore:Binding . :")
+@pytest.mark.filterwarnings("ignore:Passing more than 1 positional")
+@pytest.mark.filterwarnings("ignore:unclosed database in <sqlite3")
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <sqlite3.Connection")
 @pytest.mark.parametrize("function", SCENARIOS, ids=lambda f: f.__name__)
 def test_outcome_equals_that_of_the_standard_library(function):
     assert outcome(function, nearlite) == outcome(function, sqlite3)
+    gc.collect()  # since 3.13 the standard library warns of its unclosed connections: here, if ever
+
+
+# ---------------------------------------------------------------- threads, signals, lifetimes
+
+
+def test_another_thread_is_refused_unless_told_otherwise():
+    con = nearlite.connect(":memory:")
+    cur = con.execute("select 1")
+    failures = []
+
+    def work():
+        for call in (
+            con.cursor,
+            con.commit,
+            con.close,
+            cur.fetchone,
+            cur.fetchall,
+            lambda: con.execute("select 1"),
+        ):
+            try:
+                call()
+            except nearlite.ProgrammingError as error:
+                failures.append("same thread" in str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == [True] * 6
+
+
+def test_threads_that_share_a_connection_wait_for_each_other():
+    con = nearlite.connect(":memory:", check_same_thread=False, isolation_level=None)
+    con.execute("create table t(a)")
+    failures = []
+
+    def work(start):
+        try:
+            for i in range(200):
+                con.execute("insert into t values(?)", (start + i,))
+                assert con.execute("select a from t where a = ?", (start + i,)).fetchall() == [
+                    (start + i,)
+                ]
+                con.executemany("insert into t values(?)", [(-1,), (-1,)])
+                assert len(con.execute("select a from t limit 500").fetchall()) <= 500
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n * 1000,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert con.execute("select count(*) from t where a >= 0").fetchone() == (800,)
+
+
+ENDLESS = (
+    "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) as m from n"
+)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        f"con.execute({ENDLESS!r})",
+        f"con.executemany('insert into t select max(m) + ? from ({ENDLESS})', [(1,)])",
+        f"con.executescript({ENDLESS!r})",
+        "con.executemany('insert into t values(?)', itertools.repeat((1,)))",
+        "for row in con.execute('with recursive n(i) as (select 1 union all select i from n) select i from n'): pass",
+        "locked.execute('insert into t values(1)')",
+    ],
+)
+def test_ctrl_c_stops_what_runs_and_leaves_the_connection_usable(work, tmp_path):
+    program = f"""
+import itertools, nearlite, os, signal, threading, time
+con = nearlite.connect({str(tmp_path / "x.db")!r})
+con.executescript("pragma journal_mode=wal; create table t(a)")
+locked = nearlite.connect({str(tmp_path / "x.db")!r}, timeout=60)
+if {work.startswith("locked")}:
+    con.execute("begin immediate")
+sent = []
+def send():
+    sent.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Timer(0.05, send).start()
+try:
+    {work}
+except KeyboardInterrupt:
+    print("interrupted", time.monotonic() - sent[0] < 1)
+con.rollback()
+print(con.execute("select 1").fetchall(), con.execute("select count(*) from t").fetchall())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert run.stderr == ""
+    assert run.stdout == "interrupted True\n[(1,)] [(0,)]\n"
+
+
+def test_interrupt_from_another_thread():
+    con = nearlite.connect(":memory:", check_same_thread=False)
+    failures = []
+
+    def work():
+        try:
+            con.execute(ENDLESS)
+        except nearlite.OperationalError as error:
+            failures.append(error.sqlite_errorname)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while thread.is_alive():
+        con.interrupt()
+        thread.join(0.005)
+    assert failures == ["SQLITE_INTERRUPT"]
+
+
+def test_other_threads_run_during_a_long_query():
+    con = nearlite.connect(":memory:", check_same_thread=False)
+    thread = threading.Thread(
+        target=lambda: pytest.raises(nearlite.OperationalError, con.execute, ENDLESS)
+    )
+    thread.start()
+    assert sum(range(100_000)) == 4999950000
+    while thread.is_alive():
+        con.interrupt()
+        thread.join(0.005)
+
+
+def test_a_scan_holds_no_read_transaction_once_it_is_read(tmp_path):
+    con = nearlite.connect(tmp_path / "x.db", isolation_level=None)
+    con.executescript("pragma journal_mode=wal; create table t(a); insert into t values(1), (2)")
+    cur = con.execute("select a from t")
+    assert con.execute("pragma wal_checkpoint(truncate)").fetchone() == (0, 0, 0)
+    assert cur.fetchall() == [(1,), (2,)]
+
+
+def test_an_abandoned_cursor_ends_its_statement(tmp_path):
+    con = nearlite.connect(tmp_path / "x.db", isolation_level=None)
+    con.executescript("pragma journal_mode=wal; create table t(a); begin")
+    con.executemany("insert into t values(?)", [(i,) for i in range(20_000)])
+    con.commit()
+    cur = con.execute("select a from t")
+    cur.fetchone()
+    other = nearlite.connect(tmp_path / "x.db", isolation_level=None, timeout=0)
+    assert other.execute("pragma wal_checkpoint(truncate)").fetchone()[0] == 1
+    del cur
+    gc.collect()
+    assert other.execute("pragma wal_checkpoint(truncate)").fetchone()[0] == 0
+
+
+def test_statements_are_cached_up_to_the_limit_and_used_ones_stay():
+    con = nearlite.connect(":memory:", cached_statements=4)
+    for i in range(50):
+        assert con.execute(f"select {i}").fetchone() == (i,)
+        assert con.execute("select 'hot'").fetchone() == ("hot",)
+    assert len(con._statements) == 4
+    assert "select 'hot'" in con._statements
+    none = nearlite.connect(":memory:", cached_statements=0)
+    assert none.execute("select 1").fetchone() == (1,)
+    assert not none._statements
+
+
+def test_a_connection_can_be_referred_to_weakly_and_dies():
+    con = nearlite.connect(":memory:")
+    con.execute("select 1").fetchall()
+    reference = weakref.ref(con)
+    del con
+    gc.collect()
+    assert reference() is None
+
+
+def test_paths_of_every_kind(tmp_path):
+    for path in (
+        tmp_path / "a.db",
+        str(tmp_path / "a.db"),
+        bytes(tmp_path / "a.db"),
+        f"file:{tmp_path}/a.db?mode=rw",
+    ):
+        con = nearlite.connect(path, uri=str(path).startswith("file:"))
+        con.execute("create table if not exists t(a)")
+        con.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
+
+
+def test_errors_are_those_of_the_standard_library_too():
+    con = nearlite.connect(":memory:")
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        con.execute("select * from missing")
+    assert isinstance(caught.value, con.OperationalError)
+    assert caught.value.sqlite_errorcode == 1
+
+
+if sys.version_info >= (3, 12):  # the standard library has autocommit since then
+
+    @pytest.mark.parametrize("mode", [True, False])
+    def test_autocommit_as_in_the_standard_library(mode):
+        def run(m):
+            con = m.connect(":memory:", autocommit=mode)
+            found = [con.autocommit, con.in_transaction]
+            found.append(
+                each(
+                    m,
+                    con,
+                    "create table t(a)",
+                    "insert into t values(1)",
+                    "begin",
+                    "select * from t",
+                )
+            )
+            con.rollback()
+            found += [
+                con.in_transaction,
+                outcome(lambda _: con.execute("select * from t").fetchall(), m),
+            ]
+            with con:
+                con.execute("create table if not exists u(a)")
+            found.append(con.in_transaction)
+            for value in (m.LEGACY_TRANSACTION_CONTROL, True, False, 5, None):
+                found.append(outcome(lambda _, v=value: setattr(con, "autocommit", v), m))
+                found += [con.autocommit, con.in_transaction]
+            con.executescript("insert into u values(5)")
+            found.append(con.in_transaction)
+            return found
+
+        assert outcome(run, nearlite) == outcome(run, sqlite3)

@@ -7,6 +7,8 @@ not exactly a plain type goes through :func:`adapt` first, as in the standard li
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
@@ -104,11 +106,27 @@ def values_of(parameters: Any, names: tuple[str | None, ...]) -> list[Any]:
     if isinstance(parameters, (tuple, list)) or (
         not isinstance(parameters, dict) and _is_sequence(parameters)
     ):
+        _warn_about_names(names)
         # By index, not by iteration: __getitem__ and __len__ are all a sequence must have.
         return [storable(parameters[i], i + 1) for i in range(_length(parameters, names))]
     if isinstance(parameters, Mapping) or hasattr(parameters, "__getitem__"):
         return [_named(parameters, name, i + 1) for i, name in enumerate(names)]
     raise ProgrammingError("parameters are of unsupported type")
+
+
+def _warn_about_names(names: tuple[str | None, ...]) -> None:
+    """Since 3.12 the standard library warns of names that are given values by position."""
+    if sys.version_info < (3, 12):
+        return
+    for i, name in enumerate(names):
+        if name is not None and not name.isdigit():
+            warnings.warn(
+                f"Binding {i + 1} (':{name}') is a named parameter, but you supplied a sequence "
+                "which requires nameless (qmark) placeholders. Starting with Python 3.14 an "
+                "sqlite3.ProgrammingError will be raised.",
+                DeprecationWarning,
+                stacklevel=6,
+            )
 
 
 def _is_sequence(value: Any) -> bool:

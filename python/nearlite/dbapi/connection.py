@@ -68,6 +68,7 @@ class Connection:
 
     row_factory: Callable[[Cursor, Any], Any] | None = None
 
+    _open: bool | None = None  # None: __init__ was not called
     _database: Database
     _isolation_level: str | None
     _statements: dict[str, Statement]  # compiled, at rest; the longest unused first
@@ -244,6 +245,8 @@ class Connection:
 
     def close(self) -> None:
         """Close the file. An open transaction is rolled back. Idempotent."""
+        if self._open is None:
+            self._check_open()
         self._check_thread()
         with self._guard():
             if not self._open:
@@ -256,6 +259,23 @@ class Connection:
 
     def _close(self) -> None:
         self._database.close()
+
+    def getlimit(self, category: int, /) -> int:
+        """A run-time limit of SQLite (SQLITE_LIMIT_*)."""
+        return self.setlimit(category, -1)
+
+    def setlimit(self, category: int, limit: int, /) -> int:
+        """Set a run-time limit of SQLite; a negative one only asks. Answers the old limit.
+
+        Raises:
+          ProgrammingError: there is no such category.
+
+        """
+        self._check()
+        old = self._database.limit(category, limit)
+        if old < 0:
+            raise ProgrammingError("'category' is out of bounds")
+        return old
 
     def interrupt(self) -> None:
         """Stop what runs on this connection. From any thread."""
@@ -300,11 +320,10 @@ class Connection:
             )
 
     def _check_open(self) -> None:
-        try:
-            if self._open:
-                return
-        except AttributeError:
-            raise ProgrammingError("Base Connection.__init__ not called.") from None
+        if self._open:
+            return
+        if self._open is None:
+            raise ProgrammingError("Base Connection.__init__ not called.")
         raise ProgrammingError("Cannot operate on a closed database.")
 
     def _check(self) -> None:

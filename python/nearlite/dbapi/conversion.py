@@ -98,7 +98,8 @@ def convert(
 
 def _value(value: Any, cast: Converter | None, text: Converter | None) -> Any:
     if cast is not None:
-        return None if value is None else cast(_as_bytes(value))
+        # An empty value is None, as in the standard library (SQLite has no address for it).
+        return None if value is None or value == b"" or value == "" else cast(_as_bytes(value))
     if type(value) is Ext:
         assert text is not None
         return text(bytes(value.data))

@@ -370,10 +370,6 @@ class Cursor:
         checked: Connection = connection
         return checked
 
-    def _described(self) -> Any:
-        """What Row needs; its absence tells Row that something is no cursor."""
-        return self._description
-
     def _encode(self, statement: Statement, parameters: Any) -> bytes:
         """Parameters that are not simply a tuple or list of plain values."""
         self._barred = _RECURSIVE
@@ -389,10 +385,22 @@ class Cursor:
         """Put converters and row_factory between the batch and whoever fetches."""
         rows = self._rows
         if self._connection._raw_rows:
-            rows = self._connection._finish_rows(statement, rows)
+            rows = self._converted(self._connection._finish_rows(statement, rows))
         self._rows = self._plain_rows = rows
         if self._row_factory is not None:
             self._rows = map(self._row_factory, repeat(self), rows)
+
+    def _converted(self, rows: Iterator[Any]) -> Iterator[Any]:
+        """The rows of an iterator that runs the program's converters: they may not use this cursor."""
+        while True:
+            self._barred = _RECURSIVE
+            try:
+                row = next(rows, None)
+            finally:
+                self._barred = None
+            if row is None:
+                return
+            yield row
 
     def _drop(self) -> None:
         """End the present statement and give it back."""

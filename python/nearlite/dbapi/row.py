@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from nearlite.dbapi.cursor import Cursor
+from nearlite.dbapi.cursor import Cursor
 
 
 class Row(Sequence):  # type: ignore[type-arg]  # generic only in stubs, as sqlite3.Row
@@ -24,14 +23,11 @@ class Row(Sequence):  # type: ignore[type-arg]  # generic only in stubs, as sqli
         """Name the values of `data` by the description of `cursor`."""
         if not isinstance(data, tuple):
             raise TypeError(f"Row() argument 2 must be tuple, not {type(data).__name__}")
+        if not issubclass(type(cursor), Cursor):  # what __class__ pretends does not count
+            kind = type(cursor).__name__
+            raise TypeError(f"Row() argument 1 must be nearlite.Cursor, not {kind}")
         row = super().__new__(cls)
-        try:
-            # The attribute, not the property of the same name: see Cursor.
-            row._description = cursor._described()
-        except AttributeError:
-            raise TypeError(
-                f"Row() argument 1 must be nearlite.Cursor, not {type(cursor).__name__}"
-            ) from None
+        row._description = cursor._description
         row._values = data
         return row
 

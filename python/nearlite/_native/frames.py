@@ -176,7 +176,7 @@ def seal(body: bytearray | memoryview, page_size: int, numbers: Sequence[int]) -
     check(
         lib.nl_chunk_encode(
             page_size,
-            ffi.new("uint32_t[]", numbers),
+            ffi.new("uint32_t[]", list(numbers)),
             ffi.NULL,
             len(numbers),
             out,

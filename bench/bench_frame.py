@@ -17,6 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from nearlite import wire
 from nearlite._native import frames
 from nearlite._native.frames import SetHeader
+from nearlite._native.wal import WalChain, wal_checksum
 from nearlite.position import Position
 
 PAGE_SIZE = 4096
@@ -52,12 +53,12 @@ def bench_copy(benchmark: BenchmarkFixture, pages: bytes) -> None:
 
 @pytest.mark.benchmark(group="frame: WAL checksum")
 def bench_wal_checksum(benchmark: BenchmarkFixture, level: int, pages: bytes) -> None:
-    _measure(benchmark, len(pages), lambda: frames.wal_checksum(pages))
+    _measure(benchmark, len(pages), lambda: wal_checksum(pages))
 
 
 @pytest.mark.benchmark(group="frame: verify frames of a WAL")
 def bench_verify_frames(benchmark: BenchmarkFixture, level: int, pages: bytes) -> None:
-    chain = frames.WalChain(PAGE_SIZE, (1, 2))
+    chain = WalChain(PAGE_SIZE, (1, 2))
     header = chain.encode_header(0)
     written = b"".join(
         chain.encode_frame(i + 2, 0, pages[i * PAGE_SIZE : (i + 1) * PAGE_SIZE])
@@ -65,7 +66,7 @@ def bench_verify_frames(benchmark: BenchmarkFixture, level: int, pages: bytes) -
     )
 
     def verify() -> None:
-        assert frames.WalChain.decode(header).verify(written) == (PAGES, 0)
+        assert WalChain.decode(header).verify(written) == (PAGES, 0)
 
     _measure(benchmark, len(pages), verify)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nearlite._native import frames
 from nearlite._native._lib import FormatError
+from nearlite._native.wal import WalChain, wal_checksum
 
 LEVELS = range(frames.simd_best() + 1)
 PAGE_SIZES = sorted(frames.PAGE_SIZES)
@@ -66,7 +67,7 @@ def test_checksum_is_the_documented_one_at_every_length(level, big_endian):
     order = ">" if big_endian else "<"
     for size in range(0, 1600, 8):
         expected = reference_checksum(data[:size], (3, 5), order)
-        assert expected == frames.wal_checksum(data[:size], (3, 5), big_endian=big_endian)
+        assert expected == wal_checksum(data[:size], (3, 5), big_endian=big_endian)
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])
@@ -78,9 +79,9 @@ def test_checksum_is_the_documented_one_at_every_length(level, big_endian):
 )
 def test_every_level_computes_the_same_checksum(level, data, shift, start, big_endian):
     frames.simd_use(0)
-    expected = frames.wal_checksum(data, start, big_endian=big_endian)
+    expected = wal_checksum(data, start, big_endian=big_endian)
     assert level == frames.simd_use(level)
-    assert expected == frames.wal_checksum(at_alignment(data, shift), start, big_endian=big_endian)
+    assert expected == wal_checksum(at_alignment(data, shift), start, big_endian=big_endian)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -89,12 +90,12 @@ def test_checksum_wraps_at_32_bits(level, size):
     frames.simd_use(level)
     data = b"\xff" * size
     start = (0xFFFFFFFF, 0xFFFFFFFF)
-    assert reference_checksum(data, start, "<") == frames.wal_checksum(data, start)
+    assert reference_checksum(data, start, "<") == wal_checksum(data, start)
 
 
 def test_checksum_of_an_odd_number_of_words_is_refused():
     with pytest.raises(ValueError, match="multiples of 8"):
-        frames.wal_checksum(b"1234")
+        wal_checksum(b"1234")
 
 
 def test_a_level_beyond_this_cpu_is_lowered_to_its_best():
@@ -108,7 +109,7 @@ def test_a_level_beyond_this_cpu_is_lowered_to_its_best():
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_every_frame_of_a_wal_by_stock_sqlite_is_valid(tmp_path, page_size):
     _, wal, _ = wal_of(tmp_path, page_size)
-    chain = frames.WalChain.decode(wal[:32])
+    chain = WalChain.decode(wal[:32])
     assert page_size == chain.page_size
     count = (len(wal) - 32) // (24 + page_size)
     assert (count, count) == chain.verify(wal[32:])
@@ -120,7 +121,7 @@ def test_every_frame_of_a_wal_by_stock_sqlite_is_valid(tmp_path, page_size):
 def test_frames_are_written_exactly_as_stock_sqlite_wrote_them(tmp_path, level, page_size):
     frames.simd_use(level)
     _, wal, _ = wal_of(tmp_path, page_size, rows=4)
-    chain = frames.WalChain.decode(wal[:32])
+    chain = WalChain.decode(wal[:32])
     sequence = int.from_bytes(wal[12:16], "big")
     assert wal[:32] == chain.encode_header(sequence)
     size = 24 + page_size
@@ -134,9 +135,9 @@ def test_frames_are_written_exactly_as_stock_sqlite_wrote_them(tmp_path, level, 
 def test_stock_sqlite_reads_a_wal_rewritten_in_the_other_byte_order(tmp_path, level):
     frames.simd_use(level)
     main, wal, content = wal_of(tmp_path)
-    native = frames.WalChain.decode(wal[:32])
+    native = WalChain.decode(wal[:32])
     swapped = not wal[3] & 1
-    chain = frames.WalChain(native.page_size, native.salt, big_endian=swapped)
+    chain = WalChain(native.page_size, native.salt, big_endian=swapped)
     out = [chain.encode_header(0)]
     for at in range(32, len(wal), 4120):
         number, commit = struct.unpack(">II", wal[at : at + 8])
@@ -148,19 +149,19 @@ def test_stock_sqlite_reads_a_wal_rewritten_in_the_other_byte_order(tmp_path, le
     assert content == db.execute("SELECT id, v FROM t").fetchall()
     db.close()
     count = (len(wal) - 32) // 4120
-    assert (count, count) == frames.WalChain.decode(rewritten[:32]).verify(rewritten[32:])
+    assert (count, count) == WalChain.decode(rewritten[:32]).verify(rewritten[32:])
 
 
 def test_verification_goes_on_where_it_stopped(tmp_path):
     _, wal, _ = wal_of(tmp_path)
-    chain = frames.WalChain.decode(wal[:32])
+    chain = WalChain.decode(wal[:32])
     valid = [chain.verify(wal[at : at + 4120])[0] for at in range(32, len(wal), 4120)]
     assert {1} == set(valid)
 
 
 def small_wal():
     """Three frames, the second a commit."""
-    chain = frames.WalChain(512, (11, 12))
+    chain = WalChain(512, (11, 12))
     out = chain.encode_header(0)
     for number, commit in ((1, 0), (2, 2), (3, 0)):
         out += chain.encode_frame(number, commit, random.Random(number).randbytes(512))
@@ -169,7 +170,7 @@ def small_wal():
 
 def test_frames_after_the_last_commit_are_counted_apart():
     wal = small_wal()
-    assert frames.WalChain.decode(wal[:32]).verify(wal[32:]) == (3, 2)
+    assert WalChain.decode(wal[:32]).verify(wal[32:]) == (3, 2)
 
 
 def test_a_flipped_bit_ends_the_chain_at_its_frame():
@@ -178,24 +179,24 @@ def test_a_flipped_bit_ends_the_chain_at_its_frame():
         damaged = bytearray(wal)
         damaged[at] ^= 1 << at % 8
         frame = (at - 32) // 536
-        chain = frames.WalChain.decode(damaged[:32])
+        chain = WalChain.decode(damaged[:32])
         assert (frame, 2 if frame == 2 else 0) == chain.verify(damaged[32:]), at
 
 
 def test_a_frame_of_page_zero_is_no_frame_though_its_checksum_is_right():
-    chain = frames.WalChain(512, (1, 2))
+    chain = WalChain(512, (1, 2))
     header = chain.encode_header(0)
     page = bytes(512)
     start = chain.checksum
-    sums = frames.wal_checksum(bytes(8), start)
-    sums = frames.wal_checksum(page, sums)
+    sums = wal_checksum(bytes(8), start)
+    sums = wal_checksum(page, sums)
     frame = struct.pack(">6I", 0, 0, 1, 2, *sums) + page
-    assert frames.WalChain.decode(header).verify(frame) == (0, 0)
+    assert WalChain.decode(header).verify(frame) == (0, 0)
 
 
 def test_a_cut_frame_is_not_looked_at():
     wal = small_wal()
-    assert frames.WalChain.decode(wal[:32]).verify(wal[32:-1]) == (2, 2)
+    assert WalChain.decode(wal[:32]).verify(wal[32:-1]) == (2, 2)
 
 
 def test_a_wal_header_with_any_flipped_bit_is_refused():
@@ -204,25 +205,25 @@ def test_a_wal_header_with_any_flipped_bit_is_refused():
         damaged = bytearray(header)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(FormatError):
-            frames.WalChain.decode(damaged)
+            WalChain.decode(damaged)
 
 
 def test_a_short_wal_header_is_refused():
     with pytest.raises(FormatError, match="cut short"):
-        frames.WalChain.decode(small_wal()[:31])
+        WalChain.decode(small_wal()[:31])
 
 
 @pytest.mark.parametrize("page_size", [0, 256, 1000, 131072])
 def test_a_wal_header_of_an_impossible_page_size_is_refused(page_size):
     fields = struct.pack(">6I", 0x377F0682, 3007000, page_size, 0, 1, 2)
-    header = fields + struct.pack(">II", *frames.wal_checksum(fields))
+    header = fields + struct.pack(">II", *wal_checksum(fields))
     with pytest.raises(FormatError, match="page size"):
-        frames.WalChain.decode(header)
+        WalChain.decode(header)
 
 
 def test_a_page_of_the_wrong_size_cannot_become_a_frame():
     with pytest.raises(ValueError, match="512 bytes"):
-        frames.WalChain(512, (1, 2)).encode_frame(1, 0, bytes(1024))
+        WalChain(512, (1, 2)).encode_frame(1, 0, bytes(1024))
 
 
 # ---------------------------------------------------------------- hashes

@@ -1,4 +1,4 @@
-"""Handles on frame.c and pageset.c: checksums, hashes, headers and verified chunks.
+"""Handles on pageset.c and the hashes of frame.c: headers of page sets, verified chunks.
 
 Nothing here loops over pages: one call takes a whole buffer. Everything may be used from any thread.
 """
@@ -6,7 +6,7 @@ Nothing here loops over pages: one call takes a whole buffer. Everything may be 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,9 +26,16 @@ PAGE_SIZES: Final[frozenset[int]] = frozenset(1 << bits for bits in range(9, 17)
 Buffer = bytes | bytearray | memoryview
 
 
-def _bytes(data: Buffer) -> Any:
+# Parsed once: small page sets are read many times a second.
+_BYTES: Final[Any] = ffi.typeof("uint8_t[]")
+_SET_HEADER: Final[Any] = ffi.typeof("nl_set_header *")
+_CHUNK_HEADER: Final[Any] = ffi.typeof("nl_chunk_header *")
+_CHUNK_SLOT: Final[Any] = ffi.typeof("nl_chunk **")
+
+
+def lend(data: Buffer) -> Any:
     """Lend a buffer to C; the object must live as long as C uses it."""
-    return ffi.from_buffer("uint8_t[]", data)
+    return ffi.from_buffer(_BYTES, data)
 
 
 # ---------------------------------------------------------------- headers
@@ -59,10 +66,16 @@ class SetHeader:
     hash_target: int
     commit_ms: int
     snapshot: bool = False
+    _native: Any = field(default=None, init=False, repr=False, compare=False)
 
     def native(self) -> Any:
-        """An ``nl_set_header *`` of its own."""
-        h = ffi.new("nl_set_header *")
+        """An ``nl_set_header *`` to read from, valid as long as this object."""
+        if self._native is None:
+            object.__setattr__(self, "_native", self._make())
+        return self._native
+
+    def _make(self) -> Any:
+        h = ffi.new(_SET_HEADER)
         h.flags = lib.NL_SET_SNAPSHOT if self.snapshot else 0
         h.page_size, h.pages, h.count = self.page_size, self.pages, self.count
         # "from" is a keyword in Python, hence the call
@@ -85,20 +98,22 @@ class SetHeader:
         Raises:
           FormatError: they are not the header of a page set this program can apply.
         """
-        h, err = ffi.new("nl_set_header *"), new_error()
-        check(lib.nl_set_header_decode(_bytes(data), len(data), h, err), err)
-        start = getattr(h, "from")
-        return cls(
+        h, err = ffi.new(_SET_HEADER), new_error()
+        check(lib.nl_set_header_decode(lend(data), len(data), h, err), err)
+        start, target = getattr(h, "from"), h.to
+        header = cls(
             page_size=h.page_size,
             pages=h.pages,
             count=h.count,
             start=Position(start.lineage, start.generation, start.frame),
-            target=Position(h.to.lineage, h.to.generation, h.to.frame),
+            target=Position(target.lineage, target.generation, target.frame),
             hash_start=h.hash_from,
             hash_target=h.hash_to,
             commit_ms=h.commit_ms,
             snapshot=bool(h.flags & lib.NL_SET_SNAPSHOT),
         )
+        object.__setattr__(header, "_native", h)
+        return header
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +133,16 @@ class ChunkHeader:
     stored_size: int = 0
     digest: int = 0
     zstd: bool = False
+    _native: Any = field(default=None, init=False, repr=False, compare=False)
 
     def native(self) -> Any:
-        """An ``nl_chunk_header *`` of its own."""
-        h = ffi.new("nl_chunk_header *")
+        """An ``nl_chunk_header *`` to read from, valid as long as this object."""
+        if self._native is None:
+            object.__setattr__(self, "_native", self._make())
+        return self._native
+
+    def _make(self) -> Any:
+        h = ffi.new(_CHUNK_HEADER)
         h.flags = lib.NL_CHUNK_ZSTD if self.zstd else 0
         h.count, h.raw_size, h.stored_size = self.count, self.raw_size, self.stored_size
         h.digest = self.digest
@@ -140,10 +161,12 @@ class ChunkHeader:
         Raises:
           FormatError: they are not a chunk header, or announce sizes out of bounds.
         """
-        h, err = ffi.new("nl_chunk_header *"), new_error()
-        check(lib.nl_chunk_header_decode(_bytes(data), len(data), h, err), err)
+        h, err = ffi.new(_CHUNK_HEADER), new_error()
+        check(lib.nl_chunk_header_decode(lend(data), len(data), h, err), err)
         zstd = bool(h.flags & lib.NL_CHUNK_ZSTD)
-        return cls(h.count, h.raw_size, h.stored_size, h.digest, zstd)
+        header = cls(h.count, h.raw_size, h.stored_size, h.digest, zstd)
+        object.__setattr__(header, "_native", h)
+        return header
 
 
 # ---------------------------------------------------------------- chunks
@@ -218,8 +241,8 @@ class Chunk:
           HashError: the digest differs.
         """
         self._handle: Any = None
-        self._body = _bytes(body)
-        err, slot = new_error(), ffi.new("nl_chunk **")
+        self._body = lend(body)
+        err, slot = new_error(), ffi.new(_CHUNK_SLOT)
         rc = lib.nl_chunk_verify(
             header.native(), chunk_header.native(), self._body, len(body), after, slot, err
         )
@@ -282,24 +305,24 @@ def page_hash(page: Buffer, number: int) -> int:
     """XXH3-64 of a page as replication sees it (page 1 without the replica's own bytes)."""
     if len(page) not in PAGE_SIZES:
         raise ValueError(f"no SQLite page has {len(page)} bytes")
-    return int(lib.nl_page_hash(_bytes(page), len(page), number))
+    return int(lib.nl_page_hash(lend(page), len(page), number))
 
 
 def xxh3(data: Buffer, seed: int = 0) -> int:
     """XXH3-64."""
-    return int(lib.nl_xxh3(_bytes(data), len(data), seed))
+    return int(lib.nl_xxh3(lend(data), len(data), seed))
 
 
 def state_hash(pages: Buffer, page_size: int, first: int = 1) -> int:
     """XOR of the page hashes of consecutive pages, the lock-byte page left out."""
-    return int(lib.nl_state_hash(_bytes(pages), page_size, first, len(pages) // page_size))
+    return int(lib.nl_state_hash(lend(pages), page_size, first, len(pages) // page_size))
 
 
 def page_hashes(pages: Buffer, page_size: int, first: int = 1) -> tuple[int, bytes]:
     """`state_hash` and a table of the hashes: 8 bytes a page, in the machine's byte order."""
     count = len(pages) // page_size
     table = ffi.new("uint64_t[]", count)
-    state = lib.nl_page_hashes(_bytes(pages), page_size, first, count, table)
+    state = lib.nl_page_hashes(lend(pages), page_size, first, count, table)
     return int(state), bytes(ffi.buffer(table))
 
 
@@ -311,80 +334,6 @@ def lock_page(page_size: int) -> int:
 def use_lock_byte(offset: int) -> None:
     """For tests that move SQLite's pending byte; process-wide, 0x40000000 from the start."""
     lib.nl_lock_byte_use(offset)
-
-
-# ---------------------------------------------------------------- frames of a WAL
-
-
-class WalChain:
-    """Where checking or writing the frames of a WAL stands.
-
-    Attributes:
-      page_size: bytes.
-    """
-
-    __slots__ = ("_chain", "page_size")
-
-    def __init__(self, page_size: int, salt: tuple[int, int], *, big_endian: bool = False) -> None:
-        self._chain = ffi.new("nl_wal_chain *")
-        self._chain.page_size, self._chain.big_endian = page_size, big_endian
-        self._chain.salt[0], self._chain.salt[1] = salt
-        self.page_size = page_size
-
-    @classmethod
-    def decode(cls, header: Buffer) -> WalChain:
-        """Begin behind a WAL header (32 bytes).
-
-        Raises:
-          FormatError: not a WAL header, or its checksum is wrong.
-        """
-        found, err = ffi.new("nl_wal_chain *"), new_error()
-        check(lib.nl_wal_header_decode(_bytes(header), len(header), found, err), err)
-        chain = cls(found.page_size, (0, 0))
-        chain._chain = found
-        return chain
-
-    @property
-    def checksum(self) -> tuple[int, int]:
-        """Checksum of the last frame accepted or written, or of the header."""
-        return self._chain.sum[0], self._chain.sum[1]
-
-    @property
-    def salt(self) -> tuple[int, int]:
-        """The salt pair that every frame of this WAL repeats."""
-        return self._chain.salt[0], self._chain.salt[1]
-
-    def encode_header(self, sequence: int) -> bytes:
-        """The 32 bytes of a WAL header; the chain begins anew behind it."""
-        out = ffi.new("uint8_t[32]")
-        lib.nl_wal_header_encode(self._chain, sequence, out)
-        return bytes(ffi.buffer(out))
-
-    def verify(self, frames: Buffer) -> tuple[int, int]:
-        """How many whole frames continue the chain, and how many up to the last commit."""
-        committed = ffi.new("uint32_t *")
-        count = len(frames) // (24 + self.page_size)
-        valid = lib.nl_frames_verify(self._chain, _bytes(frames), count, committed)
-        return int(valid), int(committed[0])
-
-    def encode_frame(self, number: int, commit: int, page: Buffer) -> bytes:
-        """One frame: 24 bytes of header, the page. `commit` is 0 or the database size in pages."""
-        out = ffi.new("uint8_t[]", 24 + self.page_size)
-        if len(page) != self.page_size:
-            raise ValueError(f"a page of this WAL has {self.page_size} bytes, not {len(page)}")
-        lib.nl_frame_encode(self._chain, number, commit, _bytes(page), out)
-        return bytes(ffi.buffer(out))
-
-
-def wal_checksum(
-    data: Buffer, start: tuple[int, int] = (0, 0), *, big_endian: bool = False
-) -> tuple[int, int]:
-    """SQLite's WAL checksum of a multiple of 8 bytes, continued from `start`."""
-    if len(data) % 8:
-        raise ValueError("the WAL checksum is defined for multiples of 8 bytes")
-    s = ffi.new("uint32_t[2]", start)
-    lib.nl_wal_checksum(_bytes(data), len(data), big_endian, s)
-    return s[0], s[1]
 
 
 # ---------------------------------------------------------------- choice of instructions

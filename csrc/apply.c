@@ -52,6 +52,7 @@ struct nl_applier {
     uint8_t *buffer;        /* bulk frames on their way into the WAL, APPLY_WRITE_MAX bytes */
     uint8_t *page;          /* one page: reading old images, building page 1 */
     uint32_t page_size;     /* bytes */
+    uint32_t forks;         /* nl_forks() at birth: in the child of a fork the handle is dead */
     int open;               /* 1 between begin and commit/rollback */
     nl_set_header set;      /* the set being applied */
     uint64_t running;       /* state hash so far, starts at set.hash_from */
@@ -66,6 +67,14 @@ struct nl_applier {
 
 static Btree *apply_btree(const nl_applier *a) { return a->db->aDb[0].pBt; }
 static Wal *apply_wal(const nl_applier *a) { return sqlite3BtreePager(apply_btree(a))->pWal; }
+
+static int apply_idle(const nl_applier *a, nl_error *err) {
+    if (a->forks != nl_forks()) {
+        return nl_fail(err, NL_E_MISUSE, "the replica was opened before a fork, by the parent process");
+    }
+    if (a->open) return nl_fail(err, NL_E_MISUSE, "a page set is being applied");
+    return NL_OK;
+}
 
 static void apply_enter(nl_applier *a) {
     sqlite3_mutex_enter(a->db->mutex);
@@ -294,6 +303,7 @@ int nl_applier_open(const char *path, int durable, nl_applier **out, nl_error *e
     *out = NULL;
     if (a == NULL) return nl_fail(err, NL_E_NOMEM, "out of memory");
     memset(a, 0, sizeof *a);
+    a->forks = nl_forks();
     a->buffer = sqlite3_malloc64(APPLY_WRITE_MAX + 1);
     a->page = sqlite3_malloc64(65536);
     if (a->buffer == NULL || a->page == NULL) goto done;
@@ -314,7 +324,8 @@ done:
 }
 
 void nl_applier_close(nl_applier *a) {
-    if (a == NULL) return;
+    /* An inherited handle is left as it is: closing it would reach into the parent's transaction. */
+    if (a == NULL || a->forks != nl_forks()) return;
     if (a->open) nl_applier_rollback(a);
     sqlite3_close_v2(a->db);
     sqlite3_free(a->hash);
@@ -341,7 +352,7 @@ static int apply_state_locked(nl_applier *a, nl_state *out, nl_error *err) {
 }
 
 int nl_applier_state(nl_applier *a, nl_state *out, nl_error *err) {
-    if (a->open) return nl_fail(err, NL_E_MISUSE, "a page set is being applied");
+    if (apply_idle(a, err) != NL_OK) return NL_E_MISUSE;
     apply_enter(a);
     int rc = sqlite3BtreeBeginTrans(apply_btree(a), 0, 0);
     if (rc != SQLITE_OK) {
@@ -384,7 +395,7 @@ int nl_applier_begin(
     nl_state *at,
     nl_error *err
 ) {
-    if (a->open) return nl_fail(err, NL_E_MISUSE, "a page set is being applied");
+    if (apply_idle(a, err) != NL_OK) return NL_E_MISUSE;
     if ((set->flags & NL_SET_SNAPSHOT) != 0 || set->pages == 0) {
         return nl_fail(err, NL_E_FORMAT, "this page set cannot be applied to a replica");
     }
@@ -512,7 +523,7 @@ int nl_applier_commit(nl_applier *a, nl_state *out, nl_error *err) {
 }
 
 void nl_applier_rollback(nl_applier *a) {
-    if (!a->open) return;
+    if (!a->open || a->forks != nl_forks()) return;
     apply_enter(a);
     apply_undo(a);
     apply_leave(a);
@@ -544,7 +555,7 @@ int nl_applier_checkpoint(
     nl_error *err
 ) {
     int log = 0, done = 0;
-    if (a->open) return nl_fail(err, NL_E_MISUSE, "a page set is being applied");
+    if (apply_idle(a, err) != NL_OK) return NL_E_MISUSE;
     if (NL_FAULT("apply.checkpoint") != 0) return nl_fail(err, NL_E_IO, "injected");
     sqlite3_busy_timeout(a->db, wait_ms);
     int rc = sqlite3_wal_checkpoint_v2(a->db, "main", mode, &log, &done);
@@ -556,7 +567,7 @@ int nl_applier_checkpoint(
 }
 
 int nl_applier_full_hash(nl_applier *a, nl_state *at, uint64_t *hash, nl_error *err) {
-    if (a->open) return nl_fail(err, NL_E_MISUSE, "a page set is being applied");
+    if (apply_idle(a, err) != NL_OK) return NL_E_MISUSE;
     apply_enter(a);
     int rc = sqlite3BtreeBeginTrans(apply_btree(a), 0, 0);
     if (rc != SQLITE_OK) {

@@ -93,6 +93,26 @@ def test_in_the_child_of_a_fork_nothing_is_open(watched: Guard, file: Path) -> N
     watched.closed(key)
 
 
+class Owner:
+    """Something that has a file open."""
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_owner_that_closes_or_is_forgotten_frees_its_file(
+    watched: Guard, file: Path, *, forgotten: bool
+) -> None:
+    owner = Owner()
+    release = watched.watch(owner, f"file:{file}?mode=rw")
+    with pytest.raises(errors.ProgrammingError):
+        watched.hook("sqlite3.connect", (file,))
+    if forgotten:
+        del owner
+    else:
+        release()
+        release()
+    watched.hook("sqlite3.connect", (file,))
+
+
 def test_the_standard_library_is_refused_and_then_allowed(file: Path) -> None:
     """A real audit hook, in a process of its own because it cannot be removed."""
     script = """if True:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -70,9 +71,15 @@ class Guard:
         self._open: Counter[FileId] = Counter()
         self._lock = threading.Lock()
 
-    def opened(self, path: str) -> FileId | None:
-        """Note that ``path`` was opened; answers what :meth:`closed` has to be given."""
-        key = _file_id(path) if self._needed else None
+    def opened(self, database: object) -> FileId | None:
+        """Note that a file was opened; answers what :meth:`closed` has to be given.
+
+        Args:
+          database: its path or ``file:`` URI.
+        """
+        if not self._needed:
+            return None
+        key = next(filter(None, map(_file_id, _names(database))), None)
         if key is not None:
             with self._lock:
                 self._open[key] += 1
@@ -80,6 +87,15 @@ class Guard:
                     self._install(self.hook)
                     self._installed = True
         return key
+
+    def watch(self, owner: object, database: object) -> Callable[[], object]:
+        """Note that `owner` opened a file; answers the function to call at its close.
+
+        An owner that is forgotten instead counts as closed, too.
+        """
+        if not self._needed:
+            return _nothing
+        return weakref.finalize(owner, self.closed, self.opened(database))
 
     def closed(self, key: FileId | None) -> None:
         """Note that one connection to the file is closed."""
@@ -110,6 +126,10 @@ class Guard:
                     "standard sqlite3 module would drop nearlite's locks on it when it closes; "
                     "nothing was opened. Use nearlite.connect(), or another process"
                 )
+
+
+def _nothing() -> None:
+    """Nobody counts."""
 
 
 guard = Guard(sys.addaudithook, needed=not process.locks_survive())

@@ -23,6 +23,7 @@ from nearlite._native.database import (
 from nearlite.dbapi import conversion
 from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import DataError, ProgrammingError
+from nearlite.guard import guard
 
 Self = TypeVar("Self", bound="Connection")
 CursorT = TypeVar("CursorT", bound=Cursor)
@@ -92,6 +93,7 @@ class Connection:
         self._database = Database(
             os.fsencode(database), uri=uri, busy_ms=max(0, int(timeout * 1000))
         )
+        self._unwatch = guard.watch(self, database)
         self._open = True
         self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
         self._set_autocommit(autocommit)
@@ -259,6 +261,7 @@ class Connection:
 
     def _close(self) -> None:
         self._database.close()
+        self._unwatch()
 
     def getlimit(self, category: int, /) -> int:
         """A run-time limit of SQLite (SQLITE_LIMIT_*)."""

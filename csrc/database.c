@@ -280,13 +280,23 @@ static uint32_t database_report_flags(int action, const char *a, const char *b, 
     }
 }
 
+/* What a statement does itself, not through a trigger. The rows of the schema do not count. */
+static uint32_t database_own_flags(int action, const char *table)
+{
+    if (table && (!strcmp(table, "sqlite_master") || !strcmp(table, "sqlite_temp_master"))) return 0;
+    if (action == SQLITE_INSERT) return NL_STMT_INSERT;
+    return action == SQLITE_UPDATE || action == SQLITE_DELETE ? NL_STMT_MODIFY : 0;
+}
+
 static int database_authorize(
     void *arg, int action, const char *a, const char *b, const char *place, const char *trigger)
 {
     nl_db *db = arg;
 
-    (void)trigger;
-    if (db->collect) *db->collect |= database_report_flags(action, a, b, place);
+    if (db->collect) {
+        *db->collect |= database_report_flags(action, a, b, place);
+        if (!trigger) *db->collect |= database_own_flags(action, a);
+    }
     return SQLITE_OK;
 }
 

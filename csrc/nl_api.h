@@ -280,6 +280,8 @@ void nl_set_tick(int (*tick)(void));
 #define NL_STMT_COMMIT 32768      /* COMMIT or END */
 #define NL_STMT_ROLLBACK 65536    /* ROLLBACK of the whole transaction */
 #define NL_STMT_EMPTY 131072      /* no statement: white space and comments */
+#define NL_STMT_INSERT 262144     /* is itself an INSERT or REPLACE, whatever it begins with */
+#define NL_STMT_MODIFY 524288     /* is itself an UPDATE or DELETE, or an upsert */
 
 #define NL_BEGIN_NONE 0
 #define NL_BEGIN_DEFERRED 1
@@ -402,3 +404,44 @@ uint64_t nl_bootstrap_hash(const nl_bootstrap *b, uint32_t pages);   /* XOR over
 int nl_bootstrap_finish(nl_bootstrap *b, const nl_state *at, nl_error *err);
 int nl_bootstrap_sync(nl_bootstrap *b, nl_error *err);
 void nl_bootstrap_close(nl_bootstrap *b);
+
+
+/* ------------------------------------------------------------------ counters (counters.c) */
+
+/* What last_insert_rowid(), changes() and total_changes() answer next. No statement may be under way. */
+int nl_db_set_counters(nl_db *db, int64_t last_rowid, int64_t changes, int64_t total_changes);
+
+/* ------------------------------------------------------------------ hrana (hrana.c) */
+
+#define NL_HRANA_RESULT 0    /* one StmtResult object */
+#define NL_HRANA_NO_ROWS 1   /* the same with an empty list of rows */
+#define NL_HRANA_CURSOR 2    /* cursor entries, one per line: step_begin, row, step_end */
+
+typedef struct nl_hrana_report {
+    int64_t step;           /* IN: number of the step, for a cursor's step_begin */
+    size_t size;            /* bytes in nl_stmt_out() */
+    int64_t rows;           /* rows so far */
+    int64_t last_rowid;     /* the connection's counters after the statement */
+    int64_t changes;
+    int64_t total_changes;
+    int64_t written;        /* rows changed by it, triggers included */
+    int64_t began_ns;       /* monotonic clock */
+    int64_t total_before;   /* total_changes() before */
+    int32_t in_transaction; /* 1 inside BEGIN ... COMMIT, after the statement */
+    int32_t writing;        /* 1: that transaction holds the write lock of the main database */
+    int32_t deferred;       /* 1: a deferred foreign key is violated now */
+    int32_t over_budget;    /* 1: it was stopped because it used up nl_db_budget() */
+    int32_t more;           /* 1: a cursor that goes on with nl_hrana_more */
+} nl_hrana_report;
+
+/* Bind, step to the end, encode, reset: one call. A result above `target` bytes is NL_E_TOO_BIG; a
+** cursor stops behind it with `more` set. On failure the rows so far are in nl_stmt_out(). */
+int nl_hrana_run(
+    nl_stmt *s,
+    const uint8_t *params,      /* one MessagePack array; its length is that of the parameters */
+    size_t n,
+    int shape,                  /* NL_HRANA_* */
+    size_t target,
+    nl_hrana_report *out,
+    nl_error *err);
+int nl_hrana_more(nl_stmt *s, size_t target, nl_hrana_report *out, nl_error *err);

@@ -471,7 +471,7 @@ const uint8_t *nl_stmt_out(nl_stmt *s)
 }
 
 /* The end of a run, whatever its outcome. Answers SQLite's result of the run. */
-static int rows_finish(nl_stmt *s)
+int nl_stmt_finish(nl_stmt *s)
 {
     int rc = sqlite3_reset(s->sqlite);
 
@@ -488,7 +488,7 @@ void nl_stmt_reset(nl_stmt *s)
 {
     if (s->db->sqlite && s->active) {
         if (nl_db_enter(s->db, NULL)) return;
-        rows_finish(s);
+        nl_stmt_finish(s);
         nl_db_leave(s->db);
     }
     s->failed = 0;
@@ -513,7 +513,7 @@ int nl_stmt_begin(nl_stmt *s, int kind, nl_error *err)
 }
 
 /* Copies the parameters into the statement and binds them. */
-static int rows_take_params(nl_stmt *s, const uint8_t *params, size_t n, nl_error *err)
+int nl_stmt_bind(nl_stmt *s, const uint8_t *params, size_t n, nl_error *err)
 {
     nl_buffer *b = &s->bound;
 
@@ -547,7 +547,7 @@ static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
     if (rc != SQLITE_OK && rc != SQLITE_DONE) {
         /* The message belongs to the statement until it is reset. */
         nl_db_fail(db, rc, &s->failure);
-        rows_finish(s);
+        nl_stmt_finish(s);
         /* An interrupt is told at once: nobody waits for rows any more. */
         if (!count || (rc & 0xff) == SQLITE_INTERRUPT) {
             if (err) *err = s->failure;
@@ -556,7 +556,7 @@ static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
         s->failed = 1;
     }
     if (rc == SQLITE_DONE) {
-        rc = rows_finish(s);
+        rc = nl_stmt_finish(s);
         if (rc != SQLITE_OK) {
             nl_db_fail(db, rc, err);
             return -1;
@@ -585,7 +585,7 @@ int64_t nl_stmt_run(
         goto done;
     }
     s->failed = 0;
-    if (rows_take_params(s, params, n, err)) goto done;
+    if (nl_stmt_bind(s, params, n, err)) goto done;
     if (nl_stmt_begin(s, begin, err)) goto done;
     int rc = sqlite3_step(s->sqlite);
     int changed = 0;

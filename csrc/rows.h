@@ -82,6 +82,11 @@ int nl_db_fail(nl_db *db, int rc, nl_error *err);
 /* Starts a transaction of `kind` (NL_BEGIN_*) if `stmt` is one that the sqlite3 module begins one for. */
 int nl_stmt_begin(nl_stmt *stmt, int kind, nl_error *err);
 
+/* Copies one MessagePack array of values into the statement and binds it. Inside nl_db_enter. */
+int nl_stmt_bind(nl_stmt *s, const uint8_t *params, size_t n, nl_error *err);
+/* The end of a run, whatever its outcome: resets. Answers SQLite's result of the run. */
+int nl_stmt_finish(nl_stmt *s);
+
 /* Makes room for `n` more bytes. Answers NL_OK or NL_E_NOMEM. */
 int nl_buffer_reserve(nl_buffer *b, size_t n);
 void nl_buffer_free(nl_buffer *b);

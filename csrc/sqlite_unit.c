@@ -77,3 +77,7 @@ void nl_unix_forget(void)
     for (unixInodeInfo *p = inodeList; p; p = p->pNext) p->nRef++;
     inodeList = 0;
 }
+
+#if __has_include("counters.c")
+#include "counters.c"
+#endif

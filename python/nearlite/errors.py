@@ -105,6 +105,10 @@ class HistoryGoneError(SyncError):
     """The primary no longer keeps the history since this replica's position."""
 
 
+class StateMismatchError(SyncError):
+    """Replica and primary stand at the same position with different content."""
+
+
 class AnswerError(SyncError):
     """An answer was truncated, malformed, or did not hash to what it announced."""
 

@@ -1,0 +1,215 @@
+"""Requests and answers at the level of ASGI: bodies with limits, answers with deadlines.
+
+A client that sends its body or takes its answer too slowly holds memory, a stream, perhaps the turn to
+write; it gets DEADLINE seconds per piece and is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from typing import Any, Final, TypeVar
+
+from nearlite import hrana
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+MAX_REQUEST: Final = 64 << 20
+"""Bytes of a request's body."""
+DEADLINE: Final = 30.0
+"""Seconds for one piece of a body, in either direction."""
+PIECE: Final = 256 << 10
+"""Bytes handed to the server at a time."""
+JSON: Final = b"application/json"
+
+CORS: Final = (b"access-control-allow-origin", b"*")
+EXPOSED: Final = (b"access-control-expose-headers", b"*")
+
+_T = TypeVar("_T")
+
+
+class HttpError(Exception):
+    """A request that is answered with an error body."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Headers = ()) -> None:
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+        super().__init__(message)
+
+
+class ClientGoneError(Exception):
+    """The client has disconnected, or was cut off: there is nobody to answer."""
+
+
+class Deadlines:
+    """Deadlines for awaiting a client, without a timer for each: one look a second at all of them."""
+
+    def __init__(self) -> None:
+        self._due: dict[asyncio.Task[Any], float] = {}
+        self._missed: set[asyncio.Task[Any]] = set()
+        self._handle: asyncio.TimerHandle | None = None
+
+    async def wait(self, awaitable: Awaitable[_T], seconds: float = DEADLINE) -> _T:
+        """Await; TimeoutError after `seconds` (to the next whole look)."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._due[task] = time.monotonic() + seconds
+        if self._handle is None:
+            self._handle = asyncio.get_running_loop().call_later(1.0, self._look)
+        try:
+            return await awaitable
+        except asyncio.CancelledError:
+            if task not in self._missed:
+                raise
+            self._missed.discard(task)
+            if hasattr(task, "uncancel"):  # Python 3.11
+                task.uncancel()
+            raise TimeoutError from None
+        finally:
+            self._due.pop(task, None)
+
+    def _look(self) -> None:
+        self._handle = None
+        now = time.monotonic()
+        for task in [task for task, due in self._due.items() if due <= now]:
+            del self._due[task]
+            self._missed.add(task)
+            task.cancel()
+        if self._due:
+            self._handle = asyncio.get_running_loop().call_later(1.0, self._look)
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of that (lowercase) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, deadlines: Deadlines) -> bytes:
+    """The whole body.
+
+    Raises:
+      HttpError: 413 too large, 408 too slow.
+      ClientGoneError: disconnected before its end.
+    """
+    announced = header(scope, b"content-length")
+    if announced is not None and len(announced) > 6 and int(announced) > MAX_REQUEST:
+        raise _too_large()
+    try:
+        message = await deadlines.wait(receive())
+        if message["type"] != "http.request":
+            raise ClientGoneError
+        if not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            return body
+        pieces = [message.get("body", b"")]
+        size = len(pieces[0])
+        while message.get("more_body"):
+            message = await deadlines.wait(receive())
+            if message["type"] != "http.request":
+                raise ClientGoneError
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > MAX_REQUEST:
+                raise _too_large()
+    except TimeoutError:
+        raise HttpError(
+            408, "REQUEST_TIMEOUT", "The request's body did not arrive in time"
+        ) from None
+    return b"".join(pieces)
+
+
+def _too_large() -> HttpError:
+    return HttpError(
+        413, "REQUEST_TOO_LARGE", f"The request is larger than {MAX_REQUEST} bytes, the limit"
+    )
+
+
+class Answering:
+    """Sends answers of one server.
+
+    Args:
+      deadlines: of the server.
+    """
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+
+    async def whole(
+        self,
+        send: Send,
+        status: int,
+        body: bytes,
+        content_type: bytes = JSON,
+        headers: Headers = (),
+        *,
+        head: bool = False,
+    ) -> None:
+        """Send an answer that is complete. `head`: only its headers (a HEAD request)."""
+        fields = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            CORS,
+            *headers,
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        if head or len(body) <= PIECE:
+            await self._piece(send, b"" if head else body, more=False)
+            return
+        view = memoryview(body)
+        for at in range(0, len(body), PIECE):
+            piece = bytes(view[at : at + PIECE])
+            await self._piece(send, piece, more=at + PIECE < len(body))
+
+    async def start(
+        self, send: Send, status: int, content_type: bytes, headers: Headers = ()
+    ) -> None:
+        """Begin an answer whose body comes in pieces."""
+        fields = [(b"content-type", content_type), CORS, *headers]
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+
+    async def piece(self, send: Send, body: bytes) -> None:
+        """Send a piece of it."""
+        for at in range(0, len(body), PIECE):
+            await self._piece(send, body[at : at + PIECE], more=True)
+
+    async def end(self, send: Send) -> None:
+        """End it."""
+        await self._piece(send, b"", more=False)
+
+    async def error(self, send: Send, error: HttpError, *, head: bool = False) -> None:
+        """Send an error body."""
+        body = hrana.error_body(error.message, error.code)
+        headers: Iterable[tuple[bytes, bytes]] = error.headers
+        await self.whole(send, error.status, body, JSON, tuple(headers), head=head)
+
+    async def _piece(self, send: Send, body: bytes, *, more: bool) -> None:
+        try:
+            await self._deadlines.wait(
+                send({"type": "http.response.body", "body": body, "more_body": more})
+            )
+        except (TimeoutError, OSError):
+            cut_off(send)
+            raise ClientGoneError from None
+
+
+def cut_off(send: Send) -> None:
+    """Drop the connection. ASGI has no word for it: an application can only leave an answer unfinished,
+    and what waits in the transport's buffer then stays there for as long as the client likes.
+    """
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    abort = getattr(transport, "abort", None)
+    if abort is not None:
+        with contextlib.suppress(Exception):
+            abort()

@@ -1,0 +1,351 @@
+"""The native protocol's routes (``nl/v1/``): status, snapshot, changes, sql."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol, TypeVar
+from urllib.parse import parse_qs
+
+from nearlite import errors
+from nearlite.asgi import JSON, Answering, Headers, HttpError, Scope, Send, header
+from nearlite.pipeline import Leaving
+from nearlite.position import Position
+from nearlite.wire import ANSWER_TYPE, PAGE_SET_TYPE, Status, answer_prefix
+
+MAX_WAIT: Final = 25.0
+"""Seconds of a long poll."""
+SEEN_SECONDS: Final = 60.0
+"""A replica counts as seen for so long after its last request."""
+_NEAR: Final = 64
+"""Frames: a page set of at most so many pages is made on the event loop, a larger one in a thread."""
+_SEEN_MAX: Final = 10_000
+_HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
+
+
+_T = TypeVar("_T")
+
+
+class PageSet(Protocol):
+    """An encoded page set: iterating yields its bytes."""
+
+    @property
+    def to(self) -> Position:
+        """Where it leads."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes, when known from the beginning."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its bytes, once."""
+
+    def close(self) -> None:
+        """Release what it holds."""
+
+
+class State(Protocol):
+    """Where a primary stands."""
+
+    @property
+    def position(self) -> Position:
+        """Of its newest commit."""
+
+    @property
+    def hash(self) -> int:
+        """State hash there."""
+
+    @property
+    def pages(self) -> int:
+        """Size."""
+
+    @property
+    def page_size(self) -> int:
+        """Bytes."""
+
+    @property
+    def commit_ms(self) -> int:
+        """When, milliseconds since 1970."""
+
+
+class Source(Protocol):
+    """What is asked of a primary to feed replicas."""
+
+    def state(self) -> State:
+        """Where it stands."""
+
+    def changes(
+        self, start: Position, state_hash: int | None = None, *, compress: bool = False
+    ) -> PageSet | None:
+        """From a position to now; None when there is nothing newer."""
+
+    def snapshot(self, *, compress: bool = False) -> PageSet:
+        """All pages."""
+
+    def subscribe(self, callback: Callable[[Position], None]) -> Callable[[], None]:
+        """Call back after commits, on the committing thread."""
+
+
+class Feed:
+    """Answers replicas. Event loop thread only.
+
+    Args:
+      source: the primary.
+      answering: sends.
+      version: of this program, told in status.
+    """
+
+    def __init__(self, source: Source, answering: Answering, version: str) -> None:
+        self._source = source
+        self._answering = answering
+        self._version = version
+        self._loop = asyncio.get_running_loop()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._seen: dict[object, float] = {}
+        self._stopped = False
+        self._cancel = source.subscribe(self._committed)
+
+    # ------------------------------------------------------------------ routes
+
+    async def status(self, send: Send, *, head: bool) -> None:
+        """``GET status``."""
+        state = self._source.state()
+        status = Status(
+            position=state.position,
+            hash=state.hash,
+            page_size=state.page_size,
+            pages=state.pages,
+            commit_ms=state.commit_ms,
+            replicas=self._replicas(),
+            version=self._version,
+        )
+        headers = (_at(state.position), _NO_STORE)
+        await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
+
+    async def snapshot(self, scope: Scope, send: Send) -> None:
+        """``GET snapshot``."""
+        self._note(scope)
+        compress = _query(scope).get("z") == "1"
+        answer = await self._thread(lambda: self._source.snapshot(compress=compress))
+        await self._stream(send, answer, (_at(answer.to), _NO_STORE))
+
+    async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
+        """``GET changes/{position}?hash=&wait=&z=``."""
+        self._note(scope)
+        query = _query(scope)
+        start, state_hash = _position(text), _state_hash(query.get("hash"))
+        wait = _wait(query.get("wait"))
+        compress = query.get("z") == "1"
+        answer = await self._newer(start, state_hash, compress)
+        if answer is None and wait > 0:
+            answer = await self._wait(start, state_hash, compress, wait, leaving)
+        if answer is None:
+            await self._answering.whole(
+                send, 204, b"", PAGE_SET_TYPE.encode(), (_at(start), _NO_STORE)
+            )
+            return
+        await self._stream(send, answer, (_at(answer.to), _PRIVATE))
+
+    def replica(self, scope: Scope) -> tuple[Position, int | None, bool]:
+        """Position, hash and wish for compression of ``POST sql``; refuses what could never be synced.
+
+        Raises:
+          HttpError: 409 when the replica belongs to another history: nothing may be written then.
+        """
+        self._note(scope)
+        text = header(scope, b"nearlite-position")
+        if text is None:
+            raise HttpError(400, "BAD_REQUEST", "The header Nearlite-Position is missing")
+        start = _position(text.decode("latin-1"))
+        state_hash = header(scope, b"nearlite-hash")
+        here = self._source.state().position
+        if start.lineage != here.lineage:
+            raise HttpError(
+                409,
+                "LINEAGE_MISMATCH",
+                f"the replica belongs to lineage {start.lineage:08x}, this primary is "
+                f"{here.lineage:08x}; nothing was changed",
+            )
+        if start > here:
+            raise HttpError(
+                409,
+                "POSITION_AHEAD",
+                f"the replica is at {start}, the primary at {here}: it was restored to an older "
+                "state; nothing was changed",
+            )
+        decoded = state_hash.decode("latin-1") if state_hash is not None else None
+        return start, _state_hash(decoded), _query(scope).get("z") == "1"
+
+    async def answer(
+        self, send: Send, body: bytes, replica: tuple[Position, int | None, bool] | None
+    ) -> None:
+        """Answer ``POST sql``: a pipeline's JSON and, if `replica` is given, what changed since."""
+        answer = None
+        to = self._source.state().position
+        if replica is not None:
+            start, state_hash, compress = replica
+            # What was written is written: whatever stands in the way of a page set is for the
+            # replica's next sync to hear.
+            with contextlib.suppress(HttpError):
+                answer = await self._newer(start, state_hash, compress)
+        prefix = answer_prefix(body)
+        kind = ANSWER_TYPE.encode()
+        if answer is None:
+            await self._answering.whole(send, 200, prefix, kind, (_at(to), _NO_STORE))
+        else:
+            await self._stream(send, answer, (_at(answer.to), _NO_STORE), prefix, kind)
+
+    def stop(self) -> None:
+        """Answer all that wait, and let nobody wait any more."""
+        self._stopped = True
+        self._cancel()
+        self._wake()
+
+    # ------------------------------------------------------------------ waiting
+
+    async def _wait(
+        self,
+        start: Position,
+        state_hash: int | None,
+        compress: bool,
+        seconds: float,
+        leaving: Leaving,
+    ) -> PageSet | None:
+        """Wait for a commit; None when the time is over or the client has left."""
+        deadline = self._loop.time() + seconds
+        gone = leaving.task()
+        while not self._stopped:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                # After enrolling: a commit between the first look and now is not missed.
+                answer = await self._newer(start, state_hash, compress)
+                left = deadline - self._loop.time()
+                if answer is not None or left <= 0 or gone.done():
+                    return answer
+                await asyncio.wait(
+                    {waiter, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                self._waiters.discard(waiter)
+        return None
+
+    def _committed(self, _position: Position) -> None:
+        """On the committing thread."""
+        if self._waiters:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # ------------------------------------------------------------------ page sets
+
+    async def _newer(
+        self, start: Position, state_hash: int | None, compress: bool
+    ) -> PageSet | None:
+        source = self._source
+        try:
+            here = source.state().position
+            near = here.generation == start.generation and here.frame - start.frame <= _NEAR
+            if near and here.lineage == start.lineage:
+                return source.changes(start, state_hash, compress=compress)
+            return await self._thread(lambda: source.changes(start, state_hash, compress=compress))
+        except errors.LineageError as error:
+            raise HttpError(409, "LINEAGE_MISMATCH", error.message) from None
+        except errors.PrimaryRestoredError as error:
+            raise HttpError(409, "POSITION_AHEAD", error.message) from None
+        except errors.StateMismatchError as error:
+            raise HttpError(409, "STATE_MISMATCH", error.message) from None
+        except errors.HistoryGoneError as error:
+            raise HttpError(410, "HISTORY_GONE", error.message) from None
+
+    async def _stream(
+        self,
+        send: Send,
+        answer: PageSet,
+        headers: Headers,
+        prefix: bytes = b"",
+        kind: bytes = PAGE_SET_TYPE.encode(),
+    ) -> None:
+        """Send a page set, reading it in a thread as the client takes it."""
+        try:
+            if answer.size is not None and answer.size + len(prefix) <= 64 << 10:
+                await self._answering.whole(send, 200, prefix + b"".join(answer), kind, headers)
+                return
+            if answer.size is not None:
+                length = (b"content-length", b"%d" % (len(prefix) + answer.size))
+                headers = (length, *headers)
+            await self._answering.start(send, 200, kind, headers)
+            if prefix:
+                await self._answering.piece(send, prefix)
+            pieces = iter(answer)
+            while True:
+                piece = await self._thread(lambda: next(pieces, None))
+                if piece is None:
+                    break
+                await self._answering.piece(send, piece)
+            await self._answering.end(send)
+        finally:
+            await self._thread(answer.close)
+
+    async def _thread(self, work: Callable[[], _T]) -> _T:
+        return await self._loop.run_in_executor(None, work)
+
+    # ------------------------------------------------------------------ replicas seen
+
+    def _note(self, scope: Scope) -> None:
+        client = scope.get("client")
+        self._seen[tuple(client) if client else None] = time.monotonic()
+        if len(self._seen) > _SEEN_MAX:
+            self._replicas()
+
+    def _replicas(self) -> int:
+        limit = time.monotonic() - SEEN_SECONDS
+        self._seen = {who: when for who, when in self._seen.items() if when > limit}
+        return len(self._seen)
+
+
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_PRIVATE: Final = (b"cache-control", b"private")
+
+
+def _at(position: Position) -> tuple[bytes, bytes]:
+    return (b"nearlite-position", str(position).encode())
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    text = scope.get("query_string", b"").decode("latin-1")
+    return {key: values[-1] for key, values in parse_qs(text).items()} if text else {}
+
+
+def _position(text: str) -> Position:
+    try:
+        return Position.parse(text)
+    except ValueError as error:
+        raise HttpError(400, "BAD_REQUEST", str(error)) from None
+
+
+def _state_hash(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if _HASH.fullmatch(text) is None:
+        raise HttpError(400, "BAD_REQUEST", "a state hash is written as 16 hex digits")
+    return int(text, 16)
+
+
+def _wait(text: str | None) -> float:
+    if text is None:
+        return 0.0
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise HttpError(400, "BAD_REQUEST", "wait is a number of seconds")
+    return min(seconds, MAX_WAIT)

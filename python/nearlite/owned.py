@@ -1,0 +1,242 @@
+"""Requests of a stream that has a connection of its own: real transactions, settings, temporary tables.
+
+Everything here runs in a thread, one call at a time per stream, as generators that are advanced by
+the event loop: they yield None when the stream must have its turn to write before it goes on (so
+that no thread is ever blocked by another stream's transaction), and bytes that are ready to be sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Final
+
+from nearlite import hrana
+from nearlite._native.hrana import CURSOR, SqlError
+from nearlite.hrana import (
+    Describe,
+    Execute,
+    GetAutocommit,
+    Outcome,
+    Plan,
+    RunBatch,
+    Script,
+    StatementError,
+    Step,
+)
+from nearlite.session import Kind, Prepared, Session
+from nearlite.streams import Stream, Turn
+
+PIECE: Final = 256 << 10
+"""Bytes of a cursor that are read and sent at a time."""
+_QUIET: Final = Step("", want_rows=False)
+_READONLY: Final = 8
+
+Work = Generator["bytes | None", None, None]
+
+
+class Owned:
+    """Runs requests on a stream's own connection.
+
+    Args:
+      turn: to write.
+      committed: called in the thread after each commit of a write, before the turn is given on.
+    """
+
+    def __init__(self, turn: Turn, committed: Callable[[], None]) -> None:
+        self._turn = turn
+        self._committed = committed
+
+    def requests(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> Work:
+        """Run requests in order; a result for each is appended."""
+        for plan in plans:
+            if isinstance(plan, Execute):
+                outcome = yield from self._guarded(stream, plan.step, None, 0)
+                if isinstance(outcome, StatementError):
+                    results.append(hrana.error_result(outcome))
+                else:
+                    results.append(hrana.execute_result(outcome))
+            elif isinstance(plan, RunBatch):
+                outcomes: list[Outcome] = []
+                yield from self._batch(stream, plan.steps, outcomes)
+                results.append(hrana.batch_result(outcomes))
+            elif isinstance(plan, Script):
+                results.append((yield from self._script(stream, plan.sql)))
+            elif isinstance(plan, GetAutocommit):
+                results.append(hrana.autocommit_result(not stream.in_transaction))
+            elif isinstance(plan, Describe):
+                results.append(self._describe(stream, plan.sql))
+            else:
+                results.append(_session(stream).read(plan))
+
+    def cursor(self, stream: Stream, plan: RunBatch) -> Work:
+        """Run a cursor's batch, yielding its entries in pieces."""
+        outcomes: list[Outcome] = []
+        ready: list[bytes] = []
+        size = 0
+        for index, step in enumerate(plan.steps):
+            if not hrana.holds(step.condition, outcomes, not stream.in_transaction):
+                outcomes.append(None)
+                continue
+            outcome = yield from self._guarded(stream, step, CURSOR, index)
+            failed = None
+            if isinstance(outcome, StatementError):
+                failed = outcome
+            else:
+                ready.append(outcome)
+                size += len(outcome)
+                pieces = self._pieces(stream, step)
+                while True:
+                    if size >= PIECE:
+                        yield b"".join(ready)
+                        ready, size = [], 0
+                    try:
+                        piece = next(pieces)
+                    except StopIteration:
+                        break
+                    except StatementError as error:
+                        failed = error
+                        break
+                    ready.append(piece)
+                    size += len(piece)
+            if failed is not None:
+                ready.append(hrana.cursor_step_error(index, failed))
+            outcomes.append(b"" if failed is None else failed)
+        if ready:
+            yield b"".join(ready)
+
+    def _pieces(self, stream: Stream, step: Step) -> Generator[bytes, None, None]:
+        """The rest of a statement that is still open; it is ended in any case."""
+        session = _session(stream)
+        statement = session.prepare(step.sql).statement
+        if not statement.more:
+            return
+        try:
+            while statement.more:
+                try:
+                    yield statement.fetch(PIECE)
+                except SqlError as failure:
+                    if failure.rows:
+                        yield failure.rows
+                    raise self._interrupted(stream, session.translate(failure)) from None
+        finally:
+            statement.reset()
+            self._settle(stream)
+
+    # ------------------------------------------------------------------ statements
+
+    def _batch(self, stream: Stream, steps: Sequence[Step], outcomes: list[Outcome]) -> Work:
+        for step in steps:
+            if not hrana.holds(step.condition, outcomes, not stream.in_transaction):
+                outcomes.append(None)
+                continue
+            outcomes.append((yield from self._guarded(stream, step, None, len(outcomes))))
+
+    def _script(self, stream: Stream, sql: str) -> Generator[None, None, bytes]:
+        session = _session(stream)
+        at = 0
+        try:
+            text = sql.encode()
+            while (found := session.split(text, at)) is not None:
+                prepared, at = found
+                yield from self._run(stream, prepared, _QUIET, None, 0)
+        except UnicodeEncodeError:
+            error = StatementError("SQL string is not Unicode text", "SQL_PARSE_ERROR")
+            return hrana.error_result(error)
+        except StatementError as failed:
+            return hrana.error_result(failed)
+        return hrana.sequence_result()
+
+    @staticmethod
+    def _describe(stream: Stream, sql: str) -> bytes:
+        try:
+            return _session(stream).describe(sql)
+        except StatementError as error:
+            return hrana.error_result(error)
+
+    def _guarded(
+        self, stream: Stream, step: Step, shape: int | None, index: int
+    ) -> Generator[None, None, bytes | StatementError]:
+        """Run one step; answers its result or its failure."""
+        try:
+            if stream.ending is not None:
+                self.end_transaction(stream)
+                raise StatementError(*stream.ending)
+            prepared = _session(stream).prepare(step.sql)
+            return (yield from self._run(stream, prepared, step, shape, index))
+        except StatementError as error:
+            return error
+
+    def _run(
+        self, stream: Stream, prepared: Prepared, step: Step, shape: int | None, index: int
+    ) -> Generator[None, None, bytes]:
+        session = _session(stream)
+        if stream.readonly and not prepared.readonly:
+            raise hrana.sqlite_error("attempt to write a readonly database", _READONLY)
+        if not prepared.readonly and stream.turn is None:
+            yield None
+            if stream.turn is None:
+                raise StatementError(
+                    "Server cannot handle additional transactions: another one writes. Nothing was "
+                    "changed",
+                    "TRANSACTION_BUSY",
+                )
+        if stream.ending is not None:
+            self.end_transaction(stream)
+            raise StatementError(*stream.ending)
+        if prepared.kind is Kind.STICKY:
+            stream.sticky = True
+        try:
+            limit = PIECE if shape == CURSOR else None
+            if limit is None:
+                result = session.run(prepared, step)
+            else:
+                result = session.run(prepared, step, limit=limit, shape=shape, index=index)
+        except StatementError as error:
+            raise self._interrupted(stream, error) from None
+        finally:
+            if not prepared.statement.more:
+                self._settle(stream)
+        if prepared.begins_readonly:
+            stream.readonly = True
+        return result
+
+    def _interrupted(self, stream: Stream, error: Exception) -> StatementError:
+        """The failure to report: if the server stopped the statement, why it did."""
+        if stream.ending is not None:
+            self.end_transaction(stream)
+            return StatementError(*stream.ending)
+        if isinstance(error, StatementError):
+            return error
+        return StatementError("The statement was stopped", "SQLITE_INTERRUPT")
+
+    # ------------------------------------------------------------------ transactions
+
+    def end_transaction(self, stream: Stream) -> None:
+        """Roll back what is open and give the turn on. No statement of the stream is running."""
+        session = stream.session
+        if session is not None:
+            session.rollback()
+            self._settle(stream)
+
+    def _settle(self, stream: Stream) -> None:
+        """Take notice of what a statement did to the transaction."""
+        native = _session(stream).native
+        inside = native.in_transaction
+        if inside and not stream.in_transaction:
+            stream.opened = time.monotonic()
+        elif not inside:
+            stream.opened = 0.0
+            stream.readonly = False
+        stream.in_transaction = inside
+        if stream.turn is not None and not (inside and native.writing):
+            ticket, stream.turn = stream.turn, None
+            try:
+                self._committed()
+            finally:
+                self._turn.release(ticket)
+
+
+def _session(stream: Stream) -> Session:
+    assert stream.session is not None
+    return stream.session

@@ -1,0 +1,529 @@
+"""Executes the requests of streams: decides where each runs, waits for it, keeps the order.
+
+Four places, from the cheapest on:
+
+* at once, on the event loop: reads, under a budget of virtual machine steps and of bytes. Handing a
+  point select to a thread would cost more than the select. What overruns is run again:
+* in a thread, on one of a few reading connections;
+* in a group of writes (writer.py);
+* on a connection of the stream's own (owned.py), in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from nearlite import hrana
+from nearlite._native.database import Database
+from nearlite._native.hrana import CURSOR
+from nearlite.hrana import Answered, GetAutocommit, Plan, Refused, RunBatch, StatementError
+from nearlite.owned import Owned, Work
+from nearlite.routing import Router
+from nearlite.session import Kind, OverrunError, Session
+from nearlite.streams import Limits, Stream, Streams, Turn
+from nearlite.writer import Host, Job, Writer
+
+log = logging.getLogger("nearlite.server")
+
+INLINE_STEPS: Final = 50_000
+"""Virtual machine steps of a read on the event loop: some 0.5 ms."""
+INLINE_BYTES: Final = 1 << 20
+"""Bytes of its result."""
+_SLOW_READERS: Final = 8
+_SPARE: Final = 8  # connections kept open for the next transaction
+_TICK: Final = 0.25  # seconds between looks at what is overdue
+
+_T = TypeVar("_T")
+
+
+class GoneError(Exception):
+    """The client has disconnected; what it asked for has been undone where that is possible."""
+
+
+class Upstream(Host, Protocol):
+    """What the server needs of a primary to run SQL on it."""
+
+    def connect(self, *, readonly: bool = False, busy_ms: int = 5000) -> Database:
+        """A connection that never checkpoints and syncs as the durability says."""
+
+
+class Leaving:
+    """Tells whether a client has disconnected; nothing is watched until somebody asks."""
+
+    def __init__(self, receive: Callable[[], object]) -> None:
+        self._receive = receive
+        self._task: asyncio.Task[None] | None = None
+
+    def task(self) -> asyncio.Task[None]:
+        """Done when the client has disconnected."""
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._watch())
+        return self._task
+
+    async def _watch(self) -> None:
+        while True:
+            message = await self._receive()  # type: ignore[misc]
+            if message["type"] == "http.disconnect":
+                return
+
+    def close(self) -> None:
+        """End the watch."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Executor:
+    """Everything one server has to run SQL with. Event loop thread only, except `deliver`.
+
+    Args:
+      upstream: the primary.
+      key: secret of the batons.
+      limits: of streams.
+      foreign_keys: enforcement on every connection from the beginning.
+    """
+
+    def __init__(
+        self, upstream: Upstream, *, key: bytes, limits: Limits, foreign_keys: bool = False
+    ) -> None:
+        self._upstream = upstream
+        self._limits = limits
+        self._foreign_keys = foreign_keys
+        self._loop = asyncio.get_running_loop()
+        self.streams = Streams(key, limits)
+        self.turn = Turn()
+        self._reader = self._open(readonly=True)
+        self._reader.native.set_budget(INLINE_STEPS)
+        self._seen = (0, 0, 0)  # counters the reader has now
+        self._writer = Writer(self._open(), upstream, self.turn, self._deliver, limits.wait)
+        self._router = Router(self._reader, self._writer.lasts)
+        self._owned = Owned(self.turn, self._committed)
+        # As many threads as there can be connections in use, so that nobody waits for a thread
+        # that another's transaction keeps.
+        self._pool = ThreadPoolExecutor(
+            limits.connections + _SLOW_READERS, thread_name_prefix="nearlite-sql"
+        )
+        self._slow = asyncio.Semaphore(_SLOW_READERS)
+        self._slow_sessions: list[Session] = []
+        self._spare: list[Session] = []
+        self._owners: set[Stream] = set()
+        self._writer.start()
+        self._tick = self._loop.call_later(_TICK, self._look)
+        self._closed = False
+
+    def _open(self, *, readonly: bool = False) -> Session:
+        return Session(self._upstream.connect(readonly=readonly), foreign_keys=self._foreign_keys)
+
+    # ------------------------------------------------------------------ on the event loop
+
+    def at_once(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> bool:
+        """Run as many requests as can be run on the event loop. True: that was all."""
+        if stream.session is not None or stream.ending is not None:
+            return False
+        reader = self._reader
+        if self._seen is not stream.counters:
+            self._seen = stream.counters
+            reader.native.set_counters(*self._seen)
+        try:
+            for plan in plans[len(results) :]:
+                if isinstance(plan, (Answered, Refused)):
+                    results.append(reader.read(plan))
+                    continue
+                kind = self._router.route(plan, after_write=False)
+                if isinstance(kind, StatementError):
+                    results.append(hrana.error_result(kind))
+                elif kind is Kind.READ:
+                    results.append(reader.read(plan, limit=INLINE_BYTES))
+                else:
+                    return False
+        except OverrunError:
+            return False
+        return True
+
+    async def finish(
+        self, stream: Stream, plans: Sequence[Plan], results: list[bytes], leaving: Leaving
+    ) -> None:
+        """Run the requests that `at_once` has left.
+
+        Raises:
+          GoneError: the client has disconnected.
+        """
+        overrun = True  # what at_once stopped at is not tried at once again
+        while len(results) < len(plans):
+            if not overrun and self.at_once(stream, plans, results):
+                break
+            overrun = False
+            plan = plans[len(results)]
+            if stream.session is not None or stream.ending is not None:
+                await self._own(stream, plans, results, leaving)
+                break
+            kind = self._router.route(plan, after_write=False)
+            if isinstance(kind, StatementError):
+                results.append(hrana.error_result(kind))
+            elif kind <= Kind.SLOW:
+                results.append(await self._in_reader(stream, plan, leaving))
+            elif kind is Kind.WRITE:
+                await self._grouped(stream, plans, results, leaving)
+            else:
+                await self._alone(stream, plans, results, leaving)
+
+    # ------------------------------------------------------------------ slow reads
+
+    async def _in_reader(self, stream: Stream, plan: Plan, leaving: Leaving) -> bytes:
+        async with self._slow:
+            session = await self._slow_session()
+            try:
+                session.native.set_counters(*stream.counters)
+                return await self._thread(session, leaving, lambda: session.read(plan))
+            except OverrunError:  # the schema has changed since it was classified
+                error = hrana.sqlite_error("database schema has changed", 17)
+                return hrana.error_result(error)
+            finally:
+                self._slow_sessions.append(session)
+
+    async def _slow_session(self) -> Session:
+        if self._slow_sessions:
+            return self._slow_sessions.pop()
+        return await self._loop.run_in_executor(self._pool, lambda: self._open(readonly=True))
+
+    async def _thread(self, session: Session, leaving: Leaving, work: Callable[[], _T]) -> _T:
+        """Run work on a session in a thread; when the client leaves, it is interrupted."""
+        future = self._loop.run_in_executor(self._pool, work)
+        if not await _either(future, leaving):
+            session.database.interrupt()
+            await asyncio.wait({future})
+            future.exception()
+            raise GoneError
+        return future.result()
+
+    # ------------------------------------------------------------------ writes
+
+    async def _grouped(
+        self, stream: Stream, plans: Sequence[Plan], results: list[bytes], leaving: Leaving
+    ) -> None:
+        """Run the requests from here on that can be part of a group; then what had to leave it."""
+        first = len(results)
+        last = first + 1
+        while last < len(plans) and self._joins(plans[last]):
+            last += 1
+        job = await self._job(stream, plans[first:last])
+        if job.failure is not None:
+            error = hrana.error_result(job.failure)
+            results.extend(error if self._runs(plan) else _known(plan) for plan in job.plans)
+            return
+        results.extend(job.results)
+        if job.finished < last - first:
+            await self._alone(stream, plans, results, leaving)
+
+    def _joins(self, plan: Plan) -> bool:
+        if isinstance(plan, (Answered, GetAutocommit)):
+            return True
+        kind = self._router.route(plan, after_write=True)
+        return not isinstance(kind, StatementError) and kind in (Kind.READ, Kind.WRITE)
+
+    @staticmethod
+    def _runs(plan: Plan) -> bool:
+        return not isinstance(plan, (Answered, GetAutocommit))
+
+    async def _job(self, stream: Stream, plans: Sequence[Plan], *, cursor: bool = False) -> Job:
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def resolve(_job: Job) -> None:
+            if not future.done():
+                future.set_result(None)
+
+        job = Job(plans, stream.counters, resolve, cursor=cursor)
+        self._writer.submit(job)
+        try:
+            await future
+        except asyncio.CancelledError:
+            job.cancelled = True
+            raise
+        stream.counters = job.counters
+        return job
+
+    def _deliver(self, jobs: list[Job]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(_resolve, jobs)
+
+    def _committed(self) -> None:
+        """After a commit on a stream's own connection. In its thread."""
+        try:
+            self._upstream.after_commit()
+        except Exception:  # the commit is durable whatever becomes of its announcement
+            log.exception("a commit could not be announced to replicas")
+        if self._upstream.roll_due:
+            self._writer.nudge()
+
+    # ------------------------------------------------------------------ own connections
+
+    async def _alone(
+        self, stream: Stream, plans: Sequence[Plan], results: list[bytes], leaving: Leaving
+    ) -> None:
+        """Run one request on a connection of the stream's own, and if it stays so, the others."""
+        refusal = await self._own_session(stream)
+        if refusal is not None:
+            results.append(hrana.error_result(refusal))
+            return
+        await self._own(stream, plans[: len(results) + 1], results, leaving)
+
+    async def _own(
+        self, stream: Stream, plans: Sequence[Plan], results: list[bytes], leaving: Leaving
+    ) -> None:
+        if stream.session is None:  # its transaction was ended, and its connection with it
+            refusal = await self._own_session(stream)
+            if refusal is not None:
+                error = hrana.error_result(refusal)
+                results.extend([error] * (len(plans) - len(results)))
+                return
+        work = self._owned.requests(stream, plans[len(results) :], results)
+        async for _ in self._advance(stream, work, leaving):
+            pass
+        stream.ending = None
+        self._give_back(stream)
+
+    async def _advance(
+        self, stream: Stream, work: Work, leaving: Leaving
+    ) -> AsyncGenerator[bytes, None]:
+        """Drive a generator of owned.py in the pool; yields the bytes it yields."""
+        session = stream.session
+        assert session is not None
+        try:
+            while True:
+                ready = await self._thread(session, leaving, lambda: next(work, _END))
+                if isinstance(ready, _End):
+                    return
+                if ready is None:
+                    await self._take_turn(stream, leaving)
+                else:
+                    yield ready
+        except GoneError:
+            await self._loop.run_in_executor(self._pool, work.close)
+            self._owned.end_transaction(stream)
+            raise
+
+    async def _take_turn(self, stream: Stream, leaving: Leaving) -> None:
+        """Wait for the turn to write; without it afterwards: it took too long."""
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def granted() -> None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_set, future)
+
+        ticket = self.turn.request(granted)
+        if not ticket.since:
+            try:
+                stays = await _either(future, leaving, self._limits.wait)
+            except BaseException:
+                self.turn.release(ticket)
+                raise
+            if not ticket.since or not stays:
+                self.turn.release(ticket)
+                if not stays:
+                    raise GoneError
+                return
+        stream.turn = ticket
+
+    async def _own_session(self, stream: Stream) -> StatementError | None:
+        if len(self._owners) >= self._limits.connections:
+            return StatementError(
+                f"Server cannot handle additional transactions: {self._limits.connections} "
+                "connections are in use, which is the limit",
+                "TRANSACTION_BUSY",
+            )
+        self._owners.add(stream)
+        try:
+            if self._spare:
+                session = self._spare.pop()
+            else:
+                session = await self._loop.run_in_executor(self._pool, self._open)
+        except BaseException:
+            self._owners.discard(stream)
+            raise
+        session.native.set_counters(*stream.counters)
+        stream.session = session
+        return None
+
+    def _give_back(self, stream: Stream) -> None:
+        """A connection that carries nothing of its stream serves others."""
+        session = stream.session
+        if session is None or stream.in_transaction or stream.sticky:
+            return
+        stream.counters = session.native.counters
+        stream.session = None
+        self._owners.discard(stream)
+        if len(self._spare) < _SPARE:
+            self._spare.append(session)
+        else:
+            session.close()
+
+    # ------------------------------------------------------------------ cursors
+
+    def cursor_at_once(self, stream: Stream, plan: RunBatch) -> bytes | None:
+        """Entries of a cursor that can be run on the event loop, or None."""
+        if stream.session is not None or stream.ending is not None:
+            return None
+        kind = self._router.route(plan, after_write=False)
+        if isinstance(kind, StatementError):
+            return hrana.cursor_error(kind)
+        if kind is not Kind.READ:
+            return None
+        self._seen = stream.counters
+        self._reader.native.set_counters(*self._seen)
+        try:
+            outcomes = self._reader.outcomes(plan.steps, limit=INLINE_BYTES, shape=CURSOR)
+        except OverrunError:
+            return None
+        return hrana.cursor_body(outcomes)
+
+    def may_keep(self, stream: Stream, plan: RunBatch) -> bool:
+        """Whether a batch may leave a transaction or settings on its stream."""
+        if stream.session is not None:
+            return True
+        return self._router.route(plan, after_write=False) is Kind.ALONE
+
+    async def cursor(
+        self, stream: Stream, plan: RunBatch, leaving: Leaving
+    ) -> AsyncGenerator[bytes, None]:
+        """Entries of a cursor in pieces. Raises GoneError."""
+        if stream.session is None and stream.ending is None:
+            kind = self._router.route(plan, after_write=False)
+            if kind is Kind.WRITE:
+                job = await self._job(stream, [plan], cursor=True)
+                if job.failure is not None:
+                    yield hrana.cursor_error(job.failure)
+                    return
+                if job.finished:
+                    yield job.results[0]
+                    return
+        if stream.session is None:
+            refusal = await self._own_session(stream)
+            if refusal is not None:
+                yield hrana.cursor_error(refusal)
+                return
+        work = self._owned.cursor(stream, plan)
+        pieces = self._advance(stream, work, leaving)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
+            await self._loop.run_in_executor(self._pool, work.close)
+            stream.ending = None
+            self._give_back(stream)
+
+    # ------------------------------------------------------------------ ends
+
+    async def close_stream(self, stream: Stream) -> None:
+        """End a stream that no request is using: roll back, close or share its connection."""
+        self.streams.forget(stream)
+        session = stream.session
+        if session is None:
+            return
+        self._owned.end_transaction(stream)
+        self._give_back(stream)
+        if stream.session is not None:
+            stream.session = None
+            self._owners.discard(stream)
+            await self._loop.run_in_executor(self._pool, session.close)
+
+    def _look(self) -> None:
+        """End what is overdue."""
+        self._tick = self._loop.call_later(_TICK, self._look)
+        wanted = self.turn.wanted
+        for stream in list(self._owners):
+            if stream.ending is None and self.streams.overdue(stream, wanted=wanted):
+                self._end(stream)
+        for stream in self.streams.idle():
+            self._loop.create_task(self.close_stream(stream))
+
+    def _end(self, stream: Stream) -> None:
+        session = stream.session
+        if session is None:
+            return
+        log.warning("a transaction was rolled back: it was open too long")
+        stream.ending = (
+            "Transaction timed out: it was open too long and has been rolled back",
+            "TRANSACTION_TIMEOUT",
+        )
+        if stream.busy:
+            session.database.interrupt()  # its thread rolls back
+        else:
+            self._owned.end_transaction(stream)
+
+    async def close(self) -> None:
+        """Finish what is queued, roll back what is open, close all connections."""
+        if self._closed:
+            return
+        self._closed = True
+        self._tick.cancel()
+        for stream in list(self._owners):
+            if stream.session is not None and stream.busy:
+                stream.session.database.interrupt()
+            elif stream.session is not None:
+                self._owned.end_transaction(stream)
+        await self._loop.run_in_executor(None, self._writer.stop)
+        await self._loop.run_in_executor(None, self._pool.shutdown)
+        owned = [stream.session for stream in self._owners if stream.session is not None]
+        for session in [self._reader, *self._slow_sessions, *self._spare, *owned]:
+            session.close()
+
+
+class _End:
+    """What `next` answers when a generator has ended."""
+
+
+_END: Final = _End()
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _resolve(jobs: list[Job]) -> None:
+    for job in jobs:
+        job.resolve(job)
+
+
+def _known(plan: Plan) -> bytes:
+    return plan.result if isinstance(plan, Answered) else hrana.autocommit_result(True)
+
+
+async def _either(
+    future: asyncio.Future[_T], leaving: Leaving, timeout: float | None = None
+) -> bool:
+    """Wait for a future, or for the client to leave (False)."""
+    if future.done():
+        return True
+    gone = leaving.task()
+    both: set[asyncio.Future[Any]] = {future, gone}
+    await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    return future.done() or not gone.done()
+
+
+def baton_key(folder: Path) -> bytes:
+    """The server's secret for batons, kept beside the database so that they outlive a restart.
+
+    Args:
+      folder: the primary's, which exists.
+    """
+    path = folder / "baton.key"
+    with contextlib.suppress(FileNotFoundError):
+        key = path.read_bytes()
+        if len(key) == 32:
+            return key
+        path.unlink()
+    key = os.urandom(32)
+    part = path.with_name(f"baton.key.{os.getpid()}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+    part.replace(path)
+    return key

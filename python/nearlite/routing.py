@@ -1,0 +1,107 @@
+"""Where a request runs: at once on the event loop, in a thread, in a group, or on its own connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from nearlite import hrana
+from nearlite.hrana import Execute, Plan, RunBatch, Script, StatementError
+from nearlite.session import Kind, Session
+
+_LONG_SCRIPT: Final = 8192  # characters; compiling a longer one would hold up the event loop
+_ENDS: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
+
+
+class Router:
+    """Classifies requests of streams without a connection of their own.
+
+    Args:
+      reader: compiles; a connection that sees the newest schema.
+      lasts: whether a text has been seen to last.
+    """
+
+    def __init__(self, reader: Session, lasts: Callable[[str], bool]) -> None:
+        self._reader = reader
+        self._lasts = lasts
+
+    def route(self, plan: Plan, *, after_write: bool) -> Kind | StatementError:
+        """READ, SLOW, WRITE or ALONE; an error when the request fails without having run.
+
+        Args:
+          plan: the request.
+          after_write: a request before it in the same pipeline writes and has not run yet, so
+            that what does not compile now may compile then.
+        """
+        if isinstance(plan, Execute):
+            return self._statement(plan, after_write)
+        if isinstance(plan, RunBatch):
+            return self._batch(plan, after_write)
+        if isinstance(plan, Script):
+            return self._script(plan, after_write)
+        return Kind.READ
+
+    def _statement(self, plan: Execute, after_write: bool) -> Kind | StatementError:
+        try:
+            kind = self._reader.prepare(plan.step.sql).kind
+        except StatementError as error:
+            if after_write and not hrana.is_refusal(error):
+                return Kind.WRITE
+            return error
+        if kind is Kind.WRITE:
+            return Kind.ALONE if self._lasts(plan.step.sql) else Kind.WRITE
+        return kind if kind <= Kind.SLOW else Kind.ALONE
+
+    def _batch(self, plan: RunBatch, after_write: bool) -> Kind | StatementError:
+        kinds = []
+        unknown = False
+        for step in plan.steps:
+            try:
+                prepared = self._reader.prepare(step.sql)
+                hrana.arrange(step, prepared.statement.parameters)
+            except StatementError as error:
+                if hrana.is_refusal(error):
+                    return error
+                unknown = True
+                continue
+            kinds.append(prepared.kind)
+            if prepared.kind is Kind.WRITE and self._lasts(step.sql):
+                return Kind.ALONE
+        return self._worst(kinds, unknown, after_write)
+
+    def _script(self, plan: Script, after_write: bool) -> Kind | StatementError:
+        if len(plan.sql) > _LONG_SCRIPT:
+            return Kind.ALONE
+        try:
+            text = plan.sql.encode()
+        except UnicodeEncodeError:
+            return StatementError("SQL string is not Unicode text", "SQL_PARSE_ERROR")
+        kinds = []
+        unknown = False
+        at = 0
+        while True:
+            try:
+                found = self._reader.split(text, at)
+            except StatementError:
+                unknown = True  # what follows it cannot be seen; it may never be reached
+                break
+            if found is None:
+                break
+            prepared, at = found
+            kinds.append(prepared.kind)
+        return self._worst(kinds, unknown, after_write)
+
+    @staticmethod
+    def _worst(kinds: list[Kind], unknown: bool, after_write: bool) -> Kind:
+        """One place for several statements."""
+        writes = Kind.WRITE in kinds or (unknown and after_write)
+        if Kind.ALONE in kinds or Kind.STICKY in kinds:
+            return Kind.ALONE
+        if _ENDS.isdisjoint(kinds):
+            if Kind.SLOW in kinds:
+                return Kind.ALONE if writes else Kind.SLOW
+            return Kind.WRITE if writes else Kind.READ
+        # A transaction that begins and ends here and writes is a savepoint in a group; one that
+        # stays open, or only looks, needs a connection.
+        whole = Kind.BEGIN in kinds and Kind.COMMIT in kinds and Kind.SLOW not in kinds
+        return Kind.WRITE if whole and (writes or unknown) else Kind.ALONE

@@ -1,0 +1,149 @@
+"""Runs the ASGI application with uvicorn: where it listens, how it ends, whom it cuts off."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from nearlite import errors
+from nearlite.server import App
+
+log = logging.getLogger("nearlite.server")
+
+SHUTDOWN_SECONDS: Final = 5
+"""Requests under way may take so long to end after SIGTERM."""
+CONNECTIONS: Final = 2048
+"""HTTP connections at a time; one more is answered 503."""
+_KEEP_ALIVE: Final = 75  # seconds; longer than what proxies and HTTP clients keep
+_HEAD_SECONDS: Final = 30.0  # for the head of a connection's first request
+_HEAD_BYTES: Final = 64 << 10
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with the two limits it lacks: on a head that never comes, or never ends."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _head_size = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_done()
+        super().connection_lost(exc)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value)
+        if self._head_size > _HEAD_BYTES:
+            self.transport.abort()
+            return
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_done()
+        super().on_headers_complete()
+
+    def _head_done(self) -> None:
+        self._head_size = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server; long polls are answered as soon as it is asked to end."""
+
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.stop_waiting()
+        await super().shutdown(sockets)
+
+
+def listen(address: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``[IPv6]:PORT``.
+
+    Raises:
+      errors.ProgrammingError: it is neither.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise errors.ProgrammingError(f"an address is written HOST:PORT, not {address!r}")
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - ":8080" is all of them
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(host: str, *, auth_token: str | None, no_auth: bool) -> None:
+    """Refuse to let the network in without a token, unless that is what is wanted.
+
+    Raises:
+      errors.ProgrammingError: with what to do.
+    """
+    if auth_token == "":
+        raise errors.ProgrammingError("the token is empty: anybody could send it")
+    if auth_token is None and not no_auth and not is_loopback(host):
+        raise errors.ProgrammingError(
+            f"{host} can be reached from other machines, and without a token anybody there could "
+            "read and write the database. Give --auth-token TOKEN (or NEARLITE_AUTH_TOKEN), listen "
+            "on 127.0.0.1, or say --no-auth if that is what you want. Nothing was started"
+        )
+
+
+def run(app: App, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises OperationalError when the address cannot be had."""
+    with bind(host, port) as listening:
+        server(app).run(sockets=[listening])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address; port 0 takes any free one."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        found = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+        except BaseException:
+            found.close()
+            raise
+    except OSError as error:
+        raise errors.OperationalError(
+            f"cannot listen on {host}:{port}: {error.strerror}; nothing was started"
+        ) from None
+    return found
+
+
+def server(app: App) -> uvicorn.Server:
+    """The configured server, not yet running."""
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    return _Server(config, app)

@@ -1,0 +1,424 @@
+"""SQL over HTTP (Hrana 2 and 3, JSON) and the native protocol, as one ASGI application.
+
+The hot paths are dispatched by hand: pipeline, cursor, changes, sql. Routing, middleware and a
+request object would cost more than the statement. Everything else is Starlette's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from nearlite import hrana
+from nearlite._native import _lib
+from nearlite.asgi import (
+    CORS,
+    JSON,
+    Answering,
+    ClientGoneError,
+    Deadlines,
+    HttpError,
+    Receive,
+    Scope,
+    Send,
+    cut_off,
+    header,
+    read_body,
+)
+from nearlite.changes import Feed, Source
+from nearlite.hrana import Planner, ProtocolError, Refused
+from nearlite.pipeline import Executor, GoneError, Leaving, Upstream, baton_key
+from nearlite.session import MAX_RESPONSE
+from nearlite.streams import Limits, Stream
+
+log = logging.getLogger("nearlite.server")
+
+_CURSOR_TYPE: Final = b"text/plain"
+_SLASHES: Final = re.compile(r"/{2,}")
+
+
+class Owner(Upstream, Source, Protocol):
+    """What is served: a primary."""
+
+    def close(self) -> None:
+        """End with a roll."""
+
+
+class App:
+    """One database behind HTTP. Build it with `nearlite.asgi`.
+
+    Args:
+      path: the database file; the server's own things lie in the folder `path`-nearlite.
+      open_owner: opens the primary; called in a thread at the first request or at startup.
+      auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      foreign_keys: enforcement on every connection from the beginning.
+      limits: of streams.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        open_owner: Callable[[], Owner],
+        *,
+        auth_token: str | None = None,
+        foreign_keys: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        self._path = path
+        self._open_owner = open_owner
+        self._token = auth_token.encode() if auth_token is not None else None
+        self._foreign_keys = foreign_keys
+        self._limits = limits or Limits()
+        self._deadlines = Deadlines()
+        self._answering = Answering(self._deadlines)
+        self._owner: Owner | None = None
+        self._executor: Executor | None = None
+        self._feed: Feed | None = None
+        self._starting: asyncio.Lock | None = None
+        self._cold = _cold()
+        self._hot: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {
+            "/v2/pipeline": self._pipeline_2,
+            "/v3/pipeline": self._pipeline_3,
+            "/v3/cursor": self._cursor,
+            "/nl/v1/sql": self._sql,
+        }
+
+    def __repr__(self) -> str:
+        return f"<nearlite.App of {str(self._path)!r}>"
+
+    # ------------------------------------------------------------------ life
+
+    async def startup(self) -> None:
+        """Open the database; idempotent. Raises what opening raises."""
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if self._executor is not None:
+                return
+            loop = asyncio.get_running_loop()
+            owner = await loop.run_in_executor(None, self._open_owner)
+            try:
+                key = await loop.run_in_executor(None, baton_key, Path(f"{self._path}-nearlite"))
+                executor = Executor(
+                    owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
+                )
+                self._feed = Feed(owner, self._answering, _version())
+            except BaseException:
+                await loop.run_in_executor(None, owner.close)
+                raise
+            self._owner, self._executor = owner, executor
+
+    def stop_waiting(self) -> None:
+        """Answer long polls now: the server is about to end."""
+        if self._feed is not None:
+            self._feed.stop()
+
+    async def shutdown(self) -> None:
+        """Finish what is queued, roll back what is open, close the database; idempotent."""
+        executor, owner = self._executor, self._owner
+        self._executor = self._owner = None
+        self.stop_waiting()
+        if executor is not None:
+            await executor.close()
+        if owner is not None:
+            await asyncio.get_running_loop().run_in_executor(None, owner.close)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.startup()
+        except Exception as error:  # noqa: BLE001 - the server has to be told, whatever it is
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.shutdown()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    # ------------------------------------------------------------------ dispatch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application; it may be mounted below a path."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if kind != "http":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        try:
+            if self._executor is None:
+                await self.startup()
+            await self._dispatch(scope, receive, send)
+        except HttpError as error:
+            await self._error(scope, send, error)
+        except ProtocolError as broken:
+            await self._error(scope, send, HttpError(broken.status, broken.code, broken.message))
+        except (ClientGoneError, GoneError):
+            pass
+        except Exception:
+            log.exception("a request failed")
+            failed = HttpError(500, "INTERNAL_ERROR", "The server failed; its log says why")
+            await self._error(scope, send, failed)
+
+    async def _error(self, scope: Scope, send: Send, error: HttpError) -> None:
+        try:
+            await self._answering.error(send, error, head=scope["method"] == "HEAD")
+        except ClientGoneError:
+            pass
+        except RuntimeError:  # an answer had been begun: it stays unfinished
+            log.debug("an answer could not be finished", exc_info=True)
+            cut_off(send)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        if root and path.startswith(root):
+            path = path[len(root) :]
+        if "//" in path:
+            path = _SLASHES.sub("/", path)
+        method = scope["method"]
+        handler = self._hot.get(path)
+        if method == "OPTIONS":
+            await self._preflight(scope, send)
+        elif handler is not None:
+            self._authorize(scope)
+            if method != "POST":
+                raise _not_allowed(b"POST, OPTIONS")
+            await handler(scope, receive, send)
+        elif path.startswith("/nl/v1/"):
+            self._authorize(scope)
+            if method not in ("GET", "HEAD"):
+                raise _not_allowed(b"GET, HEAD, OPTIONS")
+            await self._native(path[7:], scope, receive, send)
+        else:
+            await self._cold({**scope, "path": path, "root_path": ""}, receive, send)
+
+    def _authorize(self, scope: Scope) -> None:
+        expected = self._token
+        if expected is None:
+            return
+        given = header(scope, b"authorization")
+        if given is None:
+            raise _unauthorized("The header Authorization is missing")
+        scheme, _, token = given.partition(b" ")
+        if scheme.lower() != b"bearer":
+            raise _unauthorized("Only the authorization scheme Bearer is supported")
+        if not hmac.compare_digest(token.strip(), expected):
+            raise _unauthorized("The token is not the right one")
+
+    async def _preflight(self, scope: Scope, send: Send) -> None:
+        wanted = header(scope, b"access-control-request-headers") or b"*"
+        headers = [
+            CORS,
+            (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
+            (b"access-control-allow-headers", wanted),
+            (b"access-control-max-age", b"86400"),
+        ]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    # ------------------------------------------------------------------ Hrana
+
+    async def _pipeline_2(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._pipeline(2, scope, receive, send)
+
+    async def _pipeline_3(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._pipeline(3, scope, receive, send)
+
+    async def _pipeline(self, version: int, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, self._deadlines)
+        answer, _ = await self._run(version, body, receive)
+        await self._answering.whole(send, 200, answer)
+
+    async def _run(self, version: int, body: bytes, receive: Receive) -> tuple[bytes, bool]:
+        """Execute a pipeline; its answer, and whether its stream is outside a transaction."""
+        executor = self._ready()
+        request = hrana.decode_pipeline(body)
+        streams = executor.streams
+        stream = streams.open() if request.baton is None else streams.take(request.baton)
+        kept = False
+        try:
+            planner = Planner(version, stream.stored)
+            plans = planner.plan(request.requests)
+            results: list[bytes] = []
+            if not executor.at_once(stream, plans, results):
+                leaving = Leaving(receive)
+                try:
+                    await executor.finish(stream, plans, results, leaving)
+                finally:
+                    leaving.close()
+            if sum(map(len, results)) > MAX_RESPONSE:
+                raise HttpError(
+                    400, "RESPONSE_TOO_LARGE", f"The answer is larger than {MAX_RESPONSE} bytes"
+                )
+            stream.stored = planner.stored
+            outside = not stream.in_transaction
+            kept = not planner.closes
+            baton = streams.give(stream) if kept else None
+            return hrana.pipeline_answer(baton, results), outside
+        finally:
+            await self._leave(executor, stream, kept=kept)
+
+    @staticmethod
+    async def _leave(executor: Executor, stream: Stream, *, kept: bool) -> None:
+        """The request of a stream is over."""
+        surplus = executor.streams.done(stream)
+        if not kept:
+            await executor.close_stream(stream)
+        if surplus is not None:
+            await executor.close_stream(surplus)
+
+    async def _cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
+        executor = self._ready()
+        body = await read_body(scope, receive, self._deadlines)
+        request = hrana.decode_cursor(body)
+        streams = executor.streams
+        stream = streams.open() if request.baton is None else streams.take(request.baton)
+        kept = False
+        leaving = Leaving(receive)
+        try:
+            plan = Planner(3, stream.stored).batch(request.batch)
+            if isinstance(plan, Refused):
+                entries: bytes | None = hrana.cursor_error(plan.error)
+            else:
+                entries = executor.cursor_at_once(stream, plan)
+            if entries is not None:
+                kept = True
+                answer = hrana.cursor_head(streams.give(stream)) + entries
+                await self._answering.whole(send, 200, answer, _CURSOR_TYPE)
+                return
+            assert not isinstance(plan, Refused)
+            # The baton goes out before the batch has run, which may leave something behind.
+            uncertain = executor.may_keep(stream, plan)
+            head = hrana.cursor_head(streams.give(stream, uncertain=uncertain))
+            await self._answering.start(send, 200, _CURSOR_TYPE)
+            pieces = executor.cursor(stream, plan, leaving)
+            try:
+                async for piece in pieces:
+                    await self._answering.piece(send, head + piece)
+                    head = b""
+                if head:
+                    await self._answering.piece(send, head)
+            finally:
+                await pieces.aclose()
+            kept = True
+            await self._answering.end(send)
+        finally:
+            leaving.close()
+            await self._leave(executor, stream, kept=kept)
+
+    # ------------------------------------------------------------------ native protocol
+
+    async def _native(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        feed = self._feed
+        assert feed is not None
+        if name == "status":
+            await feed.status(send, head=scope["method"] == "HEAD")
+        elif scope["method"] == "HEAD":
+            raise _not_allowed(b"GET, OPTIONS")
+        elif name.startswith("changes/"):
+            leaving = Leaving(receive)
+            try:
+                await feed.changes(scope, send, name[8:], leaving)
+            finally:
+                leaving.close()
+        elif name == "snapshot":
+            await feed.snapshot(scope, send)
+        else:
+            raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
+
+    async def _sql(self, scope: Scope, receive: Receive, send: Send) -> None:
+        feed = self._feed
+        assert feed is not None
+        replica = feed.replica(scope)
+        body = await read_body(scope, receive, self._deadlines)
+        answer, outside = await self._run(3, body, receive)
+        await feed.answer(send, answer, replica if outside else None)
+
+    def _ready(self) -> Executor:
+        executor = self._executor
+        if executor is None:
+            raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
+        return executor
+
+
+def _not_allowed(methods: bytes) -> HttpError:
+    return HttpError(
+        405, "METHOD_NOT_ALLOWED", "The method is not allowed here", ((b"allow", methods),)
+    )
+
+
+def _unauthorized(why: str) -> HttpError:
+    return HttpError(401, "UNAUTHORIZED", why, ((b"www-authenticate", b"Bearer"),))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("nearlite")
+    except metadata.PackageNotFoundError:  # imported from a source tree
+        return "0+unknown"
+
+
+# ---------------------------------------------------------------------- cold paths
+
+
+async def _health(_request: Request) -> Response:
+    return Response(status_code=200)
+
+
+async def _hello(request: Request) -> Response:
+    version = request.url.path[2]
+    return PlainTextResponse(f"Hello, this is HTTP API v{version} (Hrana over HTTP)")
+
+
+async def _tell_version(_request: Request) -> Response:
+    return PlainTextResponse(
+        f"nearlite {_version()} (SQLite {_lib.sqlite_version}, {_lib.openssl_version})"
+    )
+
+
+async def _http_exception(_request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    code, message = {
+        404: ("NOT_FOUND", "There is nothing at this path"),
+        405: ("METHOD_NOT_ALLOWED", "The method is not allowed here"),
+    }.get(status, ("INTERNAL_ERROR", "The server failed; its log says why"))
+    body = hrana.error_body(message, code)
+    return Response(body, status, {**headers, "content-type": JSON.decode()})
+
+
+def _cold() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    routes = [
+        Route("/health", _health),
+        Route("/version", _tell_version),
+        Route("/v2", _hello),
+        Route("/v3", _hello),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_exception})
+
+    async def permissive(scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_cors(message: dict[str, object]) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.setdefault("headers", [])
+                assert isinstance(headers, list)
+                headers.append(CORS)
+            await send(message)
+
+        await app(scope, receive, with_cors)  # type: ignore[arg-type]
+
+    return permissive

@@ -1,0 +1,479 @@
+"""One connection that runs Hrana steps: statements compiled once, classified by SQLite, answered as JSON.
+
+No threads and no waiting here: whoever owns the session calls it, one call at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+from nearlite import hrana
+from nearlite._native import database as flags
+from nearlite._native.database import Database
+from nearlite._native.hrana import (
+    NO_ROWS,
+    RESULT,
+    HranaConnection,
+    HranaStatement,
+    SqlError,
+)
+from nearlite.hrana import (
+    Answered,
+    Describe,
+    Execute,
+    GetAutocommit,
+    Outcome,
+    Plan,
+    RunBatch,
+    Script,
+    StatementError,
+    Step,
+)
+
+MAX_RESPONSE: Final = 64 << 20
+"""Bytes of one answer."""
+_CACHED: Final = 256  # statements kept per connection
+_CACHED_TEXT: Final = 16 << 10  # longer texts (bulk inserts with literals) are not kept
+
+_pack = msgspec.msgpack.Encoder().encode
+_NO_PARAMETERS: Final = b"\x90"
+_QUIET: Final = Step("", want_rows=False)
+
+
+class Kind(IntEnum):
+    """Where a statement may run. A request runs where its most demanding statement must."""
+
+    READ = 0
+    """On a connection shared by all: reads the main database, changes nothing."""
+    SLOW = 1
+    """As READ, but known to last: not on the event loop."""
+    WRITE = 2
+    """In a group: writes the main database, keeps no state on its connection."""
+    BEGIN = 3
+    """Opens a transaction."""
+    COMMIT = 4
+    """Ends one."""
+    ROLLBACK = 5
+    """Ends one."""
+    ALONE = 6
+    """On a connection of the stream's own, which may go back to the others afterwards."""
+    STICKY = 7
+    """On a connection of the stream's own, which it changes: settings, temporary objects."""
+
+
+# Pragmas that only look. Those of _LASTING read the whole database.
+_LOOKING: Final = frozenset(
+    [
+        "table_list",
+        "table_info",
+        "table_xinfo",
+        "index_list",
+        "index_info",
+        "index_xinfo",
+        "foreign_key_list",
+        "pragma_list",
+        "compile_options",
+        "database_list",
+        "function_list",
+        "module_list",
+        "collation_list",
+        "data_version",
+        "freelist_count",
+        "page_count",
+    ]
+)
+_LASTING: Final = frozenset(["foreign_key_check", "integrity_check", "quick_check"])
+# Pragmas that change the connection they run on.
+_SETTING: Final = frozenset(
+    [
+        "foreign_keys",
+        "defer_foreign_keys",
+        "case_sensitive_like",
+        "recursive_triggers",
+        "query_only",
+        "reverse_unordered_selects",
+        "automatic_index",
+        "analysis_limit",
+        "ignore_check_constraints",
+        "full_column_names",
+        "short_column_names",
+        "count_changes",
+        "empty_result_callbacks",
+        "legacy_alter_table",
+        "cell_size_check",
+        "read_uncommitted",
+    ]
+)
+# Pragmas that write the database.
+_WRITING: Final = frozenset(["user_version", "application_id", "incremental_vacuum", "optimize"])
+# Pragmas that may be asked, but not set: the server depends on their values.
+_ASKED: Final = frozenset(
+    [
+        "auto_vacuum",
+        "busy_timeout",
+        "cache_size",
+        "cache_spill",
+        "checkpoint_fullfsync",
+        "encoding",
+        "fullfsync",
+        "hard_heap_limit",
+        "journal_mode",
+        "journal_size_limit",
+        "locking_mode",
+        "max_page_count",
+        "mmap_size",
+        "page_size",
+        "schema_version",
+        "secure_delete",
+        "soft_heap_limit",
+        "synchronous",
+        "temp_store",
+        "threads",
+        "trusted_schema",
+        "wal_autocheckpoint",
+        "writable_schema",
+    ]
+)
+
+_BLANK = r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*"
+_PRAGMA = re.compile(
+    rf"{_BLANK}(?:EXPLAIN{_BLANK}(?:QUERY{_BLANK}PLAN{_BLANK})?)?PRAGMA{_BLANK}"
+    rf"(?:[\w\"'`\[\]]+{_BLANK}\.{_BLANK})?[\"'`\[]?(\w+)[\"'`\]]?{_BLANK}(.?)",
+    re.IGNORECASE | re.DOTALL,
+)
+_VACUUM = re.compile(rf"{_BLANK}VACUUM\b(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def _unsupported(sql: str, why: str) -> StatementError:
+    text = sql if len(sql) <= 100 else sql[:97] + "..."
+    return StatementError(
+        f"SQL string could not be parsed: unsupported statement: {text} ({why})", "SQL_PARSE_ERROR"
+    )
+
+
+def _pragma_kind(sql: str) -> Kind:
+    match = _PRAGMA.match(sql)
+    if match is None:  # a SELECT from a pragma_ table: SQLite offers only those that look
+        return Kind.SLOW
+    name, following = match[1].lower(), match[2]
+    with_value = following in ("=", "(")
+    if name in _LOOKING:
+        return Kind.READ
+    if name in _LASTING:
+        return Kind.SLOW
+    if name in _SETTING:
+        return Kind.STICKY if with_value else Kind.READ
+    if name in _WRITING:
+        return Kind.ALONE if with_value or name in ("optimize", "incremental_vacuum") else Kind.READ
+    if name in _ASKED and not with_value:
+        return Kind.READ
+    raise _unsupported(sql, "the server manages this setting")
+
+
+def kind_of(sql: str, statement: HranaStatement) -> Kind:
+    """Where a compiled statement may run.
+
+    Raises:
+      StatementError: it may not run at all over a network: it would reach other files of the
+        machine (ATTACH, VACUUM INTO), or settings that the server depends on.
+    """
+    what = statement.flags
+    if what & flags.EXPLAIN:
+        return Kind.READ
+    if what & flags.ATTACH:
+        raise _unsupported(sql, "other files cannot be reached through a server")
+    if what & flags.PRAGMA:
+        return _pragma_kind(sql)
+    if what & flags.TRANSACTION:
+        if what & flags.COMMIT:
+            return Kind.COMMIT
+        return Kind.ROLLBACK if what & flags.ROLLBACK else Kind.BEGIN
+    if what & flags.SAVEPOINT:
+        return Kind.ALONE
+    if what & (flags.TEMP | flags.WRITES_TEMP):
+        return Kind.STICKY
+    if what & flags.READONLY:
+        return Kind.READ
+    vacuum = _VACUUM.match(sql)
+    if vacuum is not None:
+        if re.search(r"\bINTO\b", vacuum[1], re.IGNORECASE):
+            raise _unsupported(sql, "other files cannot be reached through a server")
+        return Kind.ALONE  # VACUUM refuses to run inside a transaction
+    return Kind.WRITE
+
+
+class Prepared:
+    """A compiled statement with its classification.
+
+    Attributes:
+      statement: the handle.
+      kind: where it may run.
+      readonly: SQLite's own answer: it changes no database file.
+      rows: it has result columns.
+      begins_readonly: it was written BEGIN READONLY.
+    """
+
+    __slots__ = ("begins_readonly", "kind", "readonly", "rows", "statement")
+
+    def __init__(self, statement: HranaStatement, kind: Kind) -> None:
+        self.statement = statement
+        self.kind = kind
+        self.begins_readonly = False
+        self.readonly = bool(statement.flags & flags.READONLY)
+        self.rows = bool(statement.flags & flags.ROWS)
+
+
+class OverrunError(Exception):
+    """A statement used up its step budget, or its result the size allowed here."""
+
+
+def _compile_failure(failure: SqlError) -> StatementError:
+    return hrana.sqlite_error(failure.text, failure.sqlite_rc, failure.offset)
+
+
+class Session:
+    """One connection with its cache of statements.
+
+    Attributes:
+      database: the connection; ``interrupt()`` may be called from any thread.
+      native: what runs statements; its counters are those of the last one.
+      foreign_keys: enforcement was switched on when the connection was opened.
+    """
+
+    def __init__(self, database: Database, *, foreign_keys: bool = False) -> None:
+        self.database = database
+        self.native = HranaConnection(database)
+        self.foreign_keys = foreign_keys
+        if foreign_keys:
+            database.exec("PRAGMA foreign_keys=ON")
+        self._cache: OrderedDict[str, Prepared] = OrderedDict()
+
+    def prepare(self, sql: str, *, cached: bool = True) -> Prepared:
+        """Compile exactly one statement.
+
+        Raises:
+          StatementError: it does not compile, is none, is several, or may not run here.
+        """
+        found = self._cache.get(sql) if cached else None
+        if found is not None:
+            return found
+        hrana.check_length(sql)
+        text = _encode(sql)
+        keep = cached and len(text) <= _CACHED_TEXT
+        prepared, rest = self._compile(sql, text, persistent=keep)
+        if rest and not self._is_blank(rest):
+            raise StatementError(
+                "SQL string contains more than one statement", "SQL_MANY_STATEMENTS"
+            )
+        if keep:
+            self._cache[sql] = prepared
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return prepared
+
+    def split(self, text: bytes, start: int) -> tuple[Prepared, int] | None:
+        """The statement of a script that begins at byte `start`, and where the next one begins.
+
+        None at the end. Raises StatementError as `prepare` does.
+        """
+        while start < len(text):
+            piece = text[start : start + hrana.MAX_STATEMENT + 1]
+            try:
+                statement = self.native.prepare(piece, persistent=False)
+            except SqlError as failure:
+                if len(piece) > hrana.MAX_STATEMENT:
+                    hrana.check_length(piece.decode("utf-8", "replace"))
+                raise _compile_failure(failure) from None
+            end = start + max(statement.tail, 1)
+            if not statement.flags & flags.EMPTY:
+                own = piece[: statement.tail].decode("utf-8", "replace")
+                return Prepared(statement, kind_of(own, statement)), end
+            start = end
+        return None
+
+    def _compile(self, sql: str, text: bytes, *, persistent: bool) -> tuple[Prepared, bytes]:
+        """The first statement of a text that is not a lone semicolon, and what follows it."""
+        while True:
+            try:
+                statement = self.native.prepare(text, persistent=persistent)
+            except SqlError as failure:
+                if not hrana.is_readonly_begin(sql):
+                    raise _compile_failure(failure) from None
+                prepared, _ = self._compile("BEGIN", b"BEGIN", persistent=persistent)
+                prepared.begins_readonly = True
+                return prepared, b""
+            rest = text[statement.tail :]
+            if not statement.flags & flags.EMPTY:
+                return Prepared(statement, kind_of(sql, statement)), rest
+            if not statement.tail or not rest:
+                raise StatementError(
+                    "SQL string does not contain any statement", "SQL_NO_STATEMENT"
+                )
+            text = rest
+
+    def _is_blank(self, text: bytes) -> bool:
+        try:
+            self._compile("", text, persistent=False)
+        except StatementError as error:
+            return error.code == "SQL_NO_STATEMENT"
+        return False
+
+    def run(
+        self,
+        prepared: Prepared,
+        step: Step,
+        *,
+        limit: int = MAX_RESPONSE,
+        shape: int | None = None,
+        index: int = 0,
+    ) -> bytes:
+        """Run a step to its end; answer its StmtResult as JSON.
+
+        Args:
+          prepared: its statement, of this session.
+          step: arguments and what to answer.
+          limit: bytes of the result.
+          shape: CURSOR for cursor entries instead; a result larger than `limit` is then left
+            open (``prepared.statement.more``).
+          index: number of the step, for a cursor.
+
+        Raises:
+          StatementError: the step failed; its effects are undone as SQLite undoes them.
+          OverrunError: it used up the step budget.
+        """
+        statement = prepared.statement
+        params = _NO_PARAMETERS
+        if statement.parameters or step.args or step.named:
+            params = _pack(hrana.arrange(step, statement.parameters))
+        if shape is None:
+            shape = RESULT if step.want_rows else NO_ROWS
+        try:
+            return statement.run(params, shape, limit, index)
+        except SqlError as failure:
+            raise self.translate(failure) from None
+
+    def translate(self, failure: SqlError) -> StatementError | OverrunError:
+        """What a failure while running means to the client."""
+        if failure.over_budget:
+            return OverrunError()
+        if failure.too_big:
+            return StatementError("Response is too large", "RESPONSE_TOO_LARGE")
+        return hrana.sqlite_error(failure.text, failure.sqlite_rc)
+
+    def control(self, sql: str) -> None:
+        """Run a statement of our own (BEGIN, COMMIT, SAVEPOINT ...); StatementError if it fails."""
+        found = self._cache.get(sql)
+        if found is None:
+            statement = self.native.prepare(sql.encode(), persistent=True)
+            found = self._cache[sql] = Prepared(statement, Kind.ALONE)
+        try:
+            found.statement.run(_NO_PARAMETERS, NO_ROWS, 4096)
+        except SqlError as failure:
+            raise hrana.sqlite_error(failure.text, failure.sqlite_rc) from None
+
+    def rollback(self) -> None:
+        """End an open transaction, if any, without keeping it."""
+        if self.native.in_transaction:
+            self.control("ROLLBACK")
+
+    def describe(self, sql: str) -> bytes:
+        """Stream result of a `describe`."""
+        prepared = self.prepare(sql)
+        statement = prepared.statement
+        return hrana.describe_result(
+            statement.parameters,
+            statement.columns,
+            explain=bool(statement.flags & flags.EXPLAIN),
+            readonly=prepared.readonly,
+        )
+
+    def read(self, plan: Plan, *, limit: int = MAX_RESPONSE) -> bytes:
+        """Stream result of a request that only looks, outside any transaction.
+
+        Args:
+          plan: the request.
+          limit: bytes of each statement's result.
+
+        Raises:
+          OverrunError: the step budget or `limit` is used up; nothing has been answered.
+        """
+        if isinstance(plan, Execute):
+            try:
+                return hrana.execute_result(self.look(plan.step, limit=limit))
+            except StatementError as error:
+                return hrana.error_result(error)
+        if isinstance(plan, RunBatch):
+            return hrana.batch_result(self.outcomes(plan.steps, limit=limit))
+        if isinstance(plan, Script):
+            return self._read_script(plan.sql, limit)
+        if isinstance(plan, Describe):
+            try:
+                return self.describe(plan.sql)
+            except StatementError as error:
+                return hrana.error_result(error)
+        if isinstance(plan, GetAutocommit):
+            return hrana.autocommit_result(True)
+        return plan.result if isinstance(plan, Answered) else hrana.error_result(plan.error)
+
+    def outcomes(
+        self, steps: Sequence[Step], *, limit: int = MAX_RESPONSE, shape: int | None = None
+    ) -> list[Outcome]:
+        """Run the steps of a batch that only looks; OverrunError as `read`."""
+        outcomes: list[Outcome] = []
+        for step in steps:
+            if not hrana.holds(step.condition, outcomes, True):
+                outcomes.append(None)
+                continue
+            try:
+                outcomes.append(self.look(step, limit=limit, shape=shape, index=len(outcomes)))
+            except StatementError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def look(
+        self, step: Step, *, limit: int = MAX_RESPONSE, shape: int | None = None, index: int = 0
+    ) -> bytes:
+        """Run one step that only looks. Raises StatementError, or OverrunError as `read`."""
+        prepared = self.prepare(step.sql)
+        if prepared.kind > Kind.SLOW:
+            # It compiled as something else when it was classified: the schema has changed.
+            raise OverrunError
+        try:
+            data = self.run(prepared, step, limit=limit, shape=shape, index=index)
+        except StatementError as error:
+            if error.code == "RESPONSE_TOO_LARGE" and limit < MAX_RESPONSE:
+                raise OverrunError from None
+            raise
+        if prepared.statement.more:
+            prepared.statement.reset()
+            raise OverrunError
+        return data
+
+    def _read_script(self, sql: str, limit: int) -> bytes:
+        text = _encode(sql)
+        at = 0
+        try:
+            while (found := self.split(text, at)) is not None:
+                prepared, at = found
+                self.run(prepared, _QUIET, limit=limit)
+        except StatementError as error:
+            return hrana.error_result(error)
+        return hrana.sequence_result()
+
+    def close(self) -> None:
+        """Close the connection; an open transaction is rolled back."""
+        self._cache.clear()
+        self.database.close()
+
+
+def _encode(sql: str) -> bytes:
+    try:
+        return sql.encode()
+    except UnicodeEncodeError:
+        raise StatementError("SQL string is not Unicode text", "SQL_PARSE_ERROR") from None

@@ -1,0 +1,281 @@
+"""Hrana streams over HTTP: batons, lifetimes, and the turn to write.
+
+A stream is what a client thinks is its connection. Most are only a number: autocommit statements run
+on connections that all streams share, and the stream keeps nothing but its counters. A stream
+gets a connection of its own when it opens a transaction or changes a setting.
+
+A baton is base64(number u64, sequence u64, flags u8, HMAC-SHA256 of those 17 bytes), big-endian. It
+is good for one request. Flags tell what would be lost with the stream: libSQL's clients never
+drop a baton after a refusal, so an expired baton of a stream that had nothing to lose simply
+begins a new one, also after a restart of the server (the key is kept beside the database).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import itertools
+import struct
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nearlite.hrana import ProtocolError
+from nearlite.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server allows its streams.
+
+    Attributes:
+      idle: seconds after which an autocommit stream without requests ends.
+      transaction: seconds after which an open transaction is rolled back.
+      wanted: the same when another waits for its turn to write.
+      wait: seconds that a request waits for its turn to write before it is refused.
+      streams: kept at a time; beyond it the one that was idle longest ends.
+      connections: SQLite connections of streams' own, at a time.
+    """
+
+    idle: float = 300.0
+    transaction: float = 60.0
+    wanted: float = 5.0
+    wait: float = 30.0
+    streams: int = 10_000
+    connections: int = 128
+
+
+_HEAD = struct.Struct(">QQB")
+_HAS_STATE: Final = 1  # stored SQL, settings, temporary objects
+_IN_TRANSACTION: Final = 2
+
+
+class Stream:
+    """One client's stream.
+
+    Attributes:
+      number: identity in batons.
+      sequence: of the only baton that is good now.
+      stored: SQL texts by number.
+      counters: (last_insert_rowid, changes, total_changes) as this stream sees them.
+      session: its own connection, or None.
+      sticky: its connection carries settings: it is closed, never shared, at the end.
+      readonly: the open transaction is BEGIN READONLY.
+      in_transaction: whether its connection has an open transaction.
+      ending: why the server ended the transaction, as (message, code), until the client is told.
+      turn: its ticket, while it may write.
+      opened: clock when the open transaction began, or 0.
+      used: clock of the last request.
+      busy: a request is being answered.
+      closed: nobody may use it any more.
+    """
+
+    __slots__ = (
+        "busy", "closed", "counters", "ending", "in_transaction", "number", "opened", "readonly",
+        "sequence", "session", "sticky", "stored", "turn", "used",
+    )  # fmt: skip
+
+    def __init__(self, number: int, now: float) -> None:
+        self.number = number
+        self.sequence = 0
+        self.stored: Mapping[int, str] = {}
+        self.counters = (0, 0, 0)
+        self.session: Session | None = None
+        self.sticky = False
+        self.readonly = False
+        self.in_transaction = False
+        self.ending: tuple[str, str] | None = None
+        self.turn: Ticket | None = None
+        self.opened = 0.0
+        self.used = now
+        self.busy = False
+        self.closed = False
+
+    @property
+    def flags(self) -> int:
+        """What would be lost if the stream ended now."""
+        lost = _HAS_STATE if self.stored or self.sticky else 0
+        return lost | (_IN_TRANSACTION if self.in_transaction or self.ending else 0)
+
+
+class Streams:
+    """All streams of one server. Event loop thread only.
+
+    Args:
+      key: secret of the batons, 32 bytes.
+      limits: how long and how many.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, key: bytes, limits: Limits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._key = key
+        self._limits = limits
+        self._clock = clock
+        # A new server must not hand out numbers that an older one's batons carry.
+        self._numbers = itertools.count(time.time_ns())
+        self._streams: OrderedDict[int, Stream] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._streams.values()))
+
+    def open(self) -> Stream:
+        """A new stream, busy with its first request."""
+        stream = Stream(next(self._numbers), self._clock())
+        stream.busy = True
+        return stream
+
+    def take(self, baton: str) -> Stream:
+        """The stream of a baton, busy from now on.
+
+        Raises:
+          ProtocolError: forged, used before, or its stream is gone with something in it.
+        """
+        number, sequence, flags = self._read(baton)
+        stream = self._streams.get(number)
+        if stream is None:
+            if flags == 0:
+                return self.open()
+            what = (
+                "its transaction was rolled back"
+                if flags & _IN_TRANSACTION
+                else "its settings are lost"
+            )
+            raise ProtocolError(
+                f"The stream has expired due to inactivity; {what}", "STREAM_EXPIRED"
+            )
+        if stream.busy or sequence != stream.sequence:
+            raise ProtocolError("Received a baton that has already been used", "BATON_REUSED")
+        stream.busy = True
+        stream.used = self._clock()
+        return stream
+
+    def give(self, stream: Stream, *, uncertain: bool = False) -> str:
+        """A baton for the next request. The stream stays busy until `done`.
+
+        Args:
+          stream: whose.
+          uncertain: what will be lost with the stream is not known yet: anything.
+        """
+        stream.sequence += 1
+        flags = stream.flags | (_HAS_STATE if uncertain else 0)
+        head = _HEAD.pack(stream.number, stream.sequence, flags)
+        self._streams[stream.number] = stream
+        return base64.b64encode(head + hmac.digest(self._key, head, "sha256")).decode("ascii")
+
+    def done(self, stream: Stream) -> Stream | None:
+        """The request has been answered. Answers a stream that must end to make room, if any."""
+        stream.busy = False
+        stream.used = self._clock()
+        if stream.number not in self._streams:
+            return None
+        self._streams.move_to_end(stream.number)
+        if len(self._streams) <= self._limits.streams:
+            return None
+        return next((other for other in self._streams.values() if not other.busy), None)
+
+    def forget(self, stream: Stream) -> None:
+        """The stream has ended."""
+        stream.closed = True
+        self._streams.pop(stream.number, None)
+
+    def idle(self) -> list[Stream]:
+        """Streams that have had no request for too long."""
+        limit = self._clock() - self._limits.idle
+        found = []
+        for stream in self._streams.values():  # in the order of their last use
+            if stream.used > limit:
+                break
+            if not stream.busy:
+                found.append(stream)
+        return found
+
+    def overdue(self, stream: Stream, *, wanted: bool) -> bool:
+        """Whether a stream's transaction has lasted too long; `wanted`: somebody waits for the turn."""
+        if not stream.opened:
+            return False
+        now = self._clock()
+        if now - stream.opened >= self._limits.transaction:
+            return True
+        return wanted and stream.turn is not None and now - stream.turn.since >= self._limits.wanted
+
+    def _read(self, baton: str) -> tuple[int, int, int]:
+        try:
+            raw = base64.b64decode(baton + "=" * (-len(baton) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            raw = b""
+        head, tag = raw[: _HEAD.size], raw[_HEAD.size :]
+        if not hmac.compare_digest(hmac.digest(self._key, head, "sha256"), tag):
+            raise ProtocolError("Received an invalid baton", "BATON_INVALID")
+        number, sequence, flags = _HEAD.unpack(head)
+        return number, sequence, flags
+
+
+class Ticket:
+    """A place in the queue for the turn.
+
+    Attributes:
+      since: clock when the turn was granted, 0 before.
+    """
+
+    __slots__ = ("grant", "since")
+
+    def __init__(self, grant: Callable[[], None]) -> None:
+        self.grant = grant
+        self.since = 0.0
+
+
+class Turn:
+    """Who may write: the group writer or one stream's transaction, first come first served.
+
+    SQLite's own busy handler polls and is not fair; this queue is both quick and fair, and knows
+    when somebody waits. Any thread.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._owner: Ticket | None = None
+        self._queue: deque[Ticket] = deque()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._queue)
+
+    def request(self, grant: Callable[[], None]) -> Ticket:
+        """Queue up. `grant` is called once, on whatever thread makes the turn free."""
+        ticket = Ticket(grant)
+        with self._lock:
+            if self._owner is not None or self._queue:
+                self._queue.append(ticket)
+                return ticket
+            self._own(ticket)
+        grant()
+        return ticket
+
+    def release(self, ticket: Ticket) -> None:
+        """Give the turn on, or leave the queue."""
+        with self._lock:
+            if self._owner is not ticket:
+                if ticket in self._queue:
+                    self._queue.remove(ticket)
+                return
+            self._owner = None
+            if not self._queue:
+                return
+            following = self._queue.popleft()
+            self._own(following)
+        following.grant()
+
+    def _own(self, ticket: Ticket) -> None:
+        self._owner = ticket
+        ticket.since = self._clock()

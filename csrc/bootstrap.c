@@ -24,6 +24,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* One pwrite at most. Larger ones are no faster, and leave the page cache in folios so large that
+** each 4 KiB write of a later checkpoint costs three times as much (ext4 walks all of a folio's
+** buffers: 8.8 us against 3.2). */
+#define BOOTSTRAP_WRITE_MAX 65536u
+
 struct nl_bootstrap {
     int fd;                 /* the temporary file, O_EXCL: nobody else's */
     uint32_t page_size;     /* bytes */
@@ -75,7 +80,8 @@ static int bootstrap_write(nl_bootstrap *b, const uint8_t *bytes, size_t n, off_
     int fault = NL_FAULT("bootstrap.write");
     if (fault != 0) return nl_fail_os(err, fault, "the new replica could not be written");
     while (n > 0) {
-        ssize_t done = pwrite(b->fd, bytes, n, at);
+        size_t piece = n < BOOTSTRAP_WRITE_MAX ? n : BOOTSTRAP_WRITE_MAX;
+        ssize_t done = pwrite(b->fd, bytes, piece, at);
         if (done < 0) {
             if (errno == EINTR) continue;
             return nl_fail_os(err, errno, "the new replica could not be written");

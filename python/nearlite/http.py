@@ -1,8 +1,8 @@
 """Transport: requests to one server over kept-alive connections, each with an absolute deadline.
 
-urllib3 opens the connections (TLS, certificates, proxies); the exchanges themselves drive the
-standard library's ``http.client`` on its socket, because a steady small exchange through a urllib3
-pool costs 0.24-0.30 ms on loopback and this 0.16-0.20.
+urllib3 opens the connections (TLS, certificates, proxies); the exchanges themselves are written to
+and read from its socket here and in message.py, because a steady small exchange through a urllib3
+pool costs 0.24-0.30 ms on loopback.
 
 Every read and write is bounded by the request's deadline, not by a time-out per call: a server that
 dribbles a byte a second cannot hold a caller beyond it.
@@ -11,7 +11,6 @@ dribbles a byte a second cannot hold a caller beyond it.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import ipaddress
 import os
@@ -20,7 +19,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -29,6 +28,7 @@ import urllib3
 import urllib3.connection
 
 from nearlite.errors import OfflineError, ProgrammingError
+from nearlite.message import Answer, MessageError
 
 Token = str | Callable[[], str] | None
 
@@ -96,50 +96,31 @@ class _Line(io.RawIOBase):
 
 
 class _Channel:
-    """One connection to the server. `http.client` sees it as the socket it may use."""
+    """One connection to the server, kept alive between requests."""
 
     def __init__(self, connection: urllib3.connection.HTTPConnection) -> None:
         assert connection.sock is not None
         self._connection = connection  # keeps TLS state and the socket alive
-        self.sock = connection.sock
-        self._line = _Line(self.sock)
+        self._sock = connection.sock
+        self._line = _Line(self._sock)
         self._reader = io.BufferedReader(self._line, 64 * 1024)
-        self.client = http.client.HTTPConnection(connection.host, connection.port)
-        self.client.sock = self
         self.used = False
 
-    def begin(self, deadline: Deadline) -> None:
+    def exchange(self, request: bytes, deadline: Deadline) -> Answer:
+        """Send a whole request, read the answer's head."""
         self._line.deadline = deadline
-
-    # -- what http.client asks of a socket
-    def sendall(self, data: bytes) -> None:
-        self.sock.settimeout(self._line.deadline.left())
-        self.sock.sendall(data)
-
-    def makefile(self, mode: str) -> io.BufferedIOBase:
-        assert mode == "rb"
-        return _Borrowed(self._reader)
+        self._sock.settimeout(deadline.left())
+        self._sock.sendall(request)
+        return Answer(self._reader)
 
     def close(self) -> None:
         self._connection.close()
 
     def dropped(self) -> bool:
         """Whether the server closed the idle connection (or sent what nobody asked for)."""
-        readable, _, _ = select.select([self.sock], [], [], 0)
-        return bool(readable)
-
-
-class _Borrowed(io.BufferedIOBase):
-    """The channel's reader, given to one response; closing the response keeps it open."""
-
-    def __init__(self, reader: io.BufferedReader[_Line]) -> None:
-        self._reader = reader
-        self.readline = reader.readline  # type: ignore[method-assign]
-        self.read = reader.read  # type: ignore[method-assign]
-        self.read1 = reader.read1  # type: ignore[method-assign]
-        self.readinto = reader.readinto  # type: ignore[method-assign]
-        self.readinto1 = reader.readinto1  # type: ignore[method-assign]
-        self.peek = reader.peek
+        poll = select.poll()  # not select(): descriptors may be above its limit
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 class Response:
@@ -150,35 +131,36 @@ class Response:
       received: bytes of body read so far.
     """
 
-    def __init__(
-        self, transport: Transport, channel: _Channel, raw: http.client.HTTPResponse
-    ) -> None:
+    def __init__(self, transport: Transport, channel: _Channel, answer: Answer) -> None:
         self._transport = transport
         self._channel: _Channel | None = channel
-        self._raw = raw
-        self.status = raw.status
+        self._answer = answer
+        self.status = answer.status
         self.received = 0
 
     def header(self, name: str) -> str:
-        """A header's value, or the empty string."""
-        return self._raw.getheader(name) or ""
+        """A header's value by its lower-case name, or the empty string."""
+        return self._answer.headers.get(name, "")
 
     @property
     def length(self) -> int | None:
         """Bytes of body still to come, when the server said so."""
-        return self._raw.length
+        return self._answer.length
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill as much of `buffer` as has arrived; 0 at the end of the body."""
-        with self._failing():
-            count = self._raw.readinto(buffer)
-        if count == 0 and len(buffer) > 0:
-            missing = self._raw.length
-            if missing:
-                self.close()
-                raise self._transport.offline("the answer broke off", sent=True)
-            self._finish()
+        """Fill as much of `buffer` as has arrived; 0 at the end of the body.
+
+        Raises:
+          OfflineError: the connection broke or the deadline passed.
+        """
+        try:
+            count = self._answer.readinto(buffer)
+        except OSError as error:
+            self.close()
+            raise self._transport.offline(_reason(error), sent=True) from error
         self.received += count
+        if count == 0 or self._answer.length == 0:
+            self._finish()
         return count
 
     def read(self, limit: int) -> bytes:
@@ -188,26 +170,15 @@ class Response:
           OfflineError: the connection broke or the deadline passed.
           ValueError: the body is longer than `limit`.
         """
-        with self._failing():
-            data = self._raw.read(limit + 1)
-        self.received += len(data)
-        if len(data) > limit:
-            self.close()
-            raise ValueError(f"the answer is longer than {limit} bytes")
-        if self._raw.length:
-            self.close()
-            raise self._transport.offline("the answer broke off", sent=True)
+        data = bytearray()
+        room = memoryview(bytearray(min(limit + 1, self.length or 65536) or 1))
+        while count := self.readinto(room):
+            data += room[:count]
+            if len(data) > limit:
+                self.close()
+                raise ValueError(f"the answer is longer than {limit} bytes")
         self._finish()
-        return data
-
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        """A connection on which anything failed is not used again."""
-        try:
-            yield
-        except (http.client.HTTPException, OSError) as error:
-            self.close()
-            raise self._transport.offline(_reason(error), sent=True) from error
+        return bytes(data)
 
     def error_body(self) -> bytes:
         """The beginning of an error's body, never raising for its length."""
@@ -220,14 +191,14 @@ class Response:
         channel, self._channel = self._channel, None
         if channel is None:
             return
-        if self._raw.will_close:
-            channel.close()
-        else:
+        if self._answer.keep_alive:
             self._transport.release(channel)
+        else:
+            channel.close()
 
     def close(self) -> None:
         """Give the connection back when the body was read to its end, else close it."""
-        if self._channel is not None and self._raw.isclosed() and not self._raw.will_close:
+        if self._answer.length == 0:
             self._finish()
         elif self._channel is not None:
             self._channel.close()
@@ -257,7 +228,7 @@ class Transport:
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
         self._base = parts.path
-        self._netloc = parts.netloc
+        self._fixed = (f"Host: {parts.netloc}", f"User-Agent: {_USER_AGENT}")
         self._token = token
         self.timeout = timeout
         self.loopback = _is_loopback(self._host)
@@ -293,42 +264,35 @@ class Transport:
             sent, that is, whether a write may have been executed.
         """
         deadline = deadline or Deadline(self.timeout)
+        request = self._encode(method, path, body, headers or {})
         while True:
             channel = self._channel(deadline)
             again = repeatable and channel.used
             try:
-                raw = self._exchange(channel, method, path, body, headers or {}, deadline)
-            except (http.client.HTTPException, OSError) as error:
+                answer = channel.exchange(request, deadline)
+            except OSError as error:
                 channel.close()
                 if again and not isinstance(error, TimeoutError):
                     continue
                 raise self.offline(_reason(error), sent=True) from error
             channel.used = True
-            return Response(self, channel, raw)
+            return Response(self, channel, answer)
 
-    def _exchange(
-        self,
-        channel: _Channel,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        deadline: Deadline,
-    ) -> http.client.HTTPResponse:
-        channel.begin(deadline)
-        client = channel.client
-        client.putrequest(method, self._base + path, skip_host=True, skip_accept_encoding=True)
-        client.putheader("Host", self._netloc)
-        client.putheader("User-Agent", _USER_AGENT)
+    def _encode(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> bytes:
+        """One request, head and body, to be sent by one system call when it is small."""
+        lines = [f"{method} {self._base}{path} HTTP/1.1", *self._fixed]
         token = self._token() if callable(self._token) else self._token
         if token:
-            client.putheader("Authorization", f"Bearer {token}")
-        for name, value in headers.items():
-            client.putheader(name, value)
+            lines.append(f"Authorization: Bearer {token}")
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:
-            client.putheader("Content-Length", str(len(body)))
-        client.endheaders(body)
-        return client.getresponse()
+            lines.append(f"Content-Length: {len(body)}")
+        head = "\r\n".join(lines)
+        if head.count("\r") + head.count("\n") != 2 * (len(lines) - 1) or not head.isascii():
+            raise ProgrammingError("a header or the token contains a line break or is not ASCII")
+        return head.encode() + b"\r\n\r\n" + (body or b"")
 
     # ------------------------------------------------------------------ connections
 
@@ -419,12 +383,12 @@ def _reason(error: BaseException) -> str:
             return "its name does not resolve"
         if isinstance(candidate, ssl.SSLCertVerificationError):
             return f"its certificate was refused: {candidate.verify_message}"
-        if isinstance(candidate, (ConnectionError, http.client.RemoteDisconnected)):
+        if isinstance(candidate, ConnectionError):
             return "the connection was closed by the other side"
     if isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError)):
         return str(error) if "complete answer" in str(error) else "no answer before the deadline"
+    if isinstance(error, MessageError):
+        return f"its answer could not be read: {error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if isinstance(error, http.client.HTTPException):
-        return f"its answer is not HTTP ({type(error).__name__})"
     return type(error).__name__

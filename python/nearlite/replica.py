@@ -43,6 +43,7 @@ _ONE_CALL_PAGES = 1024
 # Rule B5: above this the applier waits, a little, for the readers of the old WAL to end.
 _RESTART_BYTES = 32 << 20
 _RESTART_WAIT = 0.2  # seconds; new readers are not disturbed, only this replica's lag grows
+_SMALL_SET = 1 << 20  # bytes of a body that is read in one piece
 _CREATE_TIMEOUT = 3600.0  # seconds for a first download that names no deadline of its own
 
 
@@ -364,7 +365,7 @@ class Replica:
                 code, message = wire.decode_error(response.error_body())
                 local = None if state is None else Local(state.position, state.hash)
                 raise refusal(response.status, code, message, local)
-            if response.header("Content-Type") != wire.ANSWER_TYPE:
+            if response.header("content-type") != wire.ANSWER_TYPE:
                 return response.read(wire.MAX_JSON)
             return self._take_answer(response, state, deadline)
 
@@ -374,12 +375,12 @@ class Replica:
         if size > wire.MAX_JSON:
             raise AnswerError(f"the primary announced {size} bytes of JSON")
         answer = _exactly(response, size)
-        position = response.header("Nearlite-Position")
+        position = response.header("nearlite-position")
         reader = _SetReader(response, _Meter(None, 0.0))
         try:
             if reader.at_end():
                 moved = state is not None and position not in ("", str(state.position))
-                if moved and response.header("Nearlite-Autocommit") != "0":
+                if moved and response.header("nearlite-autocommit") != "0":
                     self.sync(timeout=deadline.left())
                 return bytes(answer)
             header = reader.header()
@@ -505,7 +506,10 @@ class _SetReader:
     def _read(self) -> Iterator[wire.Event]:
         reader = wire.PageSetReader()
         while not reader.ended:
-            buffer = memoryview(bytearray(reader.needed()))
+            # A small set in one piece; a large one by its chunks, each used where it lies.
+            left = self._response.length
+            whole = left is not None and left <= _SMALL_SET
+            buffer = memoryview(bytearray(left if whole and left else reader.needed()))
             have = 0
             while have < len(buffer):
                 count = self._response.readinto(buffer[have:])
@@ -515,7 +519,7 @@ class _SetReader:
                 have += count
                 self._meter.bytes += count
             yield from reader.receive(buffer)
-        if self._response.readinto(memoryview(bytearray(1))) != 0:
+        if reader.rest or self._response.readinto(memoryview(bytearray(1))) != 0:
             raise AnswerError("the primary sent more than one page set")
 
     def at_end(self) -> bool:

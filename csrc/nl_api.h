@@ -445,3 +445,104 @@ int nl_hrana_run(
     nl_hrana_report *out,
     nl_error *err);
 int nl_hrana_more(nl_stmt *s, size_t target, nl_hrana_report *out, nl_error *err);
+
+/* ------------------------------------------------------------------ tail (tail.c, changes.c) */
+
+/* The primary's reader of one WAL: connections, pin, page-hash table. One thread at a time. */
+typedef struct nl_tail nl_tail;
+
+typedef struct nl_tail_state {
+    uint32_t page_size;     /* bytes */
+    uint32_t pages;         /* database size at `frame` */
+    uint32_t start;         /* frame at which the generation begins; mostly 0 */
+    uint32_t frame;         /* last commit frame taken */
+    uint32_t live;          /* last commit frame in the WAL at the latest look */
+    uint32_t bound;         /* 1: `salt` is that of this generation's WAL; 0: it had no frame yet */
+    uint32_t mark;          /* read lock of the pin: 0 = that of an empty WAL */
+    uint32_t checksum[2];   /* running WAL checksum after `frame` */
+    uint32_t salt[2];       /* of the WAL */
+    uint64_t hash;          /* state hash at `frame` */
+} nl_tail_state;
+
+/* Opens a WAL-mode database and pins its WAL. The path is opened by SQLite alone. */
+int nl_tail_open(const char *path, nl_tail **out, nl_error *err);
+void nl_tail_close(nl_tail *t);              /* releases pin and locks; never checkpoints */
+int nl_tail_repin(nl_tail *t, nl_error *err); /* move the pin to the head of the log */
+
+/* Look without taking frames: live, salt, checksum of `frame` (0 when the WAL has no such frame),
+** and the first 100 bytes of page 1. */
+int nl_tail_look(nl_tail *t, uint32_t frame, nl_tail_state *out, uint8_t page1[100], nl_error *err);
+/* The base of a generation, either from a page-hash table (8 bytes per page, big-endian) that was
+** right at `at` (frame, bound, salt, checksum), or by hashing every page as it is now. */
+int nl_tail_load(
+    nl_tail *t, const uint8_t *table, uint32_t pages, const nl_tail_state *at, nl_error *err);
+int nl_tail_scan(nl_tail *t, nl_error *err);
+/* The next generation begins where this one stands, in the same WAL. */
+int nl_tail_rebase(nl_tail *t, nl_error *err);
+
+/* Open a read transaction at the head of the log and take every frame up to it. NL_E_RESET: the
+** generation does not go on; nothing is open then. end() is idempotent. */
+int nl_tail_begin(nl_tail *t, nl_error *err);
+void nl_tail_end(nl_tail *t);
+void nl_tail_get(const nl_tail *t, nl_tail_state *out);
+/* Inside begin/end: hash every page again. `bad` is the first page that differs from the table. */
+int nl_tail_verify(nl_tail *t, uint64_t *hash, uint32_t *bad, nl_error *err);
+
+/* Size and state hash at a commit of this generation; answers 0 when `frame` is none. */
+int nl_tail_lookup(const nl_tail *t, uint32_t frame, uint32_t *pages, uint64_t *hash);
+/* Entries of the page-hash table, big-endian; 0 beyond the database. */
+void nl_tail_table(const nl_tail *t, uint32_t first, uint32_t n, uint8_t *out);
+/* Commits after a frame: frame u32, pages u32, hash u64, big-endian. Answers how many. out may be NULL. */
+uint32_t nl_tail_commits(const nl_tail *t, uint32_t after, uint8_t *out, uint32_t max);
+/* Page numbers of the frames after `after`, u32 big-endian. Answers how many. */
+uint32_t nl_tail_frames(const nl_tail *t, uint32_t after, uint8_t *out, uint32_t max);
+/* (page u32, last frame u32) of every page in this generation, ascending. out may be NULL to count. */
+int nl_tail_index(nl_tail *t, uint8_t *out, uint32_t max, uint32_t *pairs, nl_error *err);
+/* Bytes of the WAL file as they are (the pin keeps them). */
+int nl_tail_read_wal(nl_tail *t, uint64_t offset, size_t n, uint8_t *out, nl_error *err);
+
+/* Page sets, inside begin/end: empty the selection, add page numbers to it (those of older
+** generations as (page, last frame) pairs, counted when last frame > after), finish it, lay out
+** chunks from it. `selected` answers at least page 1. */
+int nl_tail_select(nl_tail *t, nl_error *err);
+int nl_tail_select_pairs(
+    nl_tail *t, const uint8_t *pairs, uint32_t n, uint32_t after, nl_error *err);
+int nl_tail_select_frames(nl_tail *t, uint32_t after, nl_error *err);
+int nl_tail_select_range(nl_tail *t, uint32_t first, uint32_t last, nl_error *err);
+int nl_tail_selected(nl_tail *t, uint32_t *count, nl_error *err);
+/* Raw body of one chunk: pages number at..at+n of the selection. NL_E_HASH: a page on disk is not
+** what was committed. */
+int nl_tail_chunk(
+    nl_tail *t,
+    uint32_t at,
+    uint32_t n,
+    uint8_t *out,
+    size_t out_size,
+    size_t *written,        /* OUT */
+    uint64_t *digest,       /* OUT */
+    nl_error *err);
+/* Finish the selection; if it is one chunk and fits, write the whole set (header, chunk, end) to out.
+** *written == 0: it does not; set->count holds how many pages there are. */
+int nl_tail_answer(
+    nl_tail *t,
+    nl_set_header *set,     /* all but count; count is set here */
+    uint8_t *out,
+    size_t out_size,
+    size_t *written,        /* OUT */
+    nl_error *err);
+
+/* Test builds only: move the lock-byte page of SQLite and of frame.c, before anything is opened. */
+int nl_test_pending_byte(uint32_t offset);
+
+/* ------------------------------------------------------------------ roll (roll.c) */
+
+/* Copy frames up to the pin into the database file without hindering anybody. May run while another
+** thread reads through the handle, but not beside repin, roll or close. */
+int nl_roll_passive(nl_tail *t, uint32_t *copied, nl_error *err);
+/* Take CKPT and WRITE (NL_E_BUSY after wait_ms), then every frame. Nobody commits until finish or
+** abort; a read transaction of this handle must not be open. */
+int nl_roll_begin(nl_tail *t, int wait_ms, nl_error *err);
+/* Checkpoint, empty the WAL, pin anew, release the locks. NL_E_BUSY: a reader needs the WAL; it was
+** pinned again and the generation goes on. NL_OK: the next generation begins, at frame 0. */
+int nl_roll_finish(nl_tail *t, nl_error *err);
+void nl_roll_abort(nl_tail *t);

@@ -61,12 +61,9 @@
 /* Ours, in the order of their dependencies; the other files are listed in build_ffi.py. Not guarded
 ** by __has_include: ccache would hand out an object that was made before the file existed. */
 #include "apply.c"
-#if __has_include("tail.c")
 #include "tail.c"
-#endif
-#if __has_include("roll.c")
+#include "changes.c"
 #include "roll.c"
-#endif
 
 /* For the child of a fork (ofd.c). The list says which locks the *process* holds, which is true of the
 ** parent only: a connection of the child that found its file there would believe itself locked. One

@@ -1,0 +1,344 @@
+"""The primary's reader of its own WAL (csrc/tail.c, changes.c, roll.c).
+
+One handle, one thread at a time: the owner (`nearlite.primary`) holds a mutex around every call but
+`passive`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nearlite._native._lib import BusyError, WalResetError, check, ffi, lib, new_error
+from nearlite._native.frames import (
+    CHUNK_MAX_BYTES,
+    CHUNK_MAX_PAGE_BYTES,
+    CHUNK_MAX_PAGES,
+    SetHeader,
+)
+
+WAL_HEADER_SIZE: Final[int] = lib.NL_WAL_HEADER_SIZE
+FRAME_HEADER_SIZE: Final[int] = lib.NL_FRAME_HEADER_SIZE
+
+_SMALL: Final = 1 << 18
+"""Bytes of the buffer for page sets that are laid out in one call."""
+
+
+def chunk_pages(page_size: int) -> int:
+    """How many pages a full chunk carries."""
+    return min(CHUNK_MAX_PAGES, CHUNK_MAX_PAGE_BYTES // page_size)
+
+
+@dataclass(frozen=True, slots=True)
+class TailState:
+    """Where the tail stands, or, from `Tail.look`, what the WAL holds.
+
+    Attributes:
+      pages: database size at `frame`.
+      start: frame at which the generation begins; mostly 0.
+      frame: last commit frame taken.
+      live: last commit frame in the WAL.
+      bound: whether the WAL has had a frame in this generation, so that `salt` is known.
+      mark: read lock the pin holds; 0 is that of an empty WAL.
+      checksum: 16 hex digits, the WAL checksum at `frame`.
+      salt: 16 hex digits.
+      hash: state hash at `frame`.
+    """
+
+    pages: int
+    start: int
+    frame: int
+    live: int
+    bound: bool
+    mark: int
+    checksum: str
+    salt: str
+    hash: int
+
+
+def _state(raw: Any) -> TailState:
+    return TailState(
+        pages=raw.pages,
+        start=raw.start,
+        frame=raw.frame,
+        live=raw.live,
+        bound=bool(raw.bound),
+        mark=raw.mark,
+        checksum=f"{raw.checksum[0]:08x}{raw.checksum[1]:08x}",
+        salt=f"{raw.salt[0]:08x}{raw.salt[1]:08x}",
+        hash=raw.hash,
+    )
+
+
+class Tail:
+    """A private connection on the primary's database, with the pin that keeps its WAL.
+
+    Args:
+      path: the database, in WAL mode.
+
+    Raises:
+      errors.OperationalError: the file cannot be opened.
+      MisuseError: it is not in WAL mode, or its pages have a reserved tail.
+    """
+
+    def __init__(self, path: str) -> None:
+        out = ffi.new("nl_tail **")
+        self._err = new_error()
+        check(lib.nl_tail_open(path.encode(), out, self._err), self._err)
+        self._t = out[0]
+        self._raw = ffi.new("nl_tail_state *")
+        self._count = ffi.new("uint32_t *")
+        self._written = ffi.new("size_t *")
+        self._digest = ffi.new("uint64_t *")
+        self._hash = ffi.new("uint64_t *")
+        self._small = ffi.new("uint8_t[]", _SMALL)
+        self._body: Any = None
+        lib.nl_tail_get(self._t, self._raw)
+        self.page_size: int = self._raw.page_size
+        self.frame = 0
+
+    def _check(self, rc: int) -> None:
+        if rc:
+            check(rc, self._err)
+
+    # ------------------------------------------------------------ base of a generation
+
+    def look(self, frame: int) -> tuple[TailState, bytes]:
+        """What the WAL holds, without taking frames.
+
+        Args:
+          frame: whose checksum to read; ``checksum`` is all zeros when there is no such frame.
+
+        Returns:
+          State, of which `live`, `salt` and `checksum` count, and bytes 0..99 of page 1.
+        """
+        page1 = ffi.new("uint8_t[100]")
+        raw = ffi.new("nl_tail_state *")
+        self._check(lib.nl_tail_look(self._t, frame, raw, page1, self._err))
+        return _state(raw), bytes(page1)
+
+    def load(self, table: bytes, *, frame: int, salt: str | None, checksum: str) -> None:
+        """Begin a generation at `frame` with a page-hash table that was right there."""
+        at = ffi.new("nl_tail_state *")
+        at.frame = frame
+        at.bound = salt is not None
+        at.salt = [int(part, 16) for part in _halves(salt or "0" * 16)]
+        at.checksum = [int(part, 16) for part in _halves(checksum)]
+        data = ffi.from_buffer(table)
+        self._check(lib.nl_tail_load(self._t, data, len(table) // 8, at, self._err))
+        self.frame = frame
+
+    def scan(self) -> None:
+        """Begin a generation at the present state, hashing every page."""
+        self._check(lib.nl_tail_scan(self._t, self._err))
+        self.frame = self.state().frame
+
+    def rebase(self) -> None:
+        """Begin a generation at the last frame taken, in the same WAL."""
+        self._check(lib.nl_tail_rebase(self._t, self._err))
+
+    # ------------------------------------------------------------ reading
+
+    def begin(self) -> int:
+        """Open a read transaction at the head of the log and take every frame up to it.
+
+        Returns:
+          The last commit frame, which is the end of the transaction.
+
+        Raises:
+          WalResetError: the generation does not go on in this WAL; no transaction is open.
+        """
+        self._check(lib.nl_tail_begin(self._t, self._err))
+        lib.nl_tail_get(self._t, self._raw)
+        frame: int = self._raw.frame
+        self.frame = frame
+        return frame
+
+    def end(self) -> None:
+        """End the read transaction; idempotent."""
+        lib.nl_tail_end(self._t)
+
+    def state(self) -> TailState:
+        """The whole state; `pages` and `hash` alone are cheaper."""
+        lib.nl_tail_get(self._t, self._raw)
+        return _state(self._raw)
+
+    @property
+    def pages(self) -> int:
+        """Database size at the last `begin`."""
+        pages: int = self._raw.pages
+        return pages
+
+    @property
+    def hash(self) -> int:
+        """State hash at the last `begin`."""
+        value: int = self._raw.hash
+        return value
+
+    @property
+    def bound(self) -> bool:
+        """Whether the WAL had a frame in this generation, at the last `begin`."""
+        return bool(self._raw.bound)
+
+    def verify(self) -> tuple[int, int]:
+        """Hash every page again, inside begin/end.
+
+        Returns:
+          The state hash, and the first page that is not what was committed, or 0.
+        """
+        self._check(lib.nl_tail_verify(self._t, self._hash, self._count, self._err))
+        return self._hash[0], self._count[0]
+
+    # ------------------------------------------------------------ what is known
+
+    def lookup(self, frame: int) -> int | None:
+        """State hash at a commit of this generation; None when the frame is no commit."""
+        if not lib.nl_tail_lookup(self._t, frame, self._count, self._hash):
+            return None
+        value: int = self._hash[0]
+        return value
+
+    def table(self, first: int, n: int) -> bytes:
+        """Entries of the page-hash table from page `first` on: 8 bytes each, big-endian."""
+        out = ffi.new("uint8_t[]", 8 * n)
+        lib.nl_tail_table(self._t, first, n, out)
+        return bytes(ffi.buffer(out, 8 * n))
+
+    def commits(self, after: int) -> bytes:
+        """Commits after a frame, 16 bytes each: frame u32, pages u32, state hash u64."""
+        n: int = lib.nl_tail_commits(self._t, after, ffi.NULL, 0xFFFFFFFF)
+        out = ffi.new("uint8_t[]", 16 * n)
+        lib.nl_tail_commits(self._t, after, out, n)
+        return bytes(ffi.buffer(out, 16 * n))
+
+    def frames(self, after: int) -> bytes:
+        """Page numbers of the frames after a frame, u32 each."""
+        n = max(self.frame - after, 0)
+        out = ffi.new("uint8_t[]", 4 * n)
+        n = lib.nl_tail_frames(self._t, after, out, n)
+        return bytes(ffi.buffer(out, 4 * n))
+
+    def index(self) -> bytes:
+        """(page u32, last frame u32) of every page in this generation, ascending."""
+        self._check(lib.nl_tail_index(self._t, ffi.NULL, 0, self._count, self._err))
+        n = self._count[0]
+        out = ffi.new("uint8_t[]", 8 * n)
+        self._check(lib.nl_tail_index(self._t, out, n, self._count, self._err))
+        return bytes(ffi.buffer(out, 8 * n))
+
+    def read_wal(self, offset: int, n: int) -> bytes:
+        """Bytes of the WAL file, through SQLite's own descriptor."""
+        out = ffi.new("uint8_t[]", n)
+        self._check(lib.nl_tail_read_wal(self._t, offset, n, out, self._err))
+        return bytes(ffi.buffer(out, n))
+
+    # ------------------------------------------------------------ page sets, inside begin/end
+
+    def select(self) -> None:
+        """Begin to gather the pages of a set."""
+        self._check(lib.nl_tail_select(self._t, self._err))
+
+    def select_pairs(self, pairs: bytes | memoryview, after: int) -> None:
+        """Add the pages of an index whose last frame is later than `after`."""
+        data = ffi.from_buffer(pairs)
+        self._check(lib.nl_tail_select_pairs(self._t, data, len(pairs) // 8, after, self._err))
+
+    def select_frames(self, after: int) -> None:
+        """Add the pages of this generation's frames after `after`."""
+        self._check(lib.nl_tail_select_frames(self._t, after, self._err))
+
+    def select_range(self, first: int, last: int) -> None:
+        """Gather pages first..last instead, as a snapshot needs them."""
+        self._check(lib.nl_tail_select_range(self._t, first, last, self._err))
+
+    def selected(self) -> int:
+        """Finish gathering; how many pages there are (at least one: page 1)."""
+        self._check(lib.nl_tail_selected(self._t, self._count, self._err))
+        n: int = self._count[0]
+        return n
+
+    def answer(self, header: SetHeader) -> tuple[int, bytes | None]:
+        """Finish gathering and lay out the whole set if it is small.
+
+        Args:
+          header: all of it but `count`.
+
+        Returns:
+          How many pages, and the encoded set, or None when it has to go in chunks.
+        """
+        head = header.native()
+        self._check(
+            lib.nl_tail_answer(self._t, head, self._small, _SMALL, self._written, self._err)
+        )
+        size = self._written[0]
+        return head.count, bytes(ffi.buffer(self._small, size)) if size else None
+
+    def chunk(self, at: int, n: int) -> tuple[memoryview, int]:
+        """Pages number at..at+n of the gathered ones, as the raw body of a chunk.
+
+        Returns:
+          A body that the next call overwrites, and its digest.
+
+        Raises:
+          HashError: a page on disk is not what was committed.
+        """
+        if self._body is None:
+            self._body = ffi.new("uint8_t[]", CHUNK_MAX_BYTES)
+        size = len(self._body)
+        self._check(
+            lib.nl_tail_chunk(
+                self._t, at, n, self._body, size, self._written, self._digest, self._err
+            )
+        )
+        return memoryview(ffi.buffer(self._body, self._written[0])), self._digest[0]
+
+    # ------------------------------------------------------------ roll
+
+    def repin(self) -> None:
+        """Move the pin to the head of the log."""
+        self._check(lib.nl_tail_repin(self._t, self._err))
+
+    def passive(self) -> int:
+        """Copy frames up to the pin into the database file; may run beside readers of the handle."""
+        err, copied = new_error(), ffi.new("uint32_t *")
+        check(lib.nl_roll_passive(self._t, copied, err), err)
+        n: int = copied[0]
+        return n
+
+    def roll_begin(self, wait_ms: int) -> None:
+        """Take the checkpoint and write locks and then every frame.
+
+        Raises:
+          BusyError: another process held a lock for wait_ms.
+          WalResetError: the generation does not go on; no lock is held.
+        """
+        self._check(lib.nl_roll_begin(self._t, wait_ms, self._err))
+        lib.nl_tail_get(self._t, self._raw)
+        self.frame = self._raw.frame
+
+    def roll_finish(self) -> None:
+        """Checkpoint, empty the WAL, pin anew, release the locks.
+
+        Raises:
+          BusyError: a reader still needs the WAL; the generation goes on.
+        """
+        self._check(lib.nl_roll_finish(self._t, self._err))
+        lib.nl_tail_get(self._t, self._raw)
+        self.frame = self._raw.frame
+
+    def roll_abort(self) -> None:
+        """Release the locks; the generation goes on. Idempotent."""
+        lib.nl_roll_abort(self._t)
+
+    def close(self) -> None:
+        """Release pin and connections; idempotent."""
+        if self._t is not None:
+            lib.nl_tail_close(self._t)
+            self._t = None
+
+
+def _halves(text: str) -> tuple[str, str]:
+    return text[:8], text[8:]
+
+
+__all__ = ["BusyError", "Tail", "TailState", "WalResetError", "chunk_pages"]

@@ -1,0 +1,260 @@
+"""The folder ``<db>-nearlite/``: what a primary remembers beside its database.
+
+A reader of the folder can understand it: names carry positions, ``state.json`` says the rest.
+
+    lock                                    held while a process owns the database
+    state.json                              lineage, generation, salts of its WAL, archived generations
+    LLLLLLLL.GGGGGGGG.FFFFFFFF.hashes       page-hash table at that position, the generation's base
+    LLLLLLLL.GGGGGGGG.journal               what the running generation changed so far
+    LLLLLLLL.GGGGGGGG.FFFFFFFF.index        what generation G changed, up to its last frame F
+    LLLLLLLL.GGGGGGGG.FFFFFFFF.wal          its frames as they were in the WAL, a valid WAL file
+    *.part                                  being written; removed at the next start
+
+Every file but the journal is made durable before it gets its name: written as ``.part``, synced,
+renamed, and the folder synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from nearlite import errors
+from nearlite._native import faults
+from nearlite.logformat import DamagedError, HashTable, Index, Journal, journal_header
+from nearlite.logstate import State
+from nearlite.position import Position
+
+_BEFORE_SYNC = faults.declare("log.before-sync")
+_BEFORE_RENAME = faults.declare("log.before-rename")
+_AFTER_RENAME = faults.declare("log.after-rename")
+_BEFORE_APPEND = faults.declare("log.before-append")
+_AFTER_APPEND = faults.declare("log.after-append")
+
+
+class Log:
+    """The folder of one database, owned by this process until `close`.
+
+    Args:
+      database: path of the database file.
+
+    Raises:
+      errors.OperationalError: another process serves the same database.
+    """
+
+    def __init__(self, database: str) -> None:
+        real = Path(database).resolve()
+        self.database = real
+        self.folder = real.with_name(real.name + "-nearlite")
+        self.folder.mkdir(exist_ok=True)
+        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(self._lock, 64, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._lock)
+            raise errors.OperationalError(
+                f"{real} is already served by process {owner}; only one process may own a database. "
+                "Stop that one, or connect to its address instead of opening the file again. "
+                "Nothing was changed"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        self._journal = -1
+        self._journal_size = 0
+
+    def close(self) -> None:
+        """Release the folder; idempotent."""
+        self.journal_close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # ------------------------------------------------------------ durable files
+
+    def sync_folder(self) -> None:
+        """Make renames durable."""
+        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def write(self, name: str, *parts: bytes) -> None:
+        """Write a file that is there completely or not at all, also after a loss of power."""
+        part = self.folder / (name + ".part")
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            for data in parts:
+                write_all(handle, data)
+            faults.hit(_BEFORE_SYNC)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        self.publish(part, name)
+
+    def publish(self, part: Path, name: str) -> None:
+        """Give a synced file its name."""
+        faults.hit(_BEFORE_RENAME)
+        part.rename(self.folder / name)
+        self.sync_folder()
+        faults.hit(_AFTER_RENAME)
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / name).unlink()
+
+    # ------------------------------------------------------------ state
+
+    def load(self) -> State | None:
+        """state.json, or None when the folder is new.
+
+        Raises:
+          errors.DatabaseError: it is not readable by this version.
+        """
+        try:
+            data = (self.folder / "state.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return msgspec.json.decode(data, type=State)
+        except msgspec.ValidationError as error:
+            raise errors.DatabaseError(
+                f"{self.folder / 'state.json'} cannot be read by this version: {error}. The database "
+                "itself is not affected. Use the version that wrote it, or move the folder away: "
+                "the primary then begins a new lineage and every replica starts over"
+            ) from None
+
+    def save(self, state: State) -> None:
+        """Make a new state durable."""
+        self.write("state.json", msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+
+    # ------------------------------------------------------------ the files of a generation
+
+    def save_table(self, table: HashTable) -> None:
+        """Make a page-hash table durable."""
+        at = Position(table.lineage, table.generation, table.frame)
+        self.write(f"{at}.hashes", table.encode())
+
+    def load_table(self, at: Position, page_size: int) -> bytes | None:
+        """Entries of the page-hash table at a position; None when missing or damaged."""
+        try:
+            found = HashTable.decode((self.folder / f"{at}.hashes").read_bytes())
+        except (FileNotFoundError, DamagedError):
+            return None
+        if (found.lineage, found.generation, found.frame) != (at.lineage, at.generation, at.frame):
+            return None
+        return found.table if found.page_size == page_size else None
+
+    def save_index(self, index: Index) -> None:
+        """Make an index durable, and remove those of an interrupted roll of the same generation."""
+        at = Position(index.lineage, index.generation, index.frame)
+        self.write(f"{at}.index", index.encode())
+        for other in self._generation(index.lineage, index.generation, ".index"):
+            if other.name != f"{at}.index":
+                other.unlink()
+
+    def load_index(self, at: Position) -> Index | None:
+        """The index of a generation that ended at `at`; None when missing or damaged."""
+        try:
+            return Index.decode((self.folder / f"{at}.index").read_bytes())
+        except (FileNotFoundError, DamagedError):
+            return None
+
+    def found_index(self, lineage: int, generation: int) -> Index | None:
+        """The index that an interrupted roll may have left of a generation."""
+        for path in self._generation(lineage, generation, ".index"):
+            with contextlib.suppress(DamagedError):
+                return Index.decode(path.read_bytes())
+        return None
+
+    def _generation(self, lineage: int, generation: int, suffix: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{lineage:08x}.{generation:08x}.*{suffix}"))
+
+    # ------------------------------------------------------------ journal
+
+    def journal_open(self, state: State, records: bytes) -> None:
+        """Begin the journal of a bound generation with what is known so far."""
+        assert state.wal is not None
+        self.journal_close()
+        head = journal_header(
+            state.lineage_number,
+            state.generation,
+            state.base.frame,
+            state.page_size,
+            state.wal.salt,
+        )
+        name = _journal_name(state)
+        part = self.folder / (name + ".part")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        self._journal = os.open(part, flags, 0o644)
+        write_all(self._journal, head + records)
+        self._journal_size = len(head) + len(records)
+        part.rename(self.folder / name)
+
+    def journal_append(self, record: bytes) -> None:
+        """Add a record; it survives a kill of the process, not a loss of power."""
+        try:
+            faults.hit(_BEFORE_APPEND)
+            write_all(self._journal, record)
+            faults.hit(_AFTER_APPEND)
+        except OSError:
+            # A torn record would hide all that follow it.
+            os.ftruncate(self._journal, self._journal_size)
+            raise
+        self._journal_size += len(record)
+
+    def journal_load(self, state: State) -> Journal | None:
+        """The journal of the generation in `state`, as far as it is whole."""
+        try:
+            found = Journal.decode((self.folder / _journal_name(state)).read_bytes())
+        except (FileNotFoundError, DamagedError):
+            return None
+        same = (found.lineage, found.generation, found.start, found.page_size) == (
+            state.lineage_number,
+            state.generation,
+            state.base.frame,
+            state.page_size,
+        )
+        return found if same and state.wal is not None and found.salt == state.wal.salt else None
+
+    def journal_close(self) -> None:
+        """Stop appending; idempotent."""
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+
+    # ------------------------------------------------------------ retention
+
+    def tidy(self, state: State) -> None:
+        """Remove whatever the state does not name: parts, old tables, old journals, dropped archives."""
+        keep = {"lock", "state.json", f"{state.position(state.base.frame)}.hashes"}
+        keep.add(_journal_name(state))
+        for old in state.archived:
+            at = Position(state.lineage_number, old.generation, old.frame)
+            keep.add(f"{at}.index")
+            if old.bytes:
+                keep.add(f"{at}.wal")
+        for path in self.folder.iterdir():
+            if path.name not in keep and path.is_file():
+                path.unlink()
+
+
+def _journal_name(state: State) -> str:
+    return f"{state.lineage}.{state.generation:08x}.journal"
+
+
+def write_all(handle: int, data: bytes | memoryview, offset: int | None = None) -> None:
+    """Write everything, at an offset or where the file stands, or raise."""
+    view = memoryview(data)
+    while view:
+        if offset is None:
+            view = view[os.write(handle, view) :]
+        else:
+            n = os.pwrite(handle, view, offset)
+            view, offset = view[n:], offset + n

@@ -1,0 +1,222 @@
+"""One roll: a generation ends, its WAL is archived and emptied, the next begins.
+
+The order of steps is binding (rule A5; the fault points carry the numbers of its table):
+
+    1  copy the frames so far to the archive, sync; checkpoint what can be had (no lock held)
+    2  CKPT and WRITE; take and copy the rest; archive and index durable under their names
+    3  page-hash table of generation g + 1 durable
+    4  release the pin, checkpoint TRUNCATE
+    5  new pin, release WRITE and CKPT
+    6  state.json says g + 1
+    7  the first frame's salts are bound before it is shown (generation.py)
+
+A kill before 4 leaves the WAL, and the generation goes on; a kill after it leaves an empty WAL and the
+base table of g + 1, which the database equals. Would state.json say g + 1 before 4, the frames of g
+would appear again as frames of g + 1.
+
+A reader that needs the WAL postpones the roll: what was archived goes back to being a part, and the
+next attempt copies only what is new.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+from nearlite._native import faults
+from nearlite._native.tail import FRAME_HEADER_SIZE, WAL_HEADER_SIZE, BusyError
+from nearlite.generation import Generations
+from nearlite.log import write_all
+from nearlite.logformat import HashTable
+from nearlite.logstate import now_ms, retained
+from nearlite.position import Position
+
+_LOG = logging.getLogger("nearlite")
+
+_PREPARED = faults.declare("roll.1-prepared")
+_LOCKED = faults.declare("roll.2-locked")
+_ARCHIVED = faults.declare("roll.2-archived")
+_TABLE = faults.declare("roll.3-table")
+_EMPTIED = faults.declare("roll.5-emptied")
+_DONE = faults.declare("roll.6-done")
+
+_COPY: Final = 1 << 20
+"""Bytes of the WAL copied at a time, so that others get the mutex in between."""
+
+
+StateT = TypeVar("StateT")
+
+
+class Roller(Generic[StateT]):
+    """Rolls the generations of one primary.
+
+    Args:
+      generations: of the primary.
+      mutex: guards tail and generations.
+      retain_bytes: None means 4 times the database or 256 MiB, whichever is more.
+      retain_seconds: age up to which closed generations stay in any case.
+      state: what the primary tells of itself.
+
+    Attributes:
+      frozen: while nobody can commit: what `state` said when that began; else None.
+    """
+
+    def __init__(
+        self,
+        generations: Generations,
+        mutex: threading.Lock,
+        *,
+        retain_bytes: int | None,
+        retain_seconds: float,
+        state: Callable[[], StateT],
+    ) -> None:
+        self._generations = generations
+        self._tail = generations.tail
+        self._log = generations.log
+        self._mutex = mutex
+        self._retain_bytes = retain_bytes
+        self._retain_seconds = retain_seconds
+        self._state = state
+        self.frozen: StateT | None = None
+        self._part = -1
+        self._part_generation = 0
+        self._part_frames = 0
+
+    def roll(self, *, wait_ms: int, held: int | None) -> bool:
+        """End the running generation if it has frames.
+
+        Args:
+          wait_ms: how long to wait for writers and checkpointers of other processes.
+          held: oldest generation that a running snapshot needs, or None.
+
+        Returns:
+          Whether the WAL is empty now; False: somebody needs it, try again later.
+
+        Raises:
+          WalResetError: the WAL was reset by somebody else.
+          OSError, errors.OperationalError: the disk is full or failed; the generation goes on.
+        """
+        if not self._prepare():
+            return True
+        with self._mutex:
+            try:
+                self._tail.roll_begin(wait_ms)
+            except BusyError as error:
+                _LOG.info("roll postponed: %s", error)
+                return False
+            try:
+                return self._section(held)
+            finally:
+                self.frozen = None
+                self._tail.roll_abort()
+
+    def close(self) -> None:
+        """Forget a part under way; idempotent."""
+        if self._part >= 0:
+            os.close(self._part)
+            self._part = -1
+
+    def _prepare(self) -> bool:
+        """Step 1. False when the generation has no frames."""
+        tail, generations = self._tail, self._generations
+        with self._mutex:
+            generations.settle()
+            tail.begin()
+            tail.end()
+            if tail.frame != generations.journaled:
+                generations.moved()
+            if generations.state.wal is None:
+                return False
+            frame = tail.frame
+            tail.repin()
+        tail.passive()
+        self._copy(frame, in_section=False)
+        os.fsync(self._part)
+        faults.hit(_PREPARED)
+        return True
+
+    def _section(self, held: int | None) -> bool:
+        """Steps 2 to 6, nobody commits."""
+        tail, generations, log = self._tail, self._generations, self._log
+        faults.hit(_LOCKED)
+        if tail.frame != generations.journaled:
+            generations.moved()
+        self.frozen = self._state()
+        now = tail.state()
+        state = generations.state
+        end = state.position(now.frame)
+        size = self._copy(now.frame, in_section=True)
+        os.fsync(self._part)
+        part, archive = log.folder / self._part_name(), log.folder / f"{end}.wal"
+        try:
+            log.publish(part, archive.name)
+            index = generations.index()
+            log.save_index(index)
+            faults.hit(_ARCHIVED)
+            log.save_table(
+                HashTable(
+                    end.lineage, end.generation + 1, 0, tail.page_size, tail.table(1, now.pages)
+                )
+            )
+            faults.hit(_TABLE)
+            tail.roll_finish()
+        except BusyError as error:
+            archive.rename(part)
+            _LOG.info("roll postponed: %s", error)
+            return False
+        except BaseException:
+            if archive.exists():
+                archive.rename(part)
+            raise
+        faults.hit(_EMPTIED)
+        self.close()
+        entry = generations.archive_entry(index, foreign=False, size=size)
+        archived = retained(
+            (*state.archived, entry),
+            database_bytes=now.pages * tail.page_size,
+            index_bytes=self._index_bytes(),
+            now=now_ms(),
+            retain_bytes=self._retain_bytes,
+            retain_seconds=self._retain_seconds,
+            held=held,
+        )
+        generations.save_begun(state.generation + 1, tuple(archived), tail.state())
+        faults.hit(_DONE)
+        return True
+
+    # ------------------------------------------------------------ archive
+
+    def _part_name(self) -> str:
+        state = self._generations.state
+        return f"{state.lineage}.{state.generation:08x}.wal.part"
+
+    def _copy(self, frame: int, *, in_section: bool) -> int:
+        """Copy the WAL up to a frame; answers the archive's size."""
+        state = self._generations.state
+        if self._part < 0 or self._part_generation != state.generation:
+            self.close()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            self._part = os.open(self._log.folder / self._part_name(), flags, 0o644)
+            self._part_generation, self._part_frames = state.generation, 0
+        step = FRAME_HEADER_SIZE + self._tail.page_size
+        begin = WAL_HEADER_SIZE + self._part_frames * step if self._part_frames else 0
+        end = WAL_HEADER_SIZE + frame * step
+        for offset in range(begin, end, _COPY):
+            n = min(_COPY, end - offset)
+            if in_section:
+                data = self._tail.read_wal(offset, n)
+            else:
+                with self._mutex:
+                    data = self._tail.read_wal(offset, n)
+            write_all(self._part, data, offset)
+        self._part_frames = frame
+        return end
+
+    def _index_bytes(self) -> dict[int, int]:
+        sizes = {}
+        for path in self._log.folder.glob("*.index"):
+            sizes[Position.parse(path.stem).generation] = path.stat().st_size
+        return sizes

@@ -1,0 +1,277 @@
+"""Starting again: what becomes of the running generation, decided by what is found.
+
+Start-up decides by this table (reference: rules A3 to A5 of the design; `StartUp.attach`):
+
+    state.json   WAL now                                    what happens
+    -----------  -----------------------------------------  ------------------------------------------
+    none         any                                        a new lineage adopts the file
+    bound        same salts, last known frame is there      the generation goes on
+    bound        ... after an unclean stop, durability      closed at its last frame, the next begins
+                 normal, and the machine restarted          there, so that no position is used twice
+    bound        shorter than known, and no such excuse     the file was restored: a new lineage
+    bound        gone or another                            closed at its last known frame; database
+                                                            compared with what is known of it
+    unbound      empty, file as the clean stop left it      the generation goes on
+    unbound      empty, file touched                        compared: equal, goes on; else closed
+    unbound      has frames                                 base plus frames equal the database: bound
+                                                            to it; else closed
+
+"Compared" means: every page is hashed. What differs from the known state was changed by somebody
+else; those pages join the closed generation's index, so that replicas get them. Was the file
+*replaced* (another inode) or has it gone back in time (its change counter is lower), then it was
+restored from a backup, and a new lineage begins: replicas of the old one must not follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+
+import msgspec
+
+from nearlite._native.tail import TailState, WalResetError
+from nearlite.generation import NO_CHECKSUM, Generations, base_of, cookie_of
+from nearlite.logformat import HashTable, Index, Journal, differences
+from nearlite.logstate import Durability, State, Wal, boot_id
+
+_LOG = logging.getLogger("nearlite")
+
+
+class StartUp:
+    """Decides once, at the start, and again if the WAL is ever reset under the pin.
+
+    Args:
+      generations: of a pinned tail that has no base.
+      durability: of the primary.
+      move_schema: commits a random step of the schema cookie (rule B7).
+
+    Attributes:
+      lost: the tail stands nowhere; `recover` has to be called again.
+    """
+
+    def __init__(
+        self,
+        generations: Generations,
+        *,
+        durability: Durability,
+        move_schema: Callable[[], None],
+    ) -> None:
+        self.generations = generations
+        self._tail = generations.tail
+        self._log = generations.log
+        self._durability = durability
+        self._move_schema = move_schema
+        self.lost = False
+
+    def attach(self, *, created: bool) -> None:
+        """Decide by the table above. Afterwards `state` is durable and the tail has a base.
+
+        Args:
+          created: the database file is new, so there is nobody whose schema cookie could collide.
+        """
+        state = self._log.load()
+        if state is None or state.page_size != self._tail.page_size:
+            self._new_lineage(None if created else "this database had no log yet", move=not created)
+            return
+        self.generations.state = state
+        found, page1 = self._tail.look(state.wal.frame if state.wal else 0)
+        went_on = (
+            self._go_on_bound(found)
+            if state.wal
+            else self._go_on_unbound(found, page1)
+        )
+        if not went_on:
+            self._close_unknown(found, page1)
+        running = msgspec.structs.replace(
+            self.generations.state, durability=self._durability, boot_id=boot_id(), clean=False
+        )
+        if running != self.generations.state:
+            self.generations.save(running)
+        self._log.tidy(self.generations.state)
+
+    def _go_on_bound(self, found: TailState) -> bool:
+        state, wal = self.generations.state, self.generations.state.wal
+        assert wal is not None
+        journal = self._log.journal_load(state)
+        if journal is not None and journal.frame > wal.frame and journal.checksum:
+            wal = Wal(wal.salt, journal.frame, journal.checksum)
+            found, _ = self._tail.look(wal.frame)
+        if (found.salt, found.checksum) != (wal.salt, wal.checksum) or found.live < wal.frame:
+            return False
+        table = self.generations.base_table()
+        if table is None:
+            return False
+        base = state.base
+        self._tail.load(
+            table,
+            frame=base.frame,
+            salt=wal.salt if base.frame else None,
+            checksum=base.checksum,
+        )
+        if not self._replay() or not self._agrees(journal):
+            return False
+        self.generations.journal_again()
+        lost_tail = not state.clean and state.durability == "normal" and state.boot_id != boot_id()
+        if lost_tail:
+            _LOG.warning(
+                "the machine restarted under durability=normal: generation %d is closed at frame %d "
+                "so that no position is used twice; no committed data is affected by this",
+                state.generation,
+                self._tail.frame,
+            )
+            self.generations.close_here()
+        return True
+
+    def _agrees(self, journal: Journal | None) -> bool:
+        if journal is None or not journal.commits:
+            return True
+        last = journal.index(self.generations.base_commit())
+        return self._tail.lookup(last.frame) == last.hash
+
+    def _go_on_unbound(self, found: TailState, page1: bytes) -> bool:
+        state = self.generations.state
+        table = self.generations.base_table()
+        if found.live == 0:
+            if table is not None and state.seen == self.generations.look_at_file(page1):
+                self._tail.load(table, frame=0, salt=None, checksum=NO_CHECKSUM)
+                return True
+            self._tail.scan()
+            now = self._tail.state()
+            return (now.frame, now.pages, f"{now.hash:016x}") == (
+                0,
+                state.base.pages,
+                state.base.hash,
+            )
+        if table is None or any(old.salt == found.salt for old in state.archived):
+            return False
+        self._tail.load(table, frame=0, salt=None, checksum=NO_CHECKSUM)
+        if not self._replay():
+            return False
+        self._tail.begin()
+        try:
+            _, bad = self._tail.verify()
+        finally:
+            self._tail.end()
+        if bad:
+            return False
+        self.generations.bind()
+        return True
+
+    def _replay(self) -> bool:
+        try:
+            self._tail.begin()
+        except WalResetError as error:
+            _LOG.warning(
+                "the WAL does not continue generation %d: %s",
+                self.generations.state.generation,
+                error,
+            )
+            return False
+        self._tail.end()
+        return True
+
+    def recover(self) -> None:
+        """The WAL was reset under the pin, by whatever means: close the generation, begin the next.
+
+        Until that has succeeded `lost` is true and nothing may be shown.
+        """
+        self.lost = True
+        if self.generations.unsettled:
+            self.generations.settle()
+        else:
+            self._tail.repin()
+            found, page1 = self._tail.look(0)
+            self._close_unknown(found, page1)
+        self.lost = False
+
+    # ------------------------------------------------------------ closing without a roll
+
+    def _close_unknown(self, found: TailState, page1: bytes) -> None:
+        """The WAL that the generation was bound to is gone, or is not what it was."""
+        state = self.generations.state
+        journal = self._log.journal_load(state)
+        index = self._last_known(journal)
+        self._tail.scan()
+        now = self._tail.state()
+        foreign = (now.pages, now.hash) != (index.pages, index.hash)
+        if foreign and self._restored(found, page1, journal):
+            self._new_lineage("the database file was restored or replaced", move=True)
+            return
+        if foreign:
+            old = self.generations.base_table()
+            new = self._tail.table(1, now.pages)
+            changed = set(range(1, now.pages + 1)) if old is None else differences(old, new)
+            index = index.with_changes(changed | index.touched())
+        _LOG.warning(
+            "generation %d is closed at frame %d: its WAL is gone; %s. Replicas go on",
+            state.generation,
+            index.frame,
+            "other programs changed the database" if foreign else "nothing else was changed",
+        )
+        self.generations.close(index, foreign=foreign)
+        if foreign and cookie_of(page1) <= (state.seen.schema if state.seen else 0):
+            self._move_schema()
+
+    def _last_known(self, journal: Journal | None) -> Index:
+        """The generation as far as anything tells: its journal, or the index of a roll under way."""
+        state = self.generations.state
+        left = self._log.found_index(state.lineage_number, state.generation)
+        if journal is not None and (left is None or journal.frame > left.frame):
+            return journal.index(self.generations.base_commit())
+        if left is not None:
+            return left
+        empty = Journal(
+            state.lineage_number,
+            state.generation,
+            state.base.frame,
+            state.page_size,
+            NO_CHECKSUM,
+            state.base.frame,
+            "",
+            b"",
+            b"",
+        )
+        return empty.index(self.generations.base_commit())
+
+    def _restored(self, found: TailState, page1: bytes, journal: Journal | None) -> bool:
+        """Whether the file is an older one (called only when its content differs)."""
+        state, seen = self.generations.state, self.generations.state.seen
+        if seen is not None:
+            now = self.generations.look_at_file(page1)
+            if (now.device, now.inode) != (seen.device, seen.inode) or now.change < seen.change:
+                return True
+        # The same WAL, shorter than it was: only a loss of power under `normal` excuses that.
+        known = journal.frame if journal else state.wal.frame if state.wal else 0
+        excuse = state.durability == "normal" and state.boot_id != boot_id()
+        same_wal = state.wal is not None and found.salt == state.wal.salt
+        return same_wal and found.live < known and not excuse
+
+    # ------------------------------------------------------------ a new lineage
+
+    def _new_lineage(self, reason: str | None, *, move: bool) -> None:
+        """Begin generation 1 of a new history at the present state."""
+        if move:
+            self._move_schema()
+        self._tail.scan()
+        now = self._tail.state()
+        number = secrets.randbelow((1 << 28) - 1) + 1  # the top 4 bits are the header's version
+        if reason:
+            _LOG.warning(
+                "new lineage %08x: %s; replicas of another lineage start over", number, reason
+            )
+        self._log.save_table(
+            HashTable(number, 1, now.frame, self._tail.page_size, self._tail.table(1, now.pages))
+        )
+        self.generations.state = State(
+            lineage=f"{number:08x}",
+            generation=1,
+            base=base_of(now),
+            wal=None,
+            page_size=self._tail.page_size,
+            durability=self._durability,
+            boot_id=boot_id(),
+            clean=False,
+            seen=None,
+        )
+        self.generations.save_begun(1, (), now)

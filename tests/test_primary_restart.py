@@ -1,0 +1,348 @@
+"""What a primary makes of its log when it starts again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pagemodel import PageModel
+from stock import Stock, dump, run
+from test_primary import bootstrap, execute, follow
+
+from nearlite import errors, log
+from nearlite._native.database import NO_PARAMETERS
+from nearlite.primary import Primary
+
+CHILD = """
+import sys
+from nearlite.primary import Primary
+primary = Primary.open(sys.argv[1], durability=sys.argv[2])
+database = primary.connect()
+for line in sys.stdin:
+    if line.startswith("roll"):
+        primary.roll()
+    elif line.startswith("quit"):
+        primary.close()
+        break
+    else:
+        database.exec(line)
+    state = primary.state()
+    primary.after_commit()
+    print(state.position, format(state.hash, "016x"), flush=True)
+"""
+
+
+class Child:
+    """A primary in another process, which can be killed."""
+
+    def __init__(self, path: Path, durability: str = "full", **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(path), durability],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    def do(self, line: str) -> str:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.close()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def killed(path: Path, *lines: str, durability: str = "full") -> list[str]:
+    child = Child(path, durability)
+    answers = [child.do(line) for line in lines]
+    child.kill()
+    return answers
+
+
+def glance(path: Path) -> None:
+    """What `sqlite3 file 'select 1'` does: the last close removes the WAL."""
+    run(path, "SELECT count(*) FROM sqlite_schema")
+    assert not Path(f"{path}-wal").exists()
+
+
+def state_of(path: Path) -> dict:
+    return json.loads((path.with_name(path.name + "-nearlite") / "state.json").read_text())
+
+
+def edit_state(path: Path, **fields) -> None:
+    file = path.with_name(path.name + "-nearlite") / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_after_a_clean_stop_the_next_generation_goes_on(tmp_path):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        model = bootstrap(primary)
+        execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")
+        follow(primary, model)
+        last = primary.state()
+    assert state_of(path)["clean"] is True
+    with Primary.open(path) as primary:
+        now = primary.state()
+        assert now.position == type(now.position)(last.position.lineage, 2, 0)
+        assert now.hash == last.hash
+        follow(primary, model)
+        execute(primary, "INSERT INTO t VALUES(2)")
+        follow(primary, model)
+        assert model.hash == primary.verify()[0]
+
+
+def test_after_a_kill_the_same_generation_goes_on(tmp_path):
+    path = tmp_path / "data.db"
+    told = killed(path, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")[-1]
+    with Primary.open(path) as primary:
+        state = primary.state()
+        assert f"{state.position} {state.hash:016x}" == told
+        assert state.position.generation == 1
+        assert primary.verify() == (state.hash, 0)
+
+
+def test_after_a_kill_and_a_glance_by_stock_sqlite_replicas_go_on(tmp_path):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        model = bootstrap(primary)
+    child = Child(path)
+    child.do("CREATE TABLE t(a)")
+    first = child.do("INSERT INTO t VALUES(1)")
+    child.kill()
+    with Primary.open(path) as primary:  # model stands inside the generation
+        follow(primary, model)
+        assert f"{model.at} {model.hash:016x}" == first
+        # No clean stop: as a kill would leave it.
+        primary._tail.close()
+        primary._closed = True
+        primary._log.close()
+    child = Child(path)
+    last = child.do("INSERT INTO t VALUES(2)")
+    child.kill()
+    glance(path)
+    with Primary.open(path) as primary:
+        now = primary.state()
+        assert f"{now.hash:016x}" == last.split()[1]
+        assert now.position.generation == model.at.generation + 1
+        assert follow(primary, model) > 0
+        assert model.hash == now.hash
+        assert not state_of(path)["archived"][-1]["foreign"]
+        assert model.dump(tmp_path / "copy.db") == dump(path)
+
+
+def test_what_others_wrote_while_the_primary_was_down_reaches_replicas(tmp_path):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(zeroblob(100000))")
+        model = bootstrap(primary)
+        execute(primary, "INSERT INTO t VALUES(1)")
+        follow(primary, model)
+    run(path, "INSERT INTO t VALUES(randomblob(50000))")
+    with Primary.open(path) as primary:
+        carried = follow(primary, model)
+        assert 0 < carried < 20
+        assert model.hash == primary.verify()[0]
+        assert model.dump(tmp_path / "copy.db") == dump(path)
+
+
+def test_others_write_after_a_kill_and_remove_the_wal(tmp_path):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)")
+        model = bootstrap(primary)
+    killed(path, "INSERT INTO t VALUES(1)", "INSERT INTO t VALUES(randomblob(9000))")
+    run(path, "DELETE FROM t WHERE a = 1", "INSERT INTO t VALUES(randomblob(50000))")
+    with Primary.open(path) as primary:
+        assert state_of(path)["archived"][-1]["foreign"]
+        follow(primary, model)
+        assert model.hash == primary.verify()[0]
+        assert model.dump(tmp_path / "copy.db") == dump(path)
+
+
+def test_a_foreign_wal_on_a_clean_base_is_bound(tmp_path):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)")
+        model = bootstrap(primary)
+    with Stock(path) as stock:
+        stock.execute("INSERT INTO t VALUES(7)")
+        with Primary.open(path) as primary:
+            assert primary.state().position.frame > 0
+            follow(primary, model)
+            assert model.hash == primary.verify()[0]
+
+
+def test_a_restart_under_another_boot_id_with_durability_normal_ends_the_generation(tmp_path):
+    path = tmp_path / "data.db"
+    told = killed(path, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)", durability="normal")
+    edit_state(path, boot_id="another")
+    with Primary.open(path, durability="normal") as primary:
+        state = primary.state()
+        assert state.position.generation == 2
+        assert f"{state.hash:016x}" == told[-1].split()[1]
+        model = PageModel()
+        model.take(primary.snapshot())
+        execute(primary, "INSERT INTO t VALUES(2)")
+        follow(primary, model)
+        assert model.hash == primary.verify()[0]
+        first = told[0].split()
+        answer = primary.changes(state.position.parse(first[0]), int(first[1], 16))
+        assert answer is not None
+
+
+def test_with_durability_full_another_boot_id_changes_nothing(tmp_path):
+    path = tmp_path / "data.db"
+    killed(path, "CREATE TABLE t(a)")
+    edit_state(path, boot_id="another")
+    with Primary.open(path) as primary:
+        assert primary.state().position.generation == 1
+
+
+def test_a_tail_lost_with_the_power_is_no_restored_primary(tmp_path):
+    path = tmp_path / "data.db"
+    child = Child(path, "normal")
+    child.do("CREATE TABLE t(a)")
+    kept = Path(f"{path}-wal").stat().st_size
+    lost = child.do("INSERT INTO t VALUES('lost')").split()
+    child.kill()
+    os.truncate(f"{path}-wal", kept)
+    Path(f"{path}-shm").unlink()
+    edit_state(path, boot_id="another")
+    with Primary.open(path, durability="normal") as primary:
+        state = primary.state()
+        assert state.position.generation == 2
+        answer = primary.changes(state.position.parse(lost[0]), int(lost[1], 16))
+        assert answer is not None
+
+
+def test_an_older_copy_with_its_wal_is_a_new_lineage(tmp_path):
+    path = tmp_path / "data.db"
+    child = Child(path)
+    child.do("CREATE TABLE t(a)")
+    kept = Path(f"{path}-wal").stat().st_size
+    before = child.do("INSERT INTO t VALUES('later')").split()[0]
+    child.kill()
+    os.truncate(f"{path}-wal", kept)
+    Path(f"{path}-shm").unlink()
+    with Primary.open(path) as primary:
+        assert str(primary.state().position)[:8] != before[:8]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_file_restored_from_backup_begins_a_new_lineage_with_another_schema_cookie(
+    tmp_path, replace
+):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)")
+    shutil.copy(path, tmp_path / "backup")
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE u(a)", "INSERT INTO u VALUES(1)")
+        old = primary.state()
+    if replace:
+        (tmp_path / "backup").rename(path)
+    else:
+        path.write_bytes((tmp_path / "backup").read_bytes())
+    Path(f"{path}-wal").unlink(missing_ok=True)
+    with Primary.open(path) as primary:
+        now = primary.state().position
+        assert now.lineage != old.position.lineage
+        with pytest.raises(errors.LineageError):
+            primary.changes(old.position, old.hash)
+        cookie = primary.connect().prepare("PRAGMA schema_version").run(NO_PARAMETERS)[0][0]
+        assert cookie > 1 << 16
+        assert primary.verify() == (primary.state().hash, 0)
+
+
+def test_an_existing_database_is_adopted_with_another_schema_cookie(tmp_path):
+    path = tmp_path / "data.db"
+    run(path, "CREATE TABLE t(a)")
+    with Primary.open(path) as primary:
+        cookie = primary.connect().prepare("PRAGMA schema_version").run(NO_PARAMETERS)[0][0]
+        assert cookie > 1 << 16
+        assert primary.connect().prepare("PRAGMA journal_mode").run(NO_PARAMETERS) == [("wal",)]
+
+
+def test_a_replica_file_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "replica.db"
+    run(path, "PRAGMA journal_mode=WAL", "CREATE TABLE t(a)")
+    data = bytearray(path.read_bytes())
+    data[18] = 3
+    path.write_bytes(data)
+    with pytest.raises(errors.NotSupportedError, match="VACUUM INTO"):
+        Primary.open(path)
+    assert path.read_bytes() == data
+
+
+def test_a_second_owner_is_refused_and_told_what_to_do(tmp_path):
+    path = tmp_path / "data.db"
+    with Primary.open(path), pytest.raises(errors.OperationalError, match="already served") as no:
+        Primary.open(path)
+    assert str(os.getpid()) in str(no.value)
+    Primary.open(path).close()
+
+
+def test_a_damaged_table_costs_a_comparison_and_no_history(tmp_path):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)")
+        model = bootstrap(primary)
+    folder = tmp_path / "data.db-nearlite"
+    (table,) = folder.glob("*.hashes")
+    table.write_bytes(table.read_bytes()[:-1] + b"\xff")
+    with Primary.open(path) as primary:
+        assert primary.state().hash == primary.verify()[0]
+        follow(primary, model)
+        execute(primary, "INSERT INTO t VALUES(1)")
+        follow(primary, model)
+        assert model.hash == primary.verify()[0]
+
+
+def test_a_state_of_a_later_version_is_refused_and_not_overwritten(tmp_path):
+    path = tmp_path / "data.db"
+    Primary.open(path).close()
+    edit_state(path, version=2)
+    with pytest.raises(errors.DatabaseError, match="cannot be read by this version"):
+        Primary.open(path)
+    assert state_of(path)["version"] == 2
+
+
+def test_the_wal_of_an_archived_generation_is_never_taken_for_the_next(tmp_path):
+    """A WAL that comes back after it was emptied (the truncation was lost with the power)."""
+    path = tmp_path / "data.db"
+    primary = Primary.open(path)
+    execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")
+    model = bootstrap(primary)
+    old_wal = Path(f"{path}-wal").read_bytes()
+    assert primary.roll()
+    follow(primary, model)
+    primary._tail.close()
+    primary._closed = True
+    primary._log.close()
+    Path(f"{path}-wal").write_bytes(old_wal)
+    Path(f"{path}-shm").unlink(missing_ok=True)
+    with Primary.open(path) as again:
+        state = again.state()
+        assert state.position.generation == 3
+        assert state.position.frame > 0
+        follow(again, model)
+        execute(again, "INSERT INTO t VALUES(2)")
+        follow(again, model)
+        assert model.hash == again.verify()[0]
+        assert again.roll()
+        follow(again, model)
+    assert log.Log(str(path)).load().generation == 4

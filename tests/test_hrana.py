@@ -152,6 +152,17 @@ def test_a_float_may_be_written_without_a_point() -> None:
     assert isinstance(planned.step.args[0], float)
 
 
+def test_an_infinite_float_is_a_number_that_is_too_large() -> None:
+    body = b'{"requests":[{"type":"execute","stmt":{"sql":"SELECT ?","args":[%b,%b]}}]}'
+    arg = b'{"type":"float","value":%b}'
+    requests = hrana.decode_pipeline(body % (arg % b"1e999", arg % b"-1e999")).requests
+    (planned,) = Planner(3, {}).plan(requests)
+    assert isinstance(planned, Execute)
+    assert planned.step.args == (math.inf, -math.inf)
+    with pytest.raises(ProtocolError, match="Cannot deserialize"):
+        hrana.decode_pipeline(body % (arg % b"1e999", arg % b"NaN"))
+
+
 @pytest.mark.parametrize("text", ["A", "A===B", "*", "AAAAA", "AA=A"])
 def test_a_blob_must_be_base64(text: str) -> None:
     assert "base64" in refused(execute("SELECT ?", args=[{"type": "blob", "base64": text}]))

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -309,24 +311,41 @@ class CursorBody(msgspec.Struct, frozen=True):
     baton: str | None = None
 
 
+_Body = TypeVar("_Body", PipelineBody, CursorBody)
+
 _pipeline = msgspec.json.Decoder(PipelineBody)
 _cursor = msgspec.json.Decoder(CursorBody)
 
 
 def decode_pipeline(body: bytes) -> PipelineBody:
     """Decode a pipeline; ProtocolError when it is not one."""
-    try:
-        return _pipeline.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise _undecodable(error) from None
+    return _decode(_pipeline, PipelineBody, body)
 
 
 def decode_cursor(body: bytes) -> CursorBody:
     """Decode a cursor request; ProtocolError when it is not one."""
+    return _decode(_cursor, CursorBody, body)
+
+
+def _decode(decoder: msgspec.json.Decoder[_Body], kind: type[_Body], body: bytes) -> _Body:
     try:
-        return _cursor.decode(body)
+        return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        if "out of range" in str(error):
+            return _decode_infinite(kind, body)
         raise _undecodable(error) from None
+
+
+def _decode_infinite(kind: type[_Body], body: bytes) -> _Body:
+    """A double may be infinite, which JSON can only write as a number that is too large (1e999)."""
+    try:
+        return msgspec.convert(json.loads(body, parse_constant=_no_constant), kind)
+    except (ValueError, RecursionError) as error:  # msgspec's errors, too
+        raise _undecodable(error) from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _undecodable(error: Exception) -> ProtocolError:

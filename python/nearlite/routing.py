@@ -10,6 +10,7 @@ from nearlite.hrana import Execute, Plan, RunBatch, Script, StatementError
 from nearlite.session import Kind, Session
 
 _LONG_SCRIPT: Final = 8192  # characters; compiling a longer one would hold up the event loop
+_MANY_STEPS: Final = 256  # the same for a batch
 _ENDS: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 
 
@@ -53,6 +54,8 @@ class Router:
         return kind if kind <= Kind.SLOW else Kind.ALONE
 
     def _batch(self, plan: RunBatch, after_write: bool) -> Kind | StatementError:
+        if len(plan.steps) > _MANY_STEPS:
+            return Kind.ALONE
         kinds = []
         unknown = False
         for step in plan.steps:

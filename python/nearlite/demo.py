@@ -93,13 +93,15 @@ def reader(path: str) -> None:
     reads, last = 0, 0
     with closing(sqlite3.connect(path)) as database:
         print("reading", flush=True)
-        while not select.select([sys.stdin], [], [], 0)[0]:
+        while True:
             rows, tally = database.execute(EQUATION).fetchone()
             if rows != tally or rows < last:
                 raise SystemExit(f"impossible state: {rows} rows, tally {tally}, before {last}")
             seen.add(rows)
             last = rows
             reads += 1
+            if select.select([sys.stdin], [], [], 0)[0]:
+                break
         (check,) = database.execute("PRAGMA integrity_check").fetchone()
         try:
             database.execute("DELETE FROM note")

@@ -103,18 +103,21 @@ def serve(
     roll_bytes: int,
 ) -> None:
     """Serve DATABASE over HTTP; it is created when missing."""
-    from nearlite import server  # noqa: PLC0415 - the server extra may not be installed
+    from nearlite import serve as http_server  # noqa: PLC0415 - needs the server extra
+    from nearlite.primary import Primary  # noqa: PLC0415
+    from nearlite.server import App  # noqa: PLC0415
 
-    server.serve(
-        str(database),
-        host=listen[0],
-        port=listen[1],
-        auth_token=chosen_token(auth_token, auth_token_file),
-        no_auth=no_auth,
-        durability=durability,
-        roll_bytes=roll_bytes,
-        ready=lambda url: print(f"serving {database} at {url}", flush=True),
-    )
+    host, port = listen
+    token = chosen_token(auth_token, auth_token_file)
+    http_server.check_exposure(host, auth_token=token, no_auth=no_auth)
+    with http_server.bind(host, port) as listening:
+        # Opened here and not by the application: what prevents it is then one line, like any error.
+        primary = Primary.open(str(database), durability=durability, roll_bytes=roll_bytes)
+        app = App(database, lambda: primary, auth_token=token)
+        listening.listen()  # from here on clients wait instead of being refused
+        name = f"[{host}]" if ":" in host else host
+        print(f"serving {database} at http://{name}:{listening.getsockname()[1]}", flush=True)
+        http_server.server(app).run(sockets=[listening])
 
 
 @cli.command()

@@ -30,13 +30,13 @@ IDS = [1 + number * 7919 % ROWS for number in range(2000)]
 
 
 def _ours(path: str) -> Any:
-    import nearlite  # noqa: PLC0415 - each side imports only itself
+    import nearlite  # each side imports only itself
 
     return nearlite.connect(path)
 
 
 def _apsw(path: str) -> Any:
-    import apsw  # noqa: PLC0415
+    import apsw
 
     return apsw.Connection(path)
 
@@ -79,7 +79,7 @@ def local(connect: Connect, work: Callable[[Any], float], folder: Path) -> Open:
 @contextmanager
 def libsql_replica(folder: Path) -> Open:
     """Seconds of one point select on a replica of libsql."""
-    import libsql_experimental as libsql  # noqa: PLC0415
+    import libsql_experimental as libsql
 
     with sqld(folder / "sqld") as server:
         server.run(SCHEMA, FILL)

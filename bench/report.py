@@ -182,10 +182,10 @@ def write_json(results: list[Result], machine: str, path: Path) -> None:
 
 def draw(results: list[Result], machine: str, path: Path) -> None:
     """Times better than the peer, on a logarithmic axis; the bar as a tick."""
-    import matplotlib as mpl  # noqa: PLC0415 - the table does not need it
+    import matplotlib as mpl  # the table does not need it
 
     mpl.use("svg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    import matplotlib.pyplot as plt
 
     # Fixed, so that drawing the same figures again gives the same file.
     plt.rcParams.update({"svg.hashsalt": "nearlite", "svg.fonttype": "none"})

@@ -103,9 +103,9 @@ def serve(
     roll_bytes: int,
 ) -> None:
     """Serve DATABASE over HTTP; it is created when missing."""
-    from nearlite import serve as http_server  # noqa: PLC0415 - needs the server extra
-    from nearlite.primary import Primary  # noqa: PLC0415
-    from nearlite.server import App  # noqa: PLC0415
+    from nearlite import serve as http_server  # needs the server extra
+    from nearlite.primary import Primary
+    from nearlite.server import App
 
     host, port = listen
     token = chosen_token(auth_token, auth_token_file)
@@ -243,9 +243,9 @@ def shell(
     timeout: float,
 ) -> int:
     """SQL by hand on TARGET: a file, a replica (with --sync-url), or a primary's URL."""
-    import io  # noqa: PLC0415
+    import io
 
-    from nearlite.shell import Shell  # noqa: PLC0415 - the other commands do not need it
+    from nearlite.shell import Shell  # the other commands do not need it
 
     options: dict[str, Any] = {"isolation_level": None, "network_timeout": timeout}
     if is_url(target) or sync_url is not None:
@@ -265,7 +265,7 @@ def shell(
 @click.option("--rows", default=100_000, show_default=True, help="Rows of the table that is read.")
 def bench(*, rows: int) -> None:
     """Measure reads, syncs and forwarded writes on this machine, against Python's own sqlite3."""
-    from nearlite import microbench  # noqa: PLC0415
+    from nearlite import microbench
 
     microbench.run(rows, wide_console())
 
@@ -273,7 +273,7 @@ def bench(*, rows: int) -> None:
 @cli.command()
 def demo() -> None:
     """The main job on real data: a primary, a replica and a stock reader, measured."""
-    from nearlite import demo as demonstration  # noqa: PLC0415
+    from nearlite import demo as demonstration
 
     demonstration.run(wide_console())
 

@@ -36,7 +36,7 @@ class Download:
         self._started = time.monotonic()
         self._first: Received | None = None
 
-    def __enter__(self) -> Download:  # noqa: PYI034 - Self is 3.11's
+    def __enter__(self) -> Download:  # Self is 3.11's
         self._bar.start()
         return self
 

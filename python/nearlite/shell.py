@@ -69,7 +69,7 @@ class Shell:
         if not self._interactive:
             return lines
         try:  # history and editing where the system has them
-            import readline  # noqa: F401, PLC0415 - loading it is what installs it
+            import readline  # noqa: F401 - loading it is what installs it
         except ImportError:
             pass
         return iter(_ask, None)

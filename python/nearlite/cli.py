@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -117,6 +118,8 @@ def serve(
         listening.listen()  # from here on clients wait instead of being refused
         name = f"[{host}]" if ":" in host else host
         print(f"serving {database} at http://{name}:{listening.getsockname()[1]}", flush=True)
+        # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))
         http_server.server(app).run(sockets=[listening])
 
 
@@ -247,9 +250,10 @@ def shell(
 
     from nearlite.shell import Shell  # the other commands do not need it
 
-    options: dict[str, Any] = {"isolation_level": None, "network_timeout": timeout}
+    options: dict[str, Any] = {"isolation_level": None}
     if is_url(target) or sync_url is not None:
         options["auth_token"] = chosen_token(auth_token, auth_token_file)
+        options["network_timeout"] = timeout
     if sync_url is not None:
         options["sync_url"] = sync_url
     elif not is_url(target):

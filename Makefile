@@ -74,7 +74,10 @@ soak: build ## Ten thousand crashes and long runs of readers; takes hours
 bench: build ## Measure against peers in one run; BENCH="-k name" for some
 	@sh .ci/packages build bench
 	$(PY) -m pip install --quiet --group bench
-	$(PY) -m pytest -c bench/pytest.ini bench $(BENCH)
+	@mkdir -p bench/out
+	@# What fails to run is named in the table; the report is worth having all the same.
+	-$(PY) -m pytest -c bench/pytest.ini bench --benchmark-json=bench/out/benchmarks.json $(BENCH)
+	$(PY) bench/report.py
 
 # ---- what is shipped
 

@@ -174,13 +174,15 @@ def apply(folder: Path) -> Open:
 def pwrite(folder: Path) -> Open:
     """Frames per second when the same number of bytes is only written, set by set."""
     folder.mkdir()
-    buffer = random.Random(21).randbytes(SET_PAGES * FRAME_SIZE)
+    # As many different bytes as the page sets have: one buffer again and again would stay in the
+    # CPU's cache, and nothing that arrives does.
+    buffers = [random.Random(n).randbytes(SET_PAGES * FRAME_SIZE) for n in range(SETS)]
     descriptor = os.open(folder / "raw", os.O_RDWR | os.O_CREAT)
     try:
 
         def sample() -> float:
             start = perf_counter()
-            for number in range(SETS):
+            for number, buffer in enumerate(buffers):
                 os.pwrite(descriptor, buffer, number * len(buffer))
             return SETS * SET_PAGES / (perf_counter() - start)
 

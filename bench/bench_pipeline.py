@@ -64,10 +64,11 @@ def writes(serve: Serve, folder: Path) -> Open:
             run = load(
                 f"{server.url}/v2/pipeline", [INSERT], connections=CONNECTIONS, seconds=SECONDS
             )
-            # Status 200 is also what carries SQL errors: the rows themselves are counted. What was
-            # still on its way when the clock stopped may be there too.
-            assert run.requests <= rows() - before <= run.requests + CONNECTIONS
-            return run.per_second
+            # Status 200 is also what carries SQL errors (sqld answers SQLITE_BUSY so): what counts
+            # is the rows that are there, without those still on their way when the clock stopped.
+            written = min(rows() - before, run.requests)
+            assert written > 0.9 * run.requests
+            return run.per_second * written / run.requests
 
         yield sample
 

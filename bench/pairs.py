@@ -77,11 +77,3 @@ def timed(work: Callable[[], object]) -> float:
 def median_of(work: Callable[[], object], calls: int) -> float:
     """Median of the seconds each of `calls` calls takes: a p50, outliers dropped."""
     return statistics.median(timed(work) for _ in range(calls))
-
-
-def per_call(work: Callable[[], object], calls: int) -> float:
-    """Seconds for each of `calls` calls, clocked as one block: for work in microseconds."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        work()
-    return (time.perf_counter() - start) / calls

@@ -182,7 +182,7 @@ def write_json(results: list[Result], machine: str, path: Path) -> None:
 
 def draw(results: list[Result], machine: str, path: Path) -> None:
     """Times better than the peer, on a logarithmic axis; the bar as a tick."""
-    import matplotlib as mpl
+    import matplotlib as mpl  # the table does not need it
 
     mpl.use("svg")
     import matplotlib.pyplot as plt

@@ -1,0 +1,315 @@
+"""The `nearlite` command: options in, one line or one table out, an exit code that scripts can use.
+
+Each command only calls; what it calls lives in the module of its subject. An error is one line on
+standard error that says what happened and what to do, never a traceback (NEARLITE_TRACEBACK=1 shows one).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+import nearlite
+from nearlite import errors, inspection
+from nearlite._native import _lib
+from nearlite.following import Download, follow_primary, say_synced
+from nearlite.options import (
+    DATABASE,
+    NEW_FILE,
+    Listen,
+    Size,
+    chosen_token,
+    existing,
+    is_url,
+    timeout_option,
+    token_options,
+)
+from nearlite.replica import Replica
+
+# Exit codes, documented in docs/operations.md; a test compares the two.
+EXIT_OK = 0
+EXIT_FAILED = 1  # the command ran and the answer is no: damage found, SQL error, disk full
+EXIT_USAGE = 2  # options or arguments
+EXIT_OFFLINE = 3  # the primary could not be reached before the deadline
+EXIT_UNAUTHORIZED = 4  # the primary refused the token
+EXIT_REFUSED = 5  # done nothing, because doing it could lose data
+EXIT_INTERRUPTED = 130  # Ctrl-C
+
+_EXIT_BY_ERROR: tuple[tuple[type[Exception], int], ...] = (
+    (errors.OfflineError, EXIT_OFFLINE),
+    (errors.UnauthorizedError, EXIT_UNAUTHORIZED),
+    (errors.NotAReplicaError, EXIT_REFUSED),
+    (errors.LineageError, EXIT_REFUSED),
+    (errors.PrimaryRestoredError, EXIT_REFUSED),
+    (errors.HistoryGoneError, EXIT_REFUSED),
+)
+
+
+def versions() -> str:
+    """Versions of nearlite, SQLite and OpenSSL as they are linked into this process."""
+    return f"nearlite {nearlite.__version__} (SQLite {_lib.sqlite_version}, {_lib.openssl_version})"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(message="%(version)s", version=versions())
+@click.option("-v", "--verbose", is_flag=True, help="Say on standard error what happens.")
+def cli(*, verbose: bool) -> None:
+    """SQLite near you: embedded replicas of a SQLite primary."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+
+
+@cli.command()
+@click.argument("database", type=NEW_FILE)
+@click.option(
+    "--listen",
+    type=Listen(),
+    default="127.0.0.1:8080",
+    show_default=True,
+    help="Address to listen on; port 0 takes a free one. Beyond loopback a token is required.",
+)
+@token_options
+@click.option("--no-auth", is_flag=True, help="Listen beyond loopback without a token, knowingly.")
+@click.option(
+    "--durability",
+    type=click.Choice(["full", "normal"]),
+    default="full",
+    show_default=True,
+    help="full: answered writes survive a power cut. normal: they survive a crash of the process.",
+)
+@click.option(
+    "--roll-bytes",
+    type=Size(),
+    default="16MiB",
+    show_default=True,
+    help="Archive the WAL and start a new generation when it has grown to this size.",
+)
+def serve(
+    *,
+    database: Path,
+    listen: tuple[str, int],
+    auth_token: str | None,
+    auth_token_file: Path | None,
+    no_auth: bool,
+    durability: str,
+    roll_bytes: int,
+) -> None:
+    """Serve DATABASE over HTTP; it is created when missing."""
+    from nearlite import serve as http_server  # needs the server extra
+    from nearlite.primary import Primary
+    from nearlite.server import App
+
+    host, port = listen
+    token = chosen_token(auth_token, auth_token_file)
+    http_server.check_exposure(host, auth_token=token, no_auth=no_auth)
+    with http_server.bind(host, port) as listening:
+        # Opened here and not by the application: what prevents it is then one line, like any error.
+        primary = Primary.open(str(database), durability=durability, roll_bytes=roll_bytes)
+        app = App(database, lambda: primary, auth_token=token)
+        listening.listen()  # from here on clients wait instead of being refused
+        name = f"[{host}]" if ":" in host else host
+        print(f"serving {database} at http://{name}:{listening.getsockname()[1]}", flush=True)
+        # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))
+        http_server.server(app).run(sockets=[listening])
+
+
+@cli.command()
+@click.argument("url")
+@click.argument("path", type=NEW_FILE)
+@click.option("--follow", is_flag=True, help="Stay, and bring every change as it happens.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
+@token_options
+@timeout_option
+def sync(
+    *,
+    url: str,
+    path: Path,
+    follow: bool,
+    as_json: bool,
+    auth_token: str | None,
+    auth_token_file: Path | None,
+    timeout: float,
+) -> None:
+    """Bring the replica at PATH to the state of the primary at URL; create it when missing."""
+    token = chosen_token(auth_token, auth_token_file)
+    with Download(path.name) as download:
+        replica = Replica(str(path), url, token=token, timeout=timeout, progress=download.show)
+        with closing(replica):
+            replica.open()
+            done = replica.sync()
+            download.stop()
+            say_synced(path, download.whole(done), as_json=as_json)
+            if follow:
+                follow_primary(replica, path, as_json=as_json)
+
+
+@cli.command()
+@click.argument("target")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@token_options
+@timeout_option
+def status(
+    *,
+    target: str,
+    as_json: bool,
+    auth_token: str | None,
+    auth_token_file: Path | None,
+    timeout: float,
+) -> None:
+    """What TARGET is: a file (replica or ordinary database), or a primary's URL."""
+    if is_url(target):
+        token = chosen_token(auth_token, auth_token_file)
+        found = inspection.primary_status(target, token=token, timeout=timeout)
+    else:
+        found = inspection.file_status(existing(target))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name + ':':<12} {value}")
+
+
+@cli.command()
+@click.argument("path", type=DATABASE)
+@click.option("--against", metavar="URL", help="Also compare with the primary at URL.")
+@token_options
+@timeout_option
+def verify(
+    *,
+    path: Path,
+    against: str | None,
+    auth_token: str | None,
+    auth_token_file: Path | None,
+    timeout: float,
+) -> int:
+    """Check the database at PATH: integrity_check, and the state hash of a replica."""
+    good = True
+    token = chosen_token(auth_token, auth_token_file)
+    for check in inspection.verify(path, against, token=token, timeout=timeout):
+        print(f"{'ok' if check.passed else 'FAILED':<7} {check.name}: {check.text}", flush=True)
+        good = good and check.passed
+    return EXIT_OK if good else EXIT_FAILED
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("out", type=NEW_FILE)
+@token_options
+@timeout_option
+def backup(
+    *,
+    source: str,
+    out: Path,
+    auth_token: str | None,
+    auth_token_file: Path | None,
+    timeout: float,
+) -> int:
+    """Write the state of SOURCE (a file or a primary's URL) to OUT, an ordinary database.
+
+    OUT is compact, needs no other file and is writable. It appears complete or not at all.
+    """
+    if out.exists():
+        print(f"nearlite: {out} exists and was not touched; choose another name", file=sys.stderr)
+        return EXIT_REFUSED
+    token = chosen_token(auth_token, auth_token_file)
+    if is_url(source):
+        inspection.backup_primary(source, out, token=token, timeout=timeout)
+    else:
+        inspection.backup_file(existing(source), out)
+    print(f"{out}: {out.stat().st_size:,} bytes")
+    return EXIT_OK
+
+
+@cli.command()
+@click.argument("target")
+@click.option("--sync-url", metavar="URL", help="Primary of the replica TARGET, for its writes.")
+@click.option("-c", "--command", help="Execute this instead of reading standard input.")
+@token_options
+@timeout_option
+def shell(
+    *,
+    target: str,
+    sync_url: str | None,
+    command: str | None,
+    auth_token: str | None,
+    auth_token_file: Path | None,
+    timeout: float,
+) -> int:
+    """SQL by hand on TARGET: a file, a replica (with --sync-url), or a primary's URL."""
+    import io
+
+    from nearlite.shell import Shell  # the other commands do not need it
+
+    options: dict[str, Any] = {"isolation_level": None}
+    if is_url(target) or sync_url is not None:
+        options["auth_token"] = chosen_token(auth_token, auth_token_file)
+        options["network_timeout"] = timeout
+    if sync_url is not None:
+        options["sync_url"] = sync_url
+    elif not is_url(target):
+        existing(target)
+    with closing(nearlite.connect(target, **options)) as connection:
+        interactive = command is None and sys.stdin.isatty()
+        lines = sys.stdin if command is None else io.StringIO(command)
+        good = Shell(connection, Console(), interactive=interactive).run(lines)
+    return EXIT_OK if good else EXIT_FAILED
+
+
+@cli.command()
+@click.option("--rows", default=100_000, show_default=True, help="Rows of the table that is read.")
+def bench(*, rows: int) -> None:
+    """Measure reads, syncs and forwarded writes on this machine, against Python's own sqlite3."""
+    from nearlite import microbench
+
+    microbench.run(rows, wide_console())
+
+
+@cli.command()
+def demo() -> None:
+    """The main job on real data: a primary, a replica and a stock reader, measured."""
+    from nearlite import demo as demonstration
+
+    demonstration.run(wide_console())
+
+
+def wide_console() -> Console:
+    """Standard output; piped into a file, rich assumes 80 columns and folds every cell."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs a command and ends the process with its exit code."""
+    try:
+        code = cli.main(args=arguments, prog_name="nearlite", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED
+    except (errors.Error, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get("NEARLITE_TRACEBACK"):
+            raise
+        print(f"nearlite: {one_line(error)}", file=sys.stderr)
+        code = next((c for kind, c in _EXIT_BY_ERROR if isinstance(error, kind)), EXIT_FAILED)
+    sys.exit(code)
+
+
+def one_line(error: Exception) -> str:
+    """An error's text as one line; what is missing, where a package of an extra is."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"this command needs {error.name}: pip install 'nearlite[all]'"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,202 @@
+"""What a file or a primary says about itself, and whether it is true; and copies of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nearlite
+from nearlite import wire
+from nearlite._native._lib import NotReplicaError
+from nearlite._native.applier import Applier, State
+from nearlite._native.frames import SET_HEADER_SIZE, SetHeader
+from nearlite.errors import AnswerError, SyncError
+from nearlite.http import Deadline, Response, Token, Transport
+from nearlite.replica import Replica
+from nearlite.sync import Local, refusal
+
+_STATUS_LIMIT = 64 * 1024  # bytes of a status answer
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was verified.
+
+    Attributes:
+      name: what was looked at.
+      passed: whether it holds.
+      text: what was found.
+
+    """
+
+    name: str
+    passed: bool
+    text: str
+
+
+def file_status(path: Path) -> dict[str, Any]:
+    """What the file is: a replica with its position and state hash, or an ordinary database.
+
+    Raises:
+      Error: it is no SQLite database, or cannot be read.
+
+    """
+    state = _replica_state(path)
+    if state is None:
+        with closing(_reader(path)) as database:
+            (pages,) = database.execute("PRAGMA page_count").fetchone()
+            (page_size,) = database.execute("PRAGMA page_size").fetchone()
+        return {"kind": "database", "page_size": page_size, "pages": pages}
+    return {
+        "kind": "replica",
+        "position": str(state.position),
+        "hash": f"{state.hash:016x}",
+        "page_size": state.page_size,
+        "pages": state.pages,
+        "wal_frames": state.wal_frames,
+    }
+
+
+def primary_status(url: str, *, token: Token, timeout: float) -> dict[str, Any]:
+    """What the primary answers to `GET nl/v1/status`.
+
+    Raises:
+      SyncError: it cannot be reached, refuses the token, or is not a nearlite primary.
+
+    """
+    transport = Transport(url, token=token, timeout=timeout)
+    try:
+        with transport.request("GET", "nl/v1/status", deadline=Deadline(timeout)) as response:
+            if response.status != 200:
+                raise _refused(response, None)
+            body = response.read(_STATUS_LIMIT)
+            wire.Status.decode(body)
+    except ValueError as error:  # longer than any status
+        raise AnswerError(f"{url} does not answer as a nearlite primary does") from error
+    finally:
+        transport.close()
+    return {"kind": "primary", **json.loads(body)}
+
+
+def verify(path: Path, against: str | None, *, token: Token, timeout: float) -> Iterator[Check]:
+    """Check a file from the inside, and a replica against its own header and its primary.
+
+    Nothing is changed. Memory stays small whatever the size: SQLite and C read page by page.
+
+    Args:
+      path: any SQLite database.
+      against: URL of the primary to compare with, or None.
+      token: what that primary wants.
+      timeout: seconds for the exchange with it.
+
+    """
+    with closing(_reader(path)) as database:
+        found = [str(row[0]) for row in database.execute("PRAGMA integrity_check(10)")]
+    yield Check("integrity_check", found == ["ok"], "; ".join(found))
+    state = _replica_state(path)
+    if state is None:
+        if against is not None:
+            yield Check("replica", False, "an ordinary database: it holds no position to compare")
+        return
+    with closing(Applier(str(path))) as applier:
+        state, pages = applier.full_hash()
+    text = f"header {state.hash:016x}, pages {pages:016x}, at {state.position}"
+    yield Check("state hash", state.hash == pages, text)
+    if against is not None:
+        yield _compared(state, against, token, timeout)
+
+
+def backup_file(source: Path, out: Path) -> None:
+    """Write one consistent state of a database to `out`, which must not exist.
+
+    VACUUM INTO reads in one transaction, drops a replica's header and leaves no -wal to lose.
+
+    Raises:
+      FileExistsError: `out` appeared meanwhile; it was not touched.
+      Error: the database cannot be read, or the disk is full; `out` does not exist.
+
+    """
+    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    try:
+        with closing(_reader(source)) as database:
+            database.execute("VACUUM INTO ?", (str(part),))
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        # Rule C3: a -wal that outlived its database would be replayed over the new file.
+        for suffix in ("-wal", "-shm", "-journal"):
+            if not out.exists():
+                out.with_name(out.name + suffix).unlink(missing_ok=True)
+        os.link(part, out)  # unlike rename, fails when the name is taken
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def backup_primary(url: str, out: Path, *, token: Token, timeout: float) -> None:
+    """As `backup_file`, of a primary: its pages are downloaded beside `out` first."""
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
+        replica = Replica(str(Path(folder) / "replica.db"), url, token=token, timeout=timeout)
+        with closing(replica):
+            replica.open()
+            replica.sync()
+        backup_file(Path(folder) / "replica.db", out)
+
+
+def _compared(state: State, url: str, token: Token, timeout: float) -> Check:
+    """Ask the primary for changes since the replica's position: it answers only if hashes agree."""
+    local = Local(state.position, state.hash)
+    ask = f"nl/v1/changes/{state.position}?hash={state.hash:016x}&wait=0&z=0"
+    transport = Transport(url, token=token, timeout=timeout)
+    try:
+        with transport.request("GET", ask, deadline=Deadline(timeout)) as response:
+            if response.status == 204:
+                return Check("against the primary", True, f"equal at {state.position}")
+            if response.status != 200:
+                if response.status != 409:
+                    raise _refused(response, local)
+                return Check("against the primary", False, _refused(response, local).message)
+            header = SetHeader.decode(_first_bytes(response, SET_HEADER_SIZE))
+    finally:
+        transport.close()
+    same = header.start == state.position and header.hash_start == state.hash
+    text = f"equal at {state.position}, {header.count:,} pages behind {header.target}"
+    return Check("against the primary", same, text if same else f"differs at {state.position}")
+
+
+def _first_bytes(response: Response, size: int) -> bytearray:
+    data = bytearray(size)
+    have = 0
+    while have < size:
+        count = response.readinto(memoryview(data)[have:])
+        if count == 0:
+            raise AnswerError("the primary's answer was cut off", state="nothing was changed")
+        have += count
+    return data
+
+
+def _refused(response: Response, local: Local | None) -> SyncError:
+    code, message = wire.decode_error(response.error_body())
+    return refusal(response.status, code, message, local)
+
+
+def _replica_state(path: Path) -> State | None:
+    """Header of a replica; None when the file is another SQLite database."""
+    with closing(Applier(str(path))) as applier:
+        try:
+            return applier.state()
+        except NotReplicaError:
+            return None
+
+
+def _reader(path: Path) -> Any:
+    """A connection that reads `path` and creates nothing."""
+    return nearlite.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)

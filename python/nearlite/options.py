@@ -1,0 +1,107 @@
+"""Types and options that several commands of the command line share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_SIZE = re.compile(r"(\d+)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
+
+
+class Size(click.ParamType):
+    """Bytes: 4096, 16MiB, 1GB."""
+
+    name = "size"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read a size; binary for KiB, MiB, GiB, decimal for KB, MB, GB."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size; write for example 16MiB", param, ctx)
+        number, prefix, binary = match.groups()
+        power = "kmg".index(prefix.lower()) + 1 if prefix else 0
+        return int(number) * (1024 if binary or not prefix else 1000) ** power
+
+
+class Listen(click.ParamType):
+    """HOST:PORT, [IPv6]:PORT or :PORT (every interface)."""
+
+    name = "host:port"
+
+    def convert(
+        self,
+        value: str | tuple[str, int],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, int]:
+        """Read an address to listen on; port 0 takes a free one."""
+        if isinstance(value, tuple):
+            return value
+        host, colon, port = value.rpartition(":")
+        if not colon or not port.isdecimal() or int(port) > 65535:
+            self.fail(f"{value!r} is not HOST:PORT; write for example 127.0.0.1:8080", param, ctx)
+        return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104
+
+
+def is_url(target: str) -> bool:
+    """Whether a target names a primary rather than a file."""
+    return target.startswith(("http://", "https://", "libsql://"))
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def token_options(command: Command) -> Command:
+    """Give a command --auth-token and --auth-token-file."""
+    command = click.option(
+        "--auth-token-file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Read the token from a file; its surrounding white space is dropped.",
+    )(command)
+    return click.option(
+        "--auth-token",
+        envvar="NEARLITE_AUTH_TOKEN",
+        help="Bearer token. On the command line other users of the machine can see it: prefer "
+        "NEARLITE_AUTH_TOKEN or --auth-token-file.",
+    )(command)
+
+
+def timeout_option(command: Command) -> Command:
+    """Give a command --timeout."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0.1),
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Deadline of one exchange with the primary.",
+    )(command)
+
+
+def chosen_token(token: str | None, file: Path | None) -> str | None:
+    """The one token of the two options that give it."""
+    if file is None:
+        return token
+    return file.read_text().strip()
+
+
+DATABASE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def existing(target: str) -> Path:
+    """A file that is there, or a usage error that says what else would have been accepted."""
+    path = Path(target)
+    if not path.is_file():
+        raise click.UsageError(
+            f"{target} is neither a file nor a URL (http://, https://, libsql://)"
+        )
+    return path

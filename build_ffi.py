@@ -70,6 +70,8 @@ SOURCES = [
     "hrana.c",
 ]
 
+UNIT_PARTS = ["apply.c", "tail.c", "roll.c"]
+
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]
 
 # Variants stand side by side as nearlite._ffi, nearlite._ffi_test, ...; the environment variable
@@ -379,11 +381,13 @@ class build_ext(_build_ext):  # noqa: N801 - setuptools' own naming of commands
         command = [*self._compiler(), *flags, *include, "-c", source]
         command += ["-MD", "-MF", str(depends), "-o", str(target)]
         stamp = target.with_suffix(".json")
-        if self.force or not _fresh(target, depends, stamp, command):
+        # A file that sqlite_unit.c would include if it were there is in no list of dependencies.
+        made_by = [*command, *sorted(name for name in UNIT_PARTS if (CSRC / name).exists())]
+        if self.force or not _fresh(target, depends, stamp, made_by):
             print(f"compiling {source} for {ext.name}", flush=True)
             stamp.unlink(missing_ok=True)  # an interrupted compiler leaves nothing that counts
             subprocess.run(command, check=True)
-            stamp.write_text(json.dumps(command))
+            stamp.write_text(json.dumps(made_by))
         return str(target)
 
     def _compiler(self) -> list[str]:
@@ -396,10 +400,10 @@ class build_ext(_build_ext):  # noqa: N801 - setuptools' own naming of commands
         self.compiler.link_shared_object(objects, str(target), extra_postargs=ext.extra_link_args)
 
 
-def _fresh(target: Path, depends: Path, stamp: Path, command: list[str]) -> bool:
+def _fresh(target: Path, depends: Path, stamp: Path, made_by: list[str]) -> bool:
     if not (target.exists() and depends.exists() and stamp.exists()):
         return False
-    if json.loads(stamp.read_text()) != command:
+    if json.loads(stamp.read_text()) != made_by:
         return False
     inputs = depends.read_text().partition(":")[2].replace("\\\n", " ").split()
     made = target.stat().st_mtime_ns

@@ -21,7 +21,7 @@
 #define LEVEL_TABLE nl_simd_avx2
 #define LEVEL_NUMBER 2
 #define LEVEL_BYTES 32
-#define LEVEL_CHAINS 4
+#define LEVEL_CHAINS 8
 #include "simd_level.h"
 
 #if defined(__clang__)

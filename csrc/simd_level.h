@@ -31,6 +31,11 @@
 
 #include <string.h>
 
+/* gcc unrolls XXH3's accumulators only from -O3 on; measured without: half the rate in plain C, three
+** quarters with SSE2. clang does it at -O2. */
+#if defined(__OPTIMIZE__) && !defined(__clang__)
+#pragma GCC optimize("O3")
+#endif
 #define XXH_INLINE_ALL
 #include "xxhash.h"
 
@@ -39,7 +44,10 @@ static uint32_t level_swap(uint32_t x)
     return (x >> 24) | ((x >> 8) & 0xff00u) | ((x << 8) & 0xff0000u) | (x << 24);
 }
 
-/* The sums are associated so that only one addition per word waits for the previous one. */
+/* Nothing but a promise to the compiler that it cannot see through: it would otherwise reorder the
+** additions below so that two per word, not one, wait for the word before (6.8 instead of 13 GB/s with gcc). */
+#define LEVEL_KEEP(x) __asm__("" : "+r"(x))
+
 static void level_checksum_scalar(const uint8_t *data, size_t n, int swap, uint32_t s[2])
 {
     uint32_t s1 = s[0], s2 = s[1];
@@ -50,8 +58,12 @@ static void level_checksum_scalar(const uint8_t *data, size_t n, int swap, uint3
             x[0] = level_swap(x[0]);
             x[1] = level_swap(x[1]);
         }
-        s1 = (s1 + x[0]) + s2;
-        s2 = (s2 + x[1]) + s1;
+        s1 += x[0];
+        LEVEL_KEEP(s1);
+        s1 += s2;
+        s2 += x[1];
+        LEVEL_KEEP(s2);
+        s2 += s1;
     }
     s[0] = s1;
     s[1] = s2;

@@ -17,6 +17,9 @@ from nearlite._native.frames import ChunkHeader, SetHeader
 from nearlite.errors import AnswerError
 from nearlite.wire.items import Buffer, Items, bad
 
+# What ends every page set: the one chunk header with a count of 0 that decodes.
+END_OF_SET = ChunkHeader().encode()
+
 # ---------------------------------------------------------------- events
 
 
@@ -125,22 +128,25 @@ class PageSetReader:
             self._left = self._set.count
             return Header(self._set)
         if self._chunk is None:
-            return self._chunk_header(self._set, ChunkHeader.decode(item))
+            if item == END_OF_SET:  # worth a shortcut: most sets are small
+                return self._end()
+            self._chunk_header(self._set, ChunkHeader.decode(item))
+            return None
         return self._body(self._set, self._chunk, item)
 
-    def _chunk_header(self, header: SetHeader, chunk: ChunkHeader) -> Event | None:
-        if chunk.count == 0:
-            if self._left:
-                raise bad(f"it ends {self._left} pages early")
-            self.ended = True
-            return End()
+    def _end(self) -> Event:
+        if self._left:
+            raise bad(f"it ends {self._left} pages early")
+        self.ended = True
+        return End()
+
+    def _chunk_header(self, header: SetHeader, chunk: ChunkHeader) -> None:
         if chunk.count > self._left:
             raise bad("it carries more pages than it announced")
         # Checked before anything of that size is received, held or decompressed.
         if chunk.raw_size != frames.chunk_size(header.page_size, chunk.count):
             raise bad(f"{chunk.count} pages cannot make a chunk of {chunk.raw_size} bytes")
         self._chunk = chunk
-        return None
 
     def _body(self, header: SetHeader, chunk: ChunkHeader, stored: memoryview) -> Event:
         body: Buffer = zstd.decompress(stored, chunk.raw_size) if chunk.zstd else stored
@@ -196,10 +202,6 @@ def chunk_pieces(
         zstd=stored is not chunk.body,
     )
     return header.encode(), stored
-
-
-#: What ends every page set.
-END_OF_SET = ChunkHeader().encode()
 
 
 def page_set(

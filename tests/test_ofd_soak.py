@@ -62,7 +62,6 @@ def read(module):
                 if rows != total:
                     failures.append(f"{module.__name__}: {rows} rows, total {total}")
             c.close()
-            open(path, "rb").close()
     except Exception as error:
         failures.append(f"reader {module.__name__}: {error!r}")
 

@@ -222,7 +222,7 @@ def test_readers_see_whole_commits_in_order_at_full_speed(tmp_path: Path) -> Non
 # ---------------------------------------------------------------- every kind of change
 
 STEPS = [
-    "INSERT INTO t(a) WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n WHERE i<60) "
+    "INSERT INTO t(a) WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n WHERE i<60) "  # noqa: ISC004
     "SELECT abs(random()) % 1000 FROM n",
     "UPDATE t SET a = a + 7 WHERE id % 5 = 1",
     "DELETE FROM t WHERE id % 3 = 0",

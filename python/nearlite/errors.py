@@ -80,9 +80,13 @@ class SyncError(OperationalError):
         self.state = state
         self.action = action
         self.data_at_risk = data_at_risk
-        risk = "data may be at risk" if data_at_risk else "no data is at risk"
-        parts = [message, state, action, risk]
-        super().__init__("; ".join(part for part in parts if part))
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        """All of it as one line, with what was learned of the state since it was raised."""
+        risk = "data may be at risk" if self.data_at_risk else "no data is at risk"
+        parts = [self.message, self.state, self.action, risk]
+        return "; ".join(part for part in parts if part)
 
 
 class OfflineError(SyncError):

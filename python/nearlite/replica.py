@@ -129,10 +129,10 @@ class Replica:
           OfflineError: there is no file and the primary cannot be reached.
         """
         created = not os.path.exists(self.path)
-        if created:
-            self._create(deadline or Deadline(max(self.timeout, _CREATE_TIMEOUT)))
-        self._verified = created or self.folder.is_as_we_left_it()
         try:
+            if created:
+                self._create(deadline or Deadline(max(self.timeout, _CREATE_TIMEOUT)))
+            self._verified = created or self.folder.is_as_we_left_it()
             self._applier = self._open_applier()
             if self.folder.may_be_torn() and not self._survived(self._applier):
                 self._applier.close()
@@ -141,6 +141,7 @@ class Replica:
                 self._verified = True
         except BaseException:
             self._applier = None
+            self.transport.close()
             raise
         self.folder.make()
         self.folder.forget()
@@ -371,13 +372,13 @@ class Replica:
 
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""
-        size = int.from_bytes(_exactly(response, 4), "big")
-        if size > wire.MAX_JSON:
-            raise AnswerError(f"the primary announced {size} bytes of JSON")
-        answer = _exactly(response, size)
         position = response.header("nearlite-position")
         reader = _SetReader(response, _Meter(None, 0.0))
         try:
+            size = int.from_bytes(_exactly(response, 4), "big")
+            if size > wire.MAX_JSON:
+                raise AnswerError(f"the primary announced {size} bytes of JSON")
+            answer = _exactly(response, size)
             if reader.at_end():
                 moved = state is not None and position not in ("", str(state.position))
                 if moved and response.header("nearlite-autocommit") != "0":

@@ -288,6 +288,20 @@ static uint32_t database_own_flags(int action, const char *table)
     return action == SQLITE_UPDATE || action == SQLITE_DELETE ? NL_STMT_MODIFY : 0;
 }
 
+/* Keeps the name of a pragma, in lower case, for the statement that is being compiled. */
+static void database_note_pragma(nl_db *db, const char *name, const char *value)
+{
+    size_t n = name ? strlen(name) : 0;
+
+    if (n >= sizeof db->pragma) n = sizeof db->pragma - 1;
+    for (size_t i = 0; i < n; i++) {
+        char c = name[i];
+        db->pragma[i] = (char)(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
+    }
+    db->pragma[n] = 0;
+    db->pragma_set = value != NULL;
+}
+
 static int database_authorize(
     void *arg, int action, const char *a, const char *b, const char *place, const char *trigger)
 {
@@ -296,6 +310,7 @@ static int database_authorize(
     if (db->collect) {
         *db->collect |= database_report_flags(action, a, b, place);
         if (!trigger) *db->collect |= database_own_flags(action, a);
+        if (action == SQLITE_PRAGMA) database_note_pragma(db, a, b);
     }
     return SQLITE_OK;
 }
@@ -414,6 +429,13 @@ int64_t nl_db_total_changes(nl_db *db)
 int nl_db_in_transaction(nl_db *db)
 {
     return db->sqlite && !sqlite3_get_autocommit(db->sqlite);
+}
+
+void nl_db_set_last_rowid(nl_db *db, int64_t rowid)
+{
+    if (!db->sqlite) return;
+    sqlite3_set_last_insert_rowid(db->sqlite, rowid);
+    db->status.last_rowid = rowid;
 }
 
 void nl_db_busy_timeout(nl_db *db, int busy_ms)

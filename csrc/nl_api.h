@@ -244,6 +244,7 @@ nl_status *nl_db_status(nl_db *db);                  /* lives as long as the han
 const char *nl_db_message(nl_db *db);                /* whole text of the last failure, or "" */
 int64_t nl_db_total_changes(nl_db *db);
 int nl_db_in_transaction(nl_db *db);
+void nl_db_set_last_rowid(nl_db *db, int64_t rowid);
 void nl_db_busy_timeout(nl_db *db, int busy_ms);
 /* Transaction that nl_stmt_go begins before INSERT, UPDATE, DELETE, REPLACE: NL_BEGIN_*. */
 void nl_db_set_begin(nl_db *db, int kind);
@@ -313,6 +314,9 @@ const char *nl_stmt_param_name(nl_stmt *s, int i);  /* 1-based; NULL: nameless. 
 int nl_stmt_columns(nl_stmt *s);
 const char *nl_stmt_column_name(nl_stmt *s, int i); /* 0-based */
 const char *nl_stmt_column_decltype(nl_stmt *s, int i); /* NULL: an expression */
+const char *nl_stmt_pragma(nl_stmt *s);             /* name of a PRAGMA, in lower case; else "" */
+int nl_stmt_pragma_set(nl_stmt *s);                 /* 1: it was written with a value */
+int nl_sql_is_dml(const char *sql, size_t n);       /* [any thread] the rule of NL_STMT_DML */
 void nl_stmt_text_mode(nl_stmt *s, int mode);       /* NL_TEXT_* */
 
 /*

@@ -379,12 +379,16 @@ int nl_stmt_prepare(
     }
     nl_db_adopt(db, s);
     db->collect = &s->flags;
+    db->pragma[0] = 0;
+    db->pragma_set = 0;
     int rc = sqlite3_prepare_v3(db->sqlite, sql, (int)n, flags, &s->sqlite, &tail);
     db->collect = NULL;
     if (rc != SQLITE_OK) {
         code = nl_db_fail(db, rc, err);
         goto done;
     }
+    memcpy(s->pragma, db->pragma, sizeof s->pragma);
+    s->pragma_set = db->pragma_set;
     s->tail = (size_t)(rows_skip_blank(tail, sql + n) - sql);
     if (!s->sqlite) {
         s->flags = NL_STMT_EMPTY | NL_STMT_READONLY;
@@ -456,6 +460,21 @@ const char *nl_stmt_column_name(nl_stmt *s, int i)
 const char *nl_stmt_column_decltype(nl_stmt *s, int i)
 {
     return s->sqlite ? sqlite3_column_decltype(s->sqlite, i) : NULL;
+}
+
+const char *nl_stmt_pragma(nl_stmt *s)
+{
+    return s->pragma;
+}
+
+int nl_stmt_pragma_set(nl_stmt *s)
+{
+    return s->pragma_set;
+}
+
+int nl_sql_is_dml(const char *sql, size_t n)
+{
+    return rows_is_dml(sql, sql + n);
 }
 
 void nl_stmt_text_mode(nl_stmt *s, int mode)

@@ -27,6 +27,8 @@ struct nl_db {
     nl_stmt *orphans;        /* freed by their owner, not yet by SQLite; under `guard` */
     int busy_ms;             /* how long a lock is waited for; < 0: for ever */
     uint32_t *collect;       /* flags of the statement being compiled; NULL: nothing is compiled */
+    char pragma[32];         /* while compiling: name of the pragma */
+    int pragma_set;          /* ... and whether it has a value */
     uint32_t epoch;          /* rises when this connection changes what names mean (temp, attach) */
     uint32_t forks;          /* nl_forks() at birth: in the child of a fork this handle is dead */
     int running;             /* 1 while a call is inside: a second thread is refused, not obeyed */
@@ -57,6 +59,8 @@ struct nl_stmt {
     int reprepared;          /* SQLite's count of recompilations when columns were last announced */
     int text_mode;           /* NL_TEXT_* */
     int special;             /* NL_RUN_SPECIAL or 0: part of every answer */
+    char pragma[32];         /* name, cut to the size; "" if it is none */
+    int pragma_set;          /* it has a value */
     size_t tail;             /* bytes of the text that this statement took */
     nl_buffer bound;         /* the parameters in use: values point into it while active */
     nl_buffer out;           /* rows of the last batch */

@@ -65,8 +65,11 @@ class SyncError(OperationalError):
       state: what state the replica is in now ("unchanged at 00000001.00000001.0000000a").
       action: what to do about it.
       data_at_risk: whether any data may be lost or wrong; False unless the text says why.
+      code: the primary's name for its refusal ("STREAM_EXPIRED"), or empty.
 
     """
+
+    code: str = ""
 
     def __init__(
         self,

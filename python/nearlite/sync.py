@@ -195,6 +195,12 @@ class Pull:
 
 def refusal(status: int, code: str, message: str, local: Local | None) -> SyncError:
     """The exception for an answer that is an error (docs/design.md lists the codes)."""
+    error = _refusal(status, code, message, local)
+    error.code = code
+    return error
+
+
+def _refusal(status: int, code: str, message: str, local: Local | None) -> SyncError:
     state = (
         "no local file was created" if local is None else f"the replica stays at {local.position}"
     )

@@ -90,6 +90,12 @@ def _string(text: Any) -> str | None:
     return None if text == ffi.NULL else ffi.string(text).decode("utf-8", "replace")
 
 
+def is_dml(sql: str) -> bool:
+    """Whether Python's sqlite3 begins a transaction for a text: by its first word, as DML."""
+    text = sql.encode("utf-8", "surrogatepass")
+    return bool(lib.nl_sql_is_dml(text, len(text)))
+
+
 class Database:
     """One SQLite connection.
 
@@ -191,6 +197,10 @@ class Database:
         """Whether the last failure was the step budget's."""
         return bool(lib.nl_db_over_budget(self._db))
 
+    def set_last_rowid(self, rowid: int) -> None:
+        """What last_insert_rowid() answers until the next INSERT here."""
+        lib.nl_db_set_last_rowid(self._db, rowid)
+
     def set_begin(self, kind: int) -> None:
         """Transaction to begin before INSERT, UPDATE, DELETE or REPLACE: of BEGIN, or NO_BEGIN."""
         lib.nl_db_set_begin(self._db, kind)
@@ -284,6 +294,16 @@ class Statement:
     def readonly(self) -> bool:
         """Whether it changes no database file (SQLite's own answer)."""
         return bool(self.flags & READONLY)
+
+    @property
+    def pragma(self) -> str:
+        """Name of a PRAGMA in lower case (at most 31 bytes of it), empty for other statements."""
+        return _string(lib.nl_stmt_pragma(self.handle)) or ""
+
+    @property
+    def pragma_has_value(self) -> bool:
+        """Whether a PRAGMA was written with a value."""
+        return bool(lib.nl_stmt_pragma_set(self.handle))
 
     @property
     def columns(self) -> tuple[str, ...]:

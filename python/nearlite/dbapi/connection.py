@@ -21,7 +21,7 @@ from nearlite._native.database import (
     Statement,
 )
 from nearlite.dbapi import conversion
-from nearlite.dbapi.cursor import Cursor
+from nearlite.dbapi.cursor import Cursor, Result
 from nearlite.errors import DataError, ProgrammingError
 from nearlite.guard import guard
 
@@ -69,6 +69,8 @@ class Connection:
 
     row_factory: Callable[[Cursor, Any], Any] | None = None
 
+    # Whether statements may be run elsewhere: subclasses that forward them define the methods below.
+    _forwards = False
     _open: bool | None = None  # None: __init__ was not called
     _database: Database
     _isolation_level: str | None
@@ -163,7 +165,7 @@ class Connection:
         if self._autocommit is True:
             return
         with self._guard():
-            if self._database.in_transaction:
+            if self._in_transaction():
                 self._word(word)
             if self._autocommit is False:
                 self._word("BEGIN")
@@ -172,6 +174,9 @@ class Connection:
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
         self._check_open()
+        return self._in_transaction()
+
+    def _in_transaction(self) -> bool:
         return self._database.in_transaction
 
     @property
@@ -203,9 +208,9 @@ class Connection:
             self._set_autocommit(autocommit)
 
     def _set_autocommit(self, autocommit: bool | int) -> None:
-        if autocommit is True and self._database.in_transaction:
+        if autocommit is True and self._in_transaction():
             self._word("COMMIT")
-        if autocommit is False and not self._database.in_transaction:
+        if autocommit is False and not self._in_transaction():
             self._word("BEGIN")
         self._autocommit = autocommit if isinstance(autocommit, bool) else int(autocommit)
         self._choose_begin()
@@ -214,7 +219,10 @@ class Connection:
         legacy = not isinstance(self._autocommit, bool)
         level = self._isolation_level if legacy else None
         self._begin = NO_BEGIN if level is None else BEGIN[level.upper()]
-        self._database.set_begin(self._begin)
+        self._set_begin(self._begin)
+
+    def _set_begin(self, kind: int) -> None:
+        self._database.set_begin(kind)
 
     def __enter__(self: Self) -> Self:
         self._check()
@@ -389,16 +397,29 @@ class Connection:
     def _script(self, sql: str) -> None:
         if len(sql.encode()) > self._database.limit(LIMIT_SQL_LENGTH):
             raise DataError("query string is too large")
-        if not isinstance(self._autocommit, bool) and self._database.in_transaction:
+        if not isinstance(self._autocommit, bool) and self._in_transaction():
             self._word("COMMIT")
         self._database.exec(sql)
 
-    def _describe(self, statement: Statement) -> Any:
+    def _describe(self, statement: Result) -> Any:
         if not statement.columns:
             return None
         return conversion.description(statement.columns, self._detect_types)
 
-    def _finish_rows(self, statement: Statement, rows: Iterator[Any]) -> Iterator[Any]:
+    # ------------------------------------------------------------ for connections that forward
+
+    def _execute_elsewhere(self, cursor: Cursor, sql: str, parameters: Any) -> bool:
+        """Run a statement elsewhere and give its result to `cursor`; False: run it here."""
+        raise NotImplementedError
+
+    def _executemany_elsewhere(self, cursor: Cursor, sql: str, sets: Iterator[Any]) -> int | None:
+        """Run it for every set elsewhere; rows changed (-1: not counted), or None: run it here."""
+        raise NotImplementedError
+
+    def _reading(self, cursor: Cursor) -> None:
+        """`cursor` holds a statement of this connection's database that has more rows."""
+
+    def _finish_rows(self, statement: Result, rows: Iterator[Any]) -> Iterator[Any]:
         """Convert rows on their way out: text_factory and detect_types."""
         return conversion.convert(rows, statement, self._detect_types, self._text_factory)
 

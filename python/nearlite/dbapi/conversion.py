@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from msgspec.msgpack import Ext
 
-from nearlite._native.database import Statement
 from nearlite.dbapi.binding import PLAIN, PrepareProtocol, adapters
+from nearlite.dbapi.cursor import Result
 from nearlite.errors import ProgrammingError
 
 PARSE_DECLTYPES: Final = 1
@@ -75,7 +75,7 @@ def _without_type(name: str) -> str:
 
 
 def convert(
-    rows: Iterator[Any], statement: Statement, detect_types: int, text_factory: Any
+    rows: Iterator[Any], statement: Result, detect_types: int, text_factory: Any
 ) -> Iterator[Any]:
     """Rows with every column's converter and text_factory applied, one by one as they are fetched."""
     casts = _casts(statement, detect_types)
@@ -120,7 +120,7 @@ def _as_bytes(value: Any) -> bytes:
     return str(value).encode()
 
 
-def _casts(statement: Statement, detect_types: int) -> tuple[Converter | None, ...]:
+def _casts(statement: Result, detect_types: int) -> tuple[Converter | None, ...]:
     casts: list[Converter | None] = [None] * len(statement.columns)
     if detect_types & PARSE_DECLTYPES:
         for i, declared in enumerate(statement.decltypes):

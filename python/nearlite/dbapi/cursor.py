@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
 from threading import get_ident
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from msgspec import MsgspecError
 
@@ -31,6 +31,18 @@ _NO_ROWS: Final[Iterator[Any]] = iter(())
 _CLOSED: Final = "Cannot operate on a closed cursor."
 _RECURSIVE: Final = "Recursive use of cursors not allowed."
 _SETS_AT_ONCE: Final = 4096  # parameter sets of executemany encoded into one buffer
+
+
+class Result(Protocol):
+    """The result columns of a statement, compiled here or elsewhere."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Their names."""
+
+    @property
+    def decltypes(self) -> tuple[str | None, ...]:
+        """Their declared types."""
 
 
 class Cursor:
@@ -126,6 +138,8 @@ class Cursor:
     def _execute_slowly(self: Self, connection: Connection, sql: str, parameters: Any) -> Self:
         """Compile the text, or adapt the parameters, first."""
         self._reset()
+        if connection._forwards and connection._execute_elsewhere(self, sql, parameters):
+            return self
         statement = connection._take(sql)
         data = self._encode(statement, parameters)
         connection._give(statement)
@@ -151,6 +165,8 @@ class Cursor:
         if statement.more:
             connection._statements.pop(statement.sql, None)
             self._statement = statement
+            if connection._forwards:
+                connection._reading(self)
         self._rows = iter(rows)
         if self._row_factory is not None or connection._raw_rows:
             self._wrap(statement)
@@ -171,6 +187,11 @@ class Cursor:
             self._drop()
         self._reset()
         with connection._guard():
+            if connection._forwards:
+                changed = connection._executemany_elsewhere(self, sql, sets)
+                if changed is not None:
+                    self._rowcount = changed
+                    return self
             statement = connection._take(sql)
             try:
                 if statement.readonly:
@@ -381,7 +402,25 @@ class Cursor:
         finally:
             self._barred = None
 
-    def _wrap(self, statement: Statement) -> None:
+    def _adopt(self, result: Result, rows: list[Any], rowcount: int, lastrowid: int) -> None:
+        """Take over a result that was not computed here."""
+        self._description = self._connection._describe(result)
+        self._rowcount = rowcount
+        self._lastrowid = lastrowid
+        self._rows = iter(rows)
+        if self._row_factory is not None or self._connection._raw_rows:
+            self._wrap(result)
+
+    def _read_ahead(self) -> None:
+        """Fetch all rows that are left into memory, so that the read transaction ends."""
+        rows = list(self._plain_rows if self._row_factory is not None else self._rows)
+        factory, self._row_factory = self._row_factory, None
+        while self._fill():
+            rows.extend(self._rows)
+        self._rows = iter(rows)
+        self.row_factory = factory
+
+    def _wrap(self, statement: Result) -> None:
         """Put converters and row_factory between the batch and whoever fetches."""
         rows = self._rows
         if self._connection._raw_rows:

@@ -1,0 +1,162 @@
+"""A purely remote connection: no local file, every statement is a request to the primary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Final, Literal
+
+from nearlite import wire
+from nearlite._native.database import is_dml
+from nearlite.dbapi.connection import (
+    LEGACY_TRANSACTION_CONTROL,
+    _checked_autocommit,
+    _checked_level,
+)
+from nearlite.dbapi.cursor import Cursor
+from nearlite.errors import (
+    AnswerError,
+    NotSupportedError,
+    ProgrammingError,
+    SyncError,
+    UnauthorizedError,
+)
+from nearlite.forwarding import ForwardingConnection
+from nearlite.http import Deadline, Token, Transport
+from nearlite.upstream import Stream
+
+SCHEMES: Final = ("http://", "https://", "libsql://")
+
+
+class RemoteConnection(ForwardingConnection):
+    """A connection to a primary over HTTP, with the interface of a local one.
+
+    Every statement is one request; a transaction keeps a stream open on the server. Results arrive
+    whole.
+
+    Args:
+      database: ``http://``, ``https://`` or ``libsql://`` (https) URL of the database.
+      auth_token: bearer token, or a callable that answers one; default: NEARLITE_AUTH_TOKEN.
+      network_timeout: seconds for any one request.
+      timeout, uri, cached_statements: without meaning here, accepted for the standard library's sake.
+
+    Raises:
+      ProgrammingError: not such a URL.
+    """
+
+    _visible = False
+
+    def __init__(
+        self,
+        database: str,
+        timeout: float = 5.0,  # noqa: ARG002
+        detect_types: int = 0,
+        isolation_level: Literal["", "DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None = "",
+        check_same_thread: bool = True,
+        factory: Any = None,  # noqa: ARG002
+        cached_statements: int = 128,
+        uri: bool = False,  # noqa: ARG002
+        *,
+        autocommit: bool | int = LEGACY_TRANSACTION_CONTROL,
+        auth_token: Token = None,
+        network_timeout: float = 30.0,
+    ) -> None:
+        self._prepare_state(detect_types, check_same_thread, cached_statements)
+        _checked_level(isolation_level)
+        _checked_autocommit(autocommit)
+        self._transport = Transport(
+            database, token=auth_token or _token_of_environment, timeout=network_timeout
+        )
+        self._prepare_forwarding(Stream(self._post))
+        self._open = True
+        self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
+        self._set_autocommit(autocommit)
+
+    def __repr__(self) -> str:
+        return f"<nearlite.RemoteConnection to {self._transport.url}>"
+
+    def _post(self, body: bytes, _visible: bool) -> bytes:
+        with self._transport.request(
+            "POST",
+            "v3/pipeline",
+            body=body,
+            headers={"Content-Type": "application/json"},
+            deadline=Deadline(self._transport.timeout),
+            repeatable=False,
+        ) as response:
+            if response.status == 200:
+                try:
+                    return response.read(wire.MAX_JSON)
+                except ValueError as error:
+                    raise AnswerError(f"the primary's answer was refused: {error}", state="") from None
+            code, message = wire.decode_error(response.error_body())
+            raise _refused(response.status, code, message)
+
+    # ------------------------------------------------------------ statements
+
+    def _execute_elsewhere(self, cursor: Cursor, sql: str, parameters: Any) -> bool:
+        self._check_text(sql)
+        values = self._arranged(sql, parameters, None)
+        # What may begin a transaction is not known here; an INSERT in autocommit mode does not.
+        may_open = self._stream.in_transaction or not is_dml(sql)
+        self._forward(cursor, sql, values, opening=self._openings(sql), may_open=may_open)
+        return True
+
+    def _executemany_elsewhere(self, _cursor: Cursor, sql: str, sets: Iterator[Any]) -> int | None:
+        self._check_text(sql)
+        if not is_dml(sql):
+            raise ProgrammingError("executemany() can only execute DML statements.")
+        return self._forward_many(sql, sets, None)
+
+    def _script(self, sql: str) -> None:
+        if not isinstance(self._autocommit, bool) and self._in_transaction():
+            self._word("COMMIT")
+        if self._opening:
+            sql = ";".join([*self._opening, sql])
+        try:
+            self._stream.script(sql, visible=False)
+        finally:
+            self._after_forward()
+
+    def _word(self, sql: str) -> None:
+        if sql == "BEGIN":
+            self._opening = ["BEGIN"]  # sent with the first statement
+        elif self._stream.in_transaction:
+            self._stream.end(sql, visible=False)
+        else:
+            self._opening = []
+
+    # ------------------------------------------------------------ the rest
+
+    def _set_begin(self, kind: int) -> None:
+        pass  # _begin_text asks isolation_level itself
+
+    def _close(self) -> None:
+        self._opening = []
+        self._stream.close()
+        self._transport.close()
+
+    def interrupt(self) -> None:
+        """Not possible: a request ends by `network_timeout`."""
+        self._check_open()
+        raise NotSupportedError("a statement on the primary cannot be interrupted from here")
+
+    def setlimit(self, category: int, limit: int, /) -> int:  # noqa: ARG002
+        """Not possible: limits are the server's."""
+        self._check()
+        raise NotSupportedError("limits of a remote connection are the server's")
+
+
+def _token_of_environment() -> str:
+    return os.environ.get("NEARLITE_AUTH_TOKEN", "")
+
+
+def _refused(status: int, code: str, message: str) -> SyncError:
+    kind = UnauthorizedError if status == 401 else SyncError
+    action = "check auth_token" if status == 401 else ""
+    where = f"HTTP {status} {code}" if code else f"HTTP {status}"
+    error = kind(
+        f"the primary refused: {message} ({where})", state="nothing was executed", action=action
+    )
+    error.code = code
+    return error

@@ -1,0 +1,477 @@
+"""A primary as one connection sees it: a Hrana stream with its transaction, over HTTP.
+
+Statements travel as Hrana version 3 pipelines (JSON). Between two requests a stream is named by its
+baton; it is kept only while something depends on it: an open transaction, or settings (pragmas)
+that every statement of the connection must run under. How a pipeline reaches the server is the
+caller's: a purely remote connection posts it, a replica sends it with its position and gets the
+pages that were written in the same answer.
+
+Source: the Hrana 3 specification published with libSQL.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from nearlite._native._lib import sqlite_exception
+from nearlite._native.codes import SQLITE_NAMES
+from nearlite.errors import (
+    AnswerError,
+    Error,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    SyncError,
+)
+
+SEND_BYTES: Final = 8 << 20
+"""Parameters of `executemany` sent in one request, bytes of JSON."""
+_STORED_BYTES: Final = 5000  # longest SQL text that a server stores under a number
+_LOST: Final = (
+    "the transaction on the primary was lost with the connection to it; the primary rolls it back. "
+    "Call rollback() and start again"
+)
+
+Send = Callable[[bytes, bool], bytes]
+"""Sends a pipeline, the second argument says whether its effects shall be visible here; its answer."""
+Request = dict[str, Any]
+Values = Sequence[Any]
+
+# ---------------------------------------------------------------- answers
+
+
+class _Null(msgspec.Struct, tag="null", frozen=True, gc=False):
+    pass
+
+
+class _Integer(msgspec.Struct, tag="integer", frozen=True, gc=False):
+    value: str
+
+
+class _Float(msgspec.Struct, tag="float", frozen=True, gc=False):
+    value: msgspec.Raw  # infinity is written 1e999, which msgspec does not take for a number
+
+
+class _Text(msgspec.Struct, tag="text", frozen=True, gc=False):
+    value: str
+
+
+class _Blob(msgspec.Struct, tag="blob", frozen=True, gc=False):
+    base64: str = ""
+
+
+class _Column(msgspec.Struct, frozen=True):
+    name: str | None = None
+    decltype: str | None = None
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    """StmtResult."""
+
+    cols: list[_Column] = []
+    rows: list[list[_Null | _Integer | _Float | _Text | _Blob]] = []
+    affected_row_count: int = 0
+    last_insert_rowid: str | None = None
+
+
+class _Error(msgspec.Struct, frozen=True):
+    message: str = ""
+    code: str | None = None
+    extended_code: int = 0
+
+
+class _Steps(msgspec.Struct, frozen=True):
+    """BatchResult."""
+
+    step_results: list[_Rows | None] = []
+    step_errors: list[_Error | None] = []
+
+
+class _Parameter(msgspec.Struct, frozen=True):
+    name: str | None = None
+
+
+class _Description(msgspec.Struct, frozen=True):
+    """DescribeResult."""
+
+    params: list[_Parameter] = []
+
+
+class _Response(msgspec.Struct, frozen=True):
+    type: str = ""
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    is_autocommit: bool = True
+
+
+class _Result(msgspec.Struct, frozen=True):
+    type: str
+    response: _Response | None = None
+    error: _Error | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    results: list[_Result]
+    baton: str | None = None
+    base_url: str | None = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_rows = msgspec.json.Decoder(_Rows).decode
+_decode_steps = msgspec.json.Decoder(_Steps).decode
+_decode_description = msgspec.json.Decoder(_Description).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def _python(value: _Null | _Integer | _Float | _Text | _Blob) -> Any:
+    if isinstance(value, _Text):
+        return value.value
+    if isinstance(value, _Integer):
+        return int(value.value)
+    if isinstance(value, _Float):
+        return float(bytes(value.value))
+    if isinstance(value, _Blob):
+        return base64.b64decode(value.base64 + "=" * (-len(value.base64) % 4))
+    return None
+
+
+class Outcome:
+    """What one statement came to on the primary.
+
+    Attributes:
+      columns, decltypes: of its result, as of a compiled statement.
+      rows: all of them.
+      changes: rows changed, 0 unless it was an INSERT, UPDATE or DELETE.
+      last_rowid: of an INSERT, otherwise None.
+    """
+
+    __slots__ = ("changes", "columns", "decltypes", "last_rowid", "rows")
+
+    def __init__(self, found: _Rows) -> None:
+        self.columns = tuple(column.name or "" for column in found.cols)
+        self.decltypes = tuple(column.decltype for column in found.cols)
+        self.rows = [tuple(map(_python, row)) for row in found.rows]
+        self.changes = found.affected_row_count
+        self.last_rowid = None if found.last_insert_rowid is None else int(found.last_insert_rowid)
+
+
+NOTHING: Final = Outcome(_Rows())
+
+# ---------------------------------------------------------------- requests
+
+
+def value_of(value: Any) -> Request:
+    """The Hrana form of a value of a plain type.
+
+    Raises:
+      OverflowError: an integer beyond 64 signed bits.
+      NotSupportedError: infinity, which JSON has no number for.
+    """
+    if value is None:
+        return {"type": "null"}
+    if isinstance(value, int):
+        if not -(1 << 63) <= value < 1 << 63:
+            raise OverflowError("Python int too large to convert to SQLite INTEGER")
+        return {"type": "integer", "value": str(int(value))}
+    if isinstance(value, float):
+        if math.isnan(value):
+            return {"type": "null"}  # as SQLite stores it
+        if math.isinf(value):
+            raise NotSupportedError("an infinite number cannot be sent to a primary")
+        return {"type": "float", "value": value}
+    if isinstance(value, str):
+        return {"type": "text", "value": value}
+    return {"type": "blob", "base64": base64.b64encode(value).decode("ascii")}
+
+
+def _statement(sql: str, values: Values = (), *, rows: bool = True) -> Request:
+    statement: Request = {"sql": sql, "want_rows": rows}
+    if values:
+        statement["args"] = [value_of(value) for value in values]
+    return statement
+
+
+def _if_ok(step: int) -> Request:
+    return {"type": "ok", "step": step}
+
+
+_AUTOCOMMIT: Final[Request] = {"type": "get_autocommit"}
+_CLOSE: Final[Request] = {"type": "close"}
+_UNLESS_ENDED: Final[Request] = {"type": "not", "cond": {"type": "is_autocommit"}}
+
+# ---------------------------------------------------------------- failures
+
+_CODES: Final = {name: code for code, name in SQLITE_NAMES.items()}
+_INPUT: Final = re.compile(r"SQL input error: (.*) \(at offset \d+\)", re.DOTALL)
+
+
+def failure(error: _Error) -> Exception:
+    """The exception that the same statement raises on a local file."""
+    text = error.message.removeprefix("SQLite error: ")
+    match = _INPUT.fullmatch(text)
+    if match is not None:
+        return sqlite_exception(error.extended_code or 1, match[1])
+    code = error.extended_code or _CODES.get(error.code or "", 0)
+    if code:
+        return sqlite_exception(code, text)
+    if error.code == "SQL_MANY_STATEMENTS":
+        return ProgrammingError("You can only execute one statement at a time.")
+    if error.code in ("ARGS_INVALID", "ARGS_BOTH_POSITIONAL_AND_NAMED"):
+        return ProgrammingError(text)
+    if error.code == "SQL_PARSE_ERROR":
+        return NotSupportedError(text.removeprefix("SQL string could not be parsed: "))
+    return OperationalError(f"{text} ({error.code})" if error.code else text)
+
+
+def _baton_is_void(error: SyncError) -> bool:
+    """Whether a server refused a request only because it has forgotten the stream."""
+    return error.code.startswith(("BATON_", "STREAM_")) or "baton" in error.message
+
+
+# ---------------------------------------------------------------- the stream
+
+
+class Stream:
+    """Statements of one connection on a primary.
+
+    Not thread-safe. A request that the server refuses because it has forgotten an idle stream was not
+    carried out and is sent again on a new one.
+
+    Attributes:
+      in_transaction: a transaction is open on the primary.
+      total_changes: rows changed through this stream.
+      settings: pragmas that every statement must run under; sent first on a new stream.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._baton: str | None = None
+        self._lost = False
+        self.in_transaction = False
+        self.total_changes = 0
+        self.settings: dict[str, str] = {}
+
+    # ------------------------------------------------------------ statements
+
+    def execute(
+        self,
+        sql: str,
+        values: Values = (),
+        *,
+        opening: Sequence[str] = (),
+        visible: bool = True,
+        may_open: bool = True,
+    ) -> Outcome:
+        """Run one statement.
+
+        Args:
+          sql: exactly one statement.
+          values: its parameters in order.
+          opening: statements to run before it in the same request (BEGIN, SAVEPOINT): if one fails,
+            the statement is not run.
+          visible: what it writes shall be visible in the local replica when this returns.
+          may_open: False: it is known to begin no transaction; the stream need not be kept.
+
+        Raises:
+          Error: as SQLite says on the primary.
+          SyncError: no answer, or a refusal.
+        """
+        if not opening:
+            request: Request = {"type": "execute", "stmt": _statement(sql, values)}
+            keep = may_open or self.in_transaction
+            results = self._pipeline([request], visible=visible, keep=keep)
+            self._raise(results[0])
+            return self._count(Outcome(_decode_rows(results[0].response.result)))  # type: ignore[union-attr]
+        steps = [{"stmt": _statement(text)} for text in opening]
+        steps.append({"stmt": _statement(sql, values)})
+        for number in range(1, len(steps)):
+            steps[number]["condition"] = _if_ok(number - 1)
+        found = self._batch(steps, visible=visible)
+        self._raise_steps(found)
+        last = found.step_results[-1]
+        return self._count(NOTHING if last is None else Outcome(last))
+
+    def many(
+        self, sql: str, sets: Sequence[Values], *, opening: Sequence[str], commit: bool, visible: bool
+    ) -> int:
+        """Run one statement for each of `sets`, stopping at the first failure; rows changed.
+
+        Args:
+          sql: exactly one statement.
+          sets: values of its parameters.
+          opening: as `execute`.
+          commit: end the transaction afterwards, keeping what succeeded.
+          visible: as `execute`.
+
+        Raises: as `execute`; the sets before the failing one have been executed.
+        """
+        stored = len(sql.encode()) <= _STORED_BYTES
+        name: Request = {"sql_id": 1} if stored else {"sql": sql}
+        steps: list[Request] = [{"stmt": _statement(text)} for text in opening]
+        first = len(steps)
+        for values in sets:
+            args = [value_of(value) for value in values]
+            steps.append({"stmt": {**name, "args": args, "want_rows": False}})
+        for number in range(1, len(steps)):
+            steps[number]["condition"] = _if_ok(number - 1)
+        if commit:
+            steps.append({"stmt": _statement("COMMIT"), "condition": _UNLESS_ENDED})
+        before = [{"type": "store_sql", "sql_id": 1, "sql": sql}] if stored else []
+        after = [{"type": "close_sql", "sql_id": 1}] if stored else []
+        found = self._batch(steps, visible=visible, before=before, after=after, keep=not commit)
+        done = found.step_results[first : first + len(sets)]
+        count = sum(step.affected_row_count for step in done if step is not None)
+        self.total_changes += count
+        self._raise_steps(found)
+        return count
+
+    def parameters(self, sql: str) -> tuple[str | None, ...]:
+        """Names of a statement's parameters without their prefix, None for a nameless one."""
+        request = {"type": "describe", "sql": sql}
+        result = self._pipeline([request], visible=False, keep=self.in_transaction)[0]
+        self._raise(result)
+        assert result.response is not None
+        found = _decode_description(result.response.result)
+        return tuple(param.name[1:] if param.name else None for param in found.params)
+
+    def script(self, sql: str, *, visible: bool) -> None:
+        """Run the statements of a script; rows are thrown away. Stops at the first failure."""
+        results = self._pipeline([{"type": "sequence", "sql": sql}], visible=visible, keep=True)
+        self._raise(results[0])
+
+    def end(self, word: str, *, visible: bool) -> None:
+        """COMMIT or ROLLBACK the open transaction."""
+        if self._lost and word == "ROLLBACK":
+            self._forget()
+            return
+        if word == "ROLLBACK":
+            # Closing a stream rolls back; nothing else hangs on it but settings, which are sent again.
+            results = self._pipeline([_rollback()], visible=False, keep=False)
+            self._raise(results[0])
+            return
+        request: Request = {"type": "execute", "stmt": _statement(word)}
+        self._raise(self._pipeline([request], visible=visible, keep=True)[0])
+
+    def close(self) -> None:
+        """Give the stream up; an open transaction is rolled back. Never raises for the network."""
+        if self._baton is not None and not self._lost:
+            try:
+                self._pipeline([], visible=False, keep=False)
+            except Error:
+                pass  # the server gives an idle stream up by itself
+        self._forget()
+
+    # ------------------------------------------------------------ requests
+
+    def _batch(
+        self,
+        steps: list[Request],
+        *,
+        visible: bool,
+        before: Sequence[Request] = (),
+        after: Sequence[Request] = (),
+        keep: bool = True,
+    ) -> _Steps:
+        requests = [*before, {"type": "batch", "batch": {"steps": steps}}, *after]
+        results = self._pipeline(requests, visible=visible, keep=keep)
+        for result in results:
+            self._raise(result)
+        response = results[len(before)].response
+        assert response is not None
+        return _decode_steps(response.result)
+
+    def _pipeline(self, requests: list[Request], *, visible: bool, keep: bool) -> list[_Result]:
+        """Send requests on the stream; answers their results.
+
+        Args:
+          requests: Hrana stream requests.
+          visible: as `execute`.
+          keep: a transaction may be open afterwards. Otherwise the stream is closed.
+        """
+        if self._lost:
+            raise OperationalError(_LOST)
+        while True:
+            opened = self._baton is None
+            first = self._settings() if opened else []
+            last = [_AUTOCOMMIT] if keep else [_CLOSE]
+            body = {"baton": self._baton, "requests": [*first, *requests, *last]}
+            try:
+                answer = self._exchange(_encode(body), visible)
+            except SyncError as error:
+                if self.in_transaction:
+                    self._lost = True
+                elif not opened and _baton_is_void(error):
+                    self._forget()
+                    continue
+                self._baton = None
+                raise
+            break
+        results = answer.results
+        if len(results) != len(first) + len(requests) + 1:
+            self._lost, self._baton = self.in_transaction, None
+            raise AnswerError("the primary answered another number of requests than were sent")
+        self._after(answer, keep=keep)
+        for result in results[: len(first)]:
+            self._raise(result)
+        return results[len(first) : -1]
+
+    def _exchange(self, body: bytes, visible: bool) -> _Answer:
+        data = self._send(body, visible)
+        try:
+            answer = _decode_answer(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+            raise AnswerError(f"the primary's answer is no pipeline result: {error}") from None
+        if answer.base_url:
+            raise NotSupportedError(
+                f"the server asks to continue at {answer.base_url}; connect to that URL"
+            )
+        return answer
+
+    def _after(self, answer: _Answer, *, keep: bool) -> None:
+        """What the stream is after an answer."""
+        self._baton = answer.baton
+        last = answer.results[-1]
+        if not keep or last.response is None:
+            self.in_transaction = False
+            self._baton = None
+            return
+        self.in_transaction = not last.response.is_autocommit
+        self._lost = self.in_transaction and self._baton is None
+
+    def _settings(self) -> list[Request]:
+        return [
+            {"type": "execute", "stmt": _statement(sql, rows=False)} for sql in self.settings.values()
+        ]
+
+    def _forget(self) -> None:
+        self._baton = None
+        self._lost = False
+        self.in_transaction = False
+
+    # ------------------------------------------------------------ results
+
+    def _count(self, outcome: Outcome) -> Outcome:
+        self.total_changes += outcome.changes
+        return outcome
+
+    @staticmethod
+    def _raise(result: _Result) -> None:
+        if result.error is not None:
+            raise failure(result.error)
+        if result.response is None:
+            raise AnswerError("the primary's answer holds neither a result nor an error")
+
+    @staticmethod
+    def _raise_steps(found: _Steps) -> None:
+        for error in found.step_errors:
+            if error is not None:
+                raise failure(error)
+
+
+def _rollback() -> Request:
+    return {"type": "execute", "stmt": _statement("ROLLBACK")}

@@ -115,7 +115,7 @@ def reader(path: str) -> None:
 def replica(path: str, url: str) -> None:
     """Bootstrap, then obey one-word orders on standard input; answer each with a line of JSON."""
     received: list[Any] = []
-    options = {"sync_url": url, "isolation_level": None, "progress": received.append}
+    options: dict[str, Any] = {"sync_url": url, "isolation_level": None, "progress": received.append}
     start = time.perf_counter()
     with closing(nearlite.connect(path, **options)) as connection:
         seconds = time.perf_counter() - start
@@ -342,4 +342,7 @@ def _finish(
 
 
 if __name__ == "__main__":
-    {"reader": reader, "replica": replica}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "reader":
+        reader(sys.argv[2])
+    else:
+        replica(sys.argv[2], sys.argv[3])

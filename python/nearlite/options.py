@@ -12,7 +12,7 @@ import click
 _SIZE = re.compile(r"(\d+)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
     """Bytes: 4096, 16MiB, 1GB."""
 
     name = "size"
@@ -28,10 +28,11 @@ class Size(click.ParamType):
             self.fail(f"{value!r} is not a size; write for example 16MiB", param, ctx)
         number, prefix, binary = match.groups()
         power = "kmg".index(prefix.lower()) + 1 if prefix else 0
-        return int(number) * (1024 if binary or not prefix else 1000) ** power
+        unit: int = (1024 if binary or not prefix else 1000) ** power
+        return int(number) * unit
 
 
-class Listen(click.ParamType):
+class Listen(click.ParamType):  # type: ignore[type-arg]
     """HOST:PORT, [IPv6]:PORT or :PORT (every interface)."""
 
     name = "host:port"

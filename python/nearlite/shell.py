@@ -107,7 +107,9 @@ class Shell:
             for row in rows:
                 print(*map(_plain, row), sep="\t")
             return
-        table = Table(*(Text(name) for name in names))
+        table = Table()
+        for name in names:
+            table.add_column(Text(name))
         for row in rows:
             table.add_row(*(Text(_plain(value)[:_MAX_CELL]) for value in row))
         self._console.print(table)

@@ -28,10 +28,10 @@
 
 static const uint8_t pageset_magic[8] = {'N', 'L', 'S', 'E', 'T', '\r', '\n', 0x1a};
 
-#define PAGESET_CHUNK_SEED 0x4e4c4348554e4b01u  /* "NLCHUNK", 1: what a chunk header's guard is keyed by */
+#define PAGESET_CHUNK_SEED 0x4e4c4348554e4b01u /* "NLCHUNK", 1: keys the guard of chunk headers */
 #define PAGESET_ENTRY 8                        /* bytes of a table entry */
 #define PAGESET_ALIGN 64                       /* pages start at a multiple of this within a body */
-#define PAGESET_LINEAGE_VERSION 28             /* the top 4 bits of a lineage are a version, now 0 */
+#define PAGESET_LINEAGE_VERSION 28             /* top 4 bits of a lineage: a version, now 0 */
 
 /* ---------------------------------------------------------------- set header */
 
@@ -308,8 +308,9 @@ static int pageset_check_table(
         }
         c->pgnos[i] = after = pgno;
     }
-    for (size_t i = (size_t)c->count * PAGESET_ENTRY; i < nl_chunk_pages_offset(c->count); i++) {
-        if (table[i]) return nl_fail(err, NL_E_FORMAT, "malformed page set: padding is in use"); /* (6) */
+    const size_t offset = nl_chunk_pages_offset(c->count);
+    for (size_t i = (size_t)c->count * PAGESET_ENTRY; i < offset; i++) { /* (6) */
+        if (table[i]) return nl_fail(err, NL_E_FORMAT, "malformed page set: padding is in use");
     }
     if (c->pgnos[0] == 1 && !pageset_is_plain(c->pages, c->page_size)) { /* (7) */
         nl_fail(err, NL_E_FORMAT, "malformed page set: page 1 is not that of a plain database with"

@@ -19,7 +19,8 @@ typedef struct nl_simd {
     void (*checksum)(const uint8_t *data, size_t n, int swap, uint32_t s[2]);
 
     /* The same in the machine's byte order, copying the bytes to dst on the way. */
-    void (*checksum_copy)(uint8_t *restrict dst, const uint8_t *restrict data, size_t n, uint32_t s[2]);
+    void (*checksum_copy)(
+        uint8_t *restrict dst, const uint8_t *restrict data, size_t n, uint32_t s[2]);
 
     uint64_t (*xxh3)(const void *data, size_t n, uint64_t seed);
 

@@ -5,18 +5,18 @@
 **
 ** The checksum as a polynomial
 ** ----------------------------
-** SQLite's checksum walks pairs of 32-bit words x0 x1: s1 += x0 + s2; s2 += x1 + s1. Written as one
-** sequence t with t[0] = s1, t[1] = s2 it is t[k+2] = t[k+1] + t[k] + x[k]: Fibonacci's recurrence
-** with an input, linear modulo 2^32. After N words (N even)
+** SQLite's checksum walks pairs of 32-bit words x0 x1: s1 += x0 + s2; s2 += x1 + s1. Written as
+** one sequence t with t[0] = s1, t[1] = s2 it is t[k+2] = t[k+1] + t[k] + x[k]: Fibonacci's
+** recurrence with an input, linear modulo 2^32. After N words (N even)
 **
 **     s1' = F(N-1) s1 + F(N)   s2 + sum of x[k] F(N-1-k)
 **     s2' = F(N)   s1 + F(N+1) s2 + sum of x[k] F(N-k)
 **
 ** The two sums are dot products, but need not cost two multiplications a word. Let S be the even
-** number of words that all chains take in one step, and look at one lane, which sees every S-th word:
-** its weights are g(m) = F(S m + r), and F(S(m+1) + r) = L F(S m + r) - F(S(m-1) + r) with the Lucas
-** number L = F(S+1) + F(S-1). Clenshaw's recurrence evaluates such a sum from its first word on with
-** one multiplication by L a word:
+** number of words that all chains take in one step, and look at one lane, which sees every S-th
+** word: its weights are g(m) = F(S m + r), and F(S(m+1) + r) = L F(S m + r) - F(S(m-1) + r) with
+** the Lucas number L = F(S+1) + F(S-1). Clenshaw's recurrence evaluates such a sum from its first
+** word on with one multiplication by L a word:
 **
 **     b <- x + L b1 - b2;   b2 <- b1;   b1 <- b
 **
@@ -31,8 +31,8 @@
 
 #include <string.h>
 
-/* gcc unrolls XXH3's accumulators only from -O3 on; measured without: half the rate in plain C, three
-** quarters with SSE2. clang does it at -O2. */
+/* gcc unrolls XXH3's accumulators only from -O3 on (without: half the rate in plain C, three quarters
+** with SSE2). clang does it at -O2. */
 #if defined(__OPTIMIZE__) && !defined(__clang__)
 #pragma GCC optimize("O3")
 #endif
@@ -44,8 +44,8 @@ static uint32_t level_swap(uint32_t x)
     return (x >> 24) | ((x >> 8) & 0xff00u) | ((x << 8) & 0xff0000u) | (x << 24);
 }
 
-/* Nothing but a promise to the compiler that it cannot see through: it would otherwise reorder the
-** additions below so that two per word, not one, wait for the word before (6.8 instead of 13 GB/s with gcc). */
+/* Hides a value from the compiler, which would otherwise reorder the additions below so that two
+** a word, not one, wait for the word before (with gcc 6.8 instead of 13 GB/s). */
 #define LEVEL_KEEP(x) __asm__("" : "+r"(x))
 
 static void level_checksum_scalar(const uint8_t *data, size_t n, int swap, uint32_t s[2])
@@ -150,7 +150,8 @@ LEVEL_INLINE void level_block(
     s[1] = nl_fib(words) * s1 + nl_fib(words + 1) * s2 + level_sum(&sum2);
 }
 
-LEVEL_INLINE void level_blocks(uint8_t *dst, const uint8_t *data, size_t n, int swap, uint32_t s[2])
+LEVEL_INLINE void level_blocks(
+    uint8_t *dst, const uint8_t *data, size_t n, int swap, uint32_t s[2])
 {
     size_t at = 0;
     for (; n - at >= LEVEL_LARGE; at += LEVEL_LARGE) {

@@ -49,11 +49,6 @@ class Items:
         item, self._partial, self._held = memoryview(self._partial), bytearray(), 0
         return item
 
-    @property
-    def held(self) -> int:
-        """Bytes of an unfinished item."""
-        return self._held + len(self.rest)
-
 
 def bad(why: str) -> AnswerError:
     """The exception for bytes that cannot be what they claim to be."""

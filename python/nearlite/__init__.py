@@ -84,12 +84,29 @@ def connect(
     database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
     *args: Any,
     factory: Callable[..., Any] | None = None,
+    sync_url: str | None = None,
     **options: Any,
 ) -> Any:
-    """Open a database; see :class:`Connection` for the parameters."""
-    # factory is the standard library's sixth parameter; programs give it by name.
+    """Open a database.
+
+    * a path, or ``":memory:"``: a local file, with the parameters of ``sqlite3.connect``: see
+      :class:`Connection`.
+    * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
+      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``network_timeout``, ``progress``).
+    * ``http://``, ``https://``, ``libsql://``: no local file: see
+      :class:`nearlite.remote.RemoteConnection` (``auth_token``, ``network_timeout``).
+    """
     if factory is None and len(args) > 4:
-        factory = args[4]
+        factory = args[4]  # the standard library's sixth parameter
+    if sync_url is not None:
+        from nearlite.embedded import ReplicaConnection  # noqa: PLC0415 - starts quickly without
+
+        options["sync_url"] = sync_url
+        return (factory or ReplicaConnection)(database, *args, **options)
+    if isinstance(database, str) and database.startswith(("http://", "https://", "libsql://")):
+        from nearlite.remote import RemoteConnection  # noqa: PLC0415
+
+        return (factory or RemoteConnection)(database, *args, **options)
     return (factory or Connection)(database, *args, **options)
 
 

@@ -1,0 +1,537 @@
+"""An embedded replica's connection: reads on the local file, writes on the primary.
+
+Where a statement runs is decided from what SQLite's own compiler says about it (the flags of a compiled
+statement), never from its text:
+
+* it only reads: here; inside a write transaction on the primary, whose rows only it can see.
+* it writes the main database: on the primary.
+* TEMP tables and ATTACHed files: here, they belong to this connection.
+* it does not compile here: the primary judges (its schema may be newer).
+* BEGIN and SAVEPOINT are run here and remembered; the first write carries them to the primary. A
+  transaction that never writes the main database never leaves this process.
+
+Before a request whose effects shall be visible here, rows that are still to be fetched are read into
+memory: a statement that is half read would keep the connection on its old snapshot (rule B8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from sqlite3 import complete_statement
+from typing import Any, Final, Literal
+
+from nearlite._native import database as flags
+from nearlite._native.database import Database, Statement, is_dml
+from nearlite.dbapi.connection import (
+    LEGACY_TRANSACTION_CONTROL,
+    _checked_autocommit,
+    _checked_level,
+)
+from nearlite.dbapi.cursor import Cursor
+from nearlite.errors import (
+    DatabaseError,
+    Error,
+    NotSupportedError,
+    ProgrammingError,
+)
+from nearlite.forwarding import ForwardingConnection, Names
+from nearlite.http import Token, normalise_url
+from nearlite.position import Position
+from nearlite.remote import _token_of_environment
+from nearlite.replica import ProgressCallback, Replica, SyncResult
+from nearlite.upstream import NOTHING, Stream
+
+_KEPT_ROUTES: Final = 512
+
+# Pragmas that change what a statement does where it runs: writes on the primary run under them, too.
+_SETTINGS: Final = frozenset(
+    ["foreign_keys", "recursive_triggers", "ignore_check_constraints", "case_sensitive_like"]
+)
+
+# Where a statement runs.
+_HERE: Final = 0
+_THERE: Final = 1
+_CONTROL: Final = 2  # BEGIN, COMMIT, ROLLBACK, SAVEPOINT ...
+_SETTING: Final = 3  # here, and remembered for the primary
+_BOTH: Final = 4  # needs the main database and this connection's own: not inside a transaction there
+
+
+class _Route:
+    """Where a text runs, with what is needed to send it."""
+
+    __slots__ = ("flags", "kind", "names", "reads_main")
+
+    def __init__(self, kind: int, statement: Statement) -> None:
+        self.kind = kind
+        self.flags = statement.flags
+        self.names: Names = statement.parameters
+        self.reads_main = bool(statement.flags & flags.MAIN)
+
+
+# ---------------------------------------------------------------- replicas of this process
+
+_shared: dict[tuple[object, ...], tuple[Replica, int]] = {}
+_shared_lock = threading.Lock()
+
+
+def _forked() -> None:
+    global _shared_lock  # noqa: PLW0603
+    _shared_lock = threading.Lock()
+    _shared.clear()  # the parent's threads and sockets do not live here
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _acquire(key: tuple[object, ...], make: Any) -> Replica:
+    with _shared_lock:
+        found = _shared.get(key)
+        if found is None:
+            replica: Replica = make()
+            replica.open()
+            found = (replica, 0)
+        _shared[key] = (found[0], found[1] + 1)
+        return found[0]
+
+
+def _release(key: tuple[object, ...], pid: int) -> None:
+    if pid != os.getpid():
+        return
+    with _shared_lock:
+        found = _shared.get(key)
+        if found is None:
+            return
+        replica, users = found
+        if users > 1:
+            _shared[key] = (replica, users - 1)
+            return
+        del _shared[key]
+        replica.close()
+
+
+# ---------------------------------------------------------------- the connection
+
+
+class ReplicaConnection(ForwardingConnection):
+    """A connection to an embedded replica; see ``nearlite.connect``.
+
+    Args:
+      database: path of the replica; created from the primary when it does not exist.
+      sync_url: the primary's URL.
+      auth_token: bearer token, or a callable that answers one; default: NEARLITE_AUTH_TOKEN.
+      sync_interval: seconds between syncs in the background; None: only `sync()` and writes sync.
+      read_your_writes: a write returns when this file holds it; False: it arrives with a later sync.
+      network_timeout: seconds for any one request.
+      progress: called with a `Progress` during long downloads.
+
+    Raises:
+      NotAReplicaError: there is a file, and it is not a replica; it was not touched.
+      OfflineError: there is no file and the primary cannot be reached.
+      ProgrammingError: a path that cannot hold a replica, or no such URL.
+    """
+
+    def __init__(
+        self,
+        database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        timeout: float = 5.0,
+        detect_types: int = 0,
+        isolation_level: Literal["", "DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None = "",
+        check_same_thread: bool = True,
+        factory: Any = None,  # noqa: ARG002
+        cached_statements: int = 128,
+        uri: bool = False,
+        *,
+        sync_url: str,
+        autocommit: bool | int = LEGACY_TRANSACTION_CONTROL,
+        auth_token: Token = None,
+        sync_interval: float | None = None,
+        read_your_writes: bool = True,
+        network_timeout: float = 30.0,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self._prepare_state(detect_types, check_same_thread, cached_statements)
+        _checked_level(isolation_level)
+        _checked_autocommit(autocommit)
+        path = _checked_path(database, uri=uri)
+        token = auth_token or _token_of_environment
+        key = (path, normalise_url(sync_url), token)
+        self._replica = _acquire(
+            key,
+            lambda: Replica(
+                path, sync_url, token=token, timeout=network_timeout, progress=progress
+            ),
+        )
+        self._let_go = weakref.finalize(self, _release, key, os.getpid())
+        self._visible = read_your_writes
+        self._routes: dict[str, _Route] = {}
+        self._epoch = 0
+        self._local_statements = self._statements
+        self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()  # with a half-read statement
+        self._prepare_forwarding(Stream(self._send))
+        try:
+            self._database = Database(
+                path, create=False, checkpoint=False, busy_ms=max(0, int(timeout * 1000))
+            )
+            self._open = True
+            self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
+            self._set_autocommit(autocommit)
+            if sync_interval is not None:
+                self._replica.background.every(sync_interval)
+        except BaseException:
+            self._open = False
+            self._let_go()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<nearlite.ReplicaConnection {self._replica.path} of {self._replica.transport.url}>"
+
+    # ------------------------------------------------------------ replication
+
+    def sync(self, *, timeout: float | None = None) -> SyncResult:
+        """Bring the replica to the position that the primary has when asked.
+
+        Args:
+          timeout: seconds for the whole call; None: network_timeout.
+
+        Raises:
+          SyncError: one of its subclasses; the replica is as it was.
+        """
+        self._check()
+        with self._guard():
+            self._before_forward()
+            return self._replica.sync(timeout=timeout)
+
+    @property
+    def position(self) -> Position:
+        """Where the replica stands."""
+        self._check_open()
+        return self._replica.state().position
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds since the replica was last known to equal its primary; None: not known yet."""
+        self._check_open()
+        return self._replica.lag
+
+    @property
+    def last_sync_error(self) -> Error | None:
+        """What the last sync failed with, or None."""
+        self._check_open()
+        return self._replica.last_error
+
+    def _send(self, body: bytes, visible: bool) -> bytes:
+        return self._replica.forward(body, visible=visible)
+
+    # ------------------------------------------------------------ state
+
+    def _in_transaction(self) -> bool:
+        return self._stream.in_transaction or self._database.in_transaction
+
+    @property
+    def total_changes(self) -> int:
+        """Rows changed since the connection was opened."""
+        self._check()
+        return self._stream.total_changes + self._database.total_changes
+
+    def _note_rowid(self, rowid: int) -> None:
+        self._last_rowid = rowid
+        self._database.set_last_rowid(rowid)
+
+    def _before_forward(self) -> None:
+        """Rows that are still to be fetched come into memory: the snapshot is given up."""
+        for cursor in list(self._cursors):
+            if cursor._statement is not None:
+                cursor._read_ahead()
+        self._cursors.clear()
+
+    def _after_forward(self) -> None:
+        inside = self._stream.in_transaction
+        if inside:
+            self._opening.clear()
+        # Inside a transaction there, texts that were compiled for reading here are not at hand.
+        if inside == (self._statements is self._local_statements):
+            self._statements = {} if inside else self._local_statements
+
+    def _reading(self, cursor: Cursor) -> None:
+        self._cursors.add(cursor)
+
+    # ------------------------------------------------------------ where
+
+    def _route(self, sql: str) -> _Route:
+        """Where a text runs. Raises what compiling it here raises."""
+        if self._database.epoch != self._epoch:
+            # Names may mean something else now: a TEMP table, an attached file.
+            self._epoch = self._database.epoch
+            self._routes.clear()
+            self._local_statements.clear()
+            self._statements.clear()
+        route = self._routes.get(sql)
+        if route is None:
+            statement = self._compile(sql)
+            route = _Route(self._kind(sql, statement), statement)
+            self._routes[sql] = route
+            if len(self._routes) > _KEPT_ROUTES:
+                del self._routes[next(iter(self._routes))]
+            if route.kind == _HERE and not self._stream.in_transaction:
+                self._give(statement)
+        return route
+
+    def _kind(self, sql: str, statement: Statement) -> int:
+        what = statement.flags
+        if what & (flags.EMPTY | flags.EXPLAIN | flags.ATTACH):
+            return _HERE
+        if what & (flags.TRANSACTION | flags.SAVEPOINT):
+            return _CONTROL
+        own = what & (flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED)
+        if what & flags.PRAGMA:
+            return self._pragma_kind(statement, bool(own))
+        if what & flags.WRITES_MAIN:
+            if own:
+                raise NotSupportedError(
+                    "the statement writes the main database, which happens on the primary, and uses "
+                    "a TEMP table, TEMP trigger or attached file, which exist only here; nothing was "
+                    "executed. Read the rows first and write them in a second statement"
+                )
+            return _THERE
+        if own:
+            return _BOTH if what & flags.MAIN else _HERE
+        if what & flags.READONLY or self._vacuums_into(sql):
+            return _HERE
+        return _THERE  # VACUUM
+
+    def _pragma_kind(self, statement: Statement, own: bool) -> int:
+        if not statement.readonly and not own:
+            return _THERE
+        if statement.pragma in _SETTINGS and statement.pragma_has_value:
+            return _SETTING
+        return _HERE
+
+    def _vacuums_into(self, sql: str) -> bool:
+        """Whether VACUUM writes another file: its opcode then names a register with the file's name."""
+        plan = self._database.prepare("EXPLAIN " + sql).run(flags.NO_PARAMETERS)
+        return any(row[1] == "Vacuum" and row[3] > 0 for row in plan)
+
+    # ------------------------------------------------------------ statements
+
+    def _execute_elsewhere(self, cursor: Cursor, sql: str, parameters: Any) -> bool:
+        try:
+            route = self._route(sql)
+        except ProgrammingError:
+            raise
+        except DatabaseError as error:
+            if isinstance(error, NotSupportedError):
+                raise
+            self._ask_primary(cursor, sql, parameters, error)
+            return True
+        if route.kind == _CONTROL:
+            if parameters:
+                values_of_none(parameters)
+            self._control(sql, route)
+            cursor._adopt(NOTHING, [], -1, self._last_rowid)
+            return True
+        if route.kind == _SETTING:
+            self._remember_setting(sql)
+            return False
+        if not self._goes_there(route):
+            return False
+        values = self._arranged(sql, parameters, route.names)
+        opening = self._openings(sql) if route.kind == _THERE else []
+        inside = self._stream.in_transaction or bool(opening)
+        self._forward(cursor, sql, values, opening=opening, may_open=inside)
+        return True
+
+    def _goes_there(self, route: _Route) -> bool:
+        if route.kind == _THERE:
+            return True
+        if not self._stream.in_transaction:
+            return False
+        if route.kind == _BOTH:
+            raise NotSupportedError(
+                "inside a write transaction the main database is read on the primary, where TEMP "
+                "tables and attached files do not exist; nothing was executed. Read from each in a "
+                "statement of its own"
+            )
+        return route.reads_main
+
+    def _ask_primary(self, cursor: Cursor, sql: str, parameters: Any, local: Error) -> None:
+        """A text that does not compile here: the primary judges."""
+        self._check_text(sql)
+        try:
+            values = self._arranged(sql, parameters, None)
+            self._forward(cursor, sql, values, opening=self._openings(sql), may_open=True)
+        except Error as error:
+            raise error from local
+
+    def _openings(self, sql: str) -> list[str]:
+        opening = super()._openings(sql)
+        if not opening and not self._stream.in_transaction and self._database.in_transaction:
+            # A transaction that began here with a TEMP table.
+            return [self._begin_text() or "BEGIN"]
+        return opening
+
+    def _control(self, sql: str, route: _Route) -> None:
+        """BEGIN, COMMIT, ROLLBACK, SAVEPOINT, RELEASE, ROLLBACK TO."""
+        local = self._database.in_transaction
+        there = self._stream.in_transaction
+        begins = route.flags & flags.TRANSACTION and not route.flags & (
+            flags.COMMIT | flags.ROLLBACK
+        )
+        if there:
+            word = "COMMIT" if route.flags & flags.COMMIT else sql
+            self._before_forward()
+            try:
+                if route.flags & flags.ROLLBACK:
+                    self._stream.end("ROLLBACK", visible=False)
+                else:
+                    self._stream.execute(word, visible=self._visible)
+            finally:
+                self._after_forward()
+            if local and not begins:
+                with contextlib.suppress(Error):  # a savepoint that only the primary knows
+                    self._database.exec(sql)
+        elif begins and not route.flags & flags.READONLY:  # IMMEDIATE, EXCLUSIVE
+            if local:
+                self._database.exec(sql)  # raises: within a transaction
+            self._before_forward()
+            try:
+                self._stream.execute(sql, visible=False)
+            finally:
+                self._after_forward()
+        else:
+            self._database.exec(sql)
+            self._opening.append(sql)
+        if not self._database.in_transaction:
+            self._opening.clear()
+
+    def _remember_setting(self, sql: str) -> None:
+        statement = self._compile(sql)
+        if self._in_transaction() and statement.pragma == "foreign_keys":
+            return  # without effect inside a transaction, as SQLite documents
+        if not self._stream.in_transaction:
+            self._stream.close()  # the next statement opens a stream under the new setting
+        self._stream.settings[statement.pragma] = sql
+
+    # ------------------------------------------------------------ many and scripts
+
+    def _executemany_elsewhere(self, cursor: Cursor, sql: str, sets: Iterator[Any]) -> int | None:
+        names: Names | None = None
+        try:
+            route = self._route(sql)
+        except ProgrammingError:
+            raise
+        except DatabaseError as error:
+            if isinstance(error, NotSupportedError) or not is_dml(sql):
+                raise
+        else:
+            if route.kind != _THERE:
+                return None
+            names = route.names
+        cursor._barred = "Recursive use of cursors not allowed."
+        try:
+            count = self._forward_many(sql, sets, names)
+        finally:
+            cursor._barred = None
+        return count if is_dml(sql) else -1
+
+    def _script(self, sql: str) -> None:
+        if not isinstance(self._autocommit, bool) and self._in_transaction():
+            self._word("COMMIT")
+        waiting: list[str] = []
+        for text in _statements_of(sql):
+            if self._is_local(text):
+                self._send_script(waiting)
+                self._run_local(text)
+            else:
+                waiting.append(text)
+        self._send_script(waiting)
+
+    def _is_local(self, text: str) -> bool:
+        """Whether a statement of a script runs here. Transactions of a script are the primary's."""
+        try:
+            route = self._route(text)
+        except NotSupportedError:
+            raise
+        except Error:
+            return False
+        return route.kind not in (_THERE, _CONTROL) and not self._goes_there(route)
+
+    def _run_local(self, text: str) -> None:
+        route = self._route(text)
+        if route.kind == _SETTING:
+            self._remember_setting(text)
+        if route.flags & flags.READONLY and not route.flags & (flags.PRAGMA | flags.ATTACH):
+            return  # its rows would be thrown away
+        self._database.exec(text)
+
+    def _send_script(self, waiting: list[str]) -> None:
+        if not waiting:
+            return
+        text = "".join([*(f"{opening};" for opening in self._opening), *waiting])
+        waiting.clear()
+        self._before_forward()
+        try:
+            self._stream.script(text, visible=self._visible)
+        finally:
+            self._after_forward()
+
+    def _word(self, sql: str) -> None:
+        if sql == "BEGIN":
+            self._opening = ["BEGIN"]
+            super_word(self, sql)
+            return
+        if self._stream.in_transaction:
+            self._before_forward()
+            try:
+                self._stream.end(sql, visible=self._visible)
+            finally:
+                self._after_forward()
+        self._opening = []
+        if self._database.in_transaction:
+            super_word(self, sql)
+
+    def _close(self) -> None:
+        with contextlib.suppress(Error):
+            self._stream.close()
+        self._database.close()
+        self._let_go()
+
+
+def super_word(connection: ReplicaConnection, sql: str) -> None:
+    """Run BEGIN, COMMIT or ROLLBACK on the local file."""
+    super(ForwardingConnection, connection)._word(sql)
+
+
+def values_of_none(parameters: Any) -> None:
+    """Statements that control transactions have no parameters."""
+    raise ProgrammingError(
+        "Incorrect number of bindings supplied. The current statement uses 0, and there are "
+        f"{len(parameters)} supplied."
+    )
+
+
+def _checked_path(database: Any, *, uri: bool) -> str:
+    path = os.fsdecode(os.fspath(database))
+    if path in ("", ":memory:") or (uri and path.startswith("file:")):
+        raise ProgrammingError(
+            f"a replica is a file, {path!r} is none. For a connection without a local file give the "
+            "primary's URL in place of a path: nearlite.connect('http://...')"
+        )
+    return os.path.realpath(path)
+
+
+def _statements_of(script: str) -> Iterator[str]:
+    """The statements of a script, each with its semicolon; SQLite decides where one ends."""
+    start = end = 0
+    while True:
+        end = script.find(";", end) + 1
+        if end == 0:
+            break
+        if complete_statement(script[start:end]):
+            yield script[start:end]
+            start = end
+    if script[start:].strip():
+        yield script[start:]

@@ -39,9 +39,7 @@ class Client:
     def __post_init__(self) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
 
-    def request(
-        self, method: str, path: str, body: bytes | None = None, **headers: str
-    ) -> Reply:
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         if self.token is not None:
             headers["authorization"] = f"Bearer {self.token}"
         names = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -160,8 +160,12 @@ def test_a_statement_that_ends_the_transaction_leaves_the_group(bench: Bench, sq
     assert bench.ask("SELECT a FROM t") == [(1,), (2,), (3,)]
 
 
-def test_many_statements_that_end_the_transaction_do_not_cost_a_group_each_time(bench: Bench) -> None:
-    jobs = [bench.job(insert(i), execute("INSERT OR ROLLBACK INTO t VALUES (0, 0)")) for i in range(30)]
+def test_many_statements_that_end_the_transaction_do_not_cost_a_group_each_time(
+    bench: Bench,
+) -> None:
+    jobs = [
+        bench.job(insert(i), execute("INSERT OR ROLLBACK INTO t VALUES (0, 0)")) for i in range(30)
+    ]
     bench.group(*jobs)
     assert bench.ask("SELECT count(*) FROM t") == [(30,)]
     assert [job.finished for job in jobs] == [2] + [1] * 29
@@ -169,7 +173,9 @@ def test_many_statements_that_end_the_transaction_do_not_cost_a_group_each_time(
 
 def test_a_violated_deferred_foreign_key_fails_its_request_alone(strict: Bench) -> None:
     broken = strict.job(execute("INSERT INTO child VALUES (1, 99)"))
-    fine = strict.job(execute("INSERT INTO parent VALUES (1)"), execute("INSERT INTO child VALUES (2, 1)"))
+    fine = strict.job(
+        execute("INSERT INTO parent VALUES (1)"), execute("INSERT INTO child VALUES (2, 1)")
+    )
     strict.group(strict.job(insert(1)), broken, fine, strict.job(insert(2)))
     assert outcomes(broken)[0]["extended_code"] == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
     assert codes(fine) == [None, None]
@@ -178,15 +184,21 @@ def test_a_violated_deferred_foreign_key_fails_its_request_alone(strict: Bench) 
     assert len(strict.commits) == 1
 
 
-def test_a_deferred_foreign_key_may_be_satisfied_later_in_the_same_transaction(strict: Bench) -> None:
-    job = strict.job(transaction("INSERT INTO child VALUES (1, 5)", "INSERT INTO parent VALUES (5)"))
+def test_a_deferred_foreign_key_may_be_satisfied_later_in_the_same_transaction(
+    strict: Bench,
+) -> None:
+    job = strict.job(
+        transaction("INSERT INTO child VALUES (1, 5)", "INSERT INTO parent VALUES (5)")
+    )
     strict.group(job)
     assert outcomes(job)[0]["step_errors"] == [None] * 5
     assert strict.ask("SELECT p FROM child") == [(5,)]
 
 
 def test_a_transaction_whose_commit_fails_is_rolled_back_by_its_client(strict: Bench) -> None:
-    job = strict.job(transaction("INSERT INTO parent VALUES (1)", "INSERT INTO child VALUES (1, 99)"))
+    job = strict.job(
+        transaction("INSERT INTO parent VALUES (1)", "INSERT INTO child VALUES (1, 99)")
+    )
     strict.group(strict.job(insert(1)), job)
     (result,) = outcomes(job)
     assert result["step_errors"][3]["extended_code"] == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
@@ -285,7 +297,9 @@ def test_what_cannot_be_part_of_a_group_leaves_nothing_in_it(bench: Bench, reque
 def test_a_script_is_run_statement_by_statement_and_stops_at_the_first_error(bench: Bench) -> None:
     script = "CREATE TABLE n(x); INSERT INTO n VALUES (1); INSERT INTO t VALUES (1, 1), (1, 2); DROP TABLE n"
     job = bench.job({"type": "sequence", "sql": script})
-    whole = bench.job({"type": "sequence", "sql": "BEGIN; INSERT INTO t VALUES (7, 7); COMMIT; SELECT 1;"})
+    whole = bench.job(
+        {"type": "sequence", "sql": "BEGIN; INSERT INTO t VALUES (7, 7); COMMIT; SELECT 1;"}
+    )
     bench.group(job, whole)
     assert codes(job) == ["SQLITE_CONSTRAINT"]
     assert outcomes(whole) == [{"type": "sequence"}]
@@ -315,7 +329,10 @@ def test_counters_belong_to_the_stream(bench: Bench) -> None:
 
 
 def test_a_cursor_with_writes_is_answered_in_entries(bench: Bench) -> None:
-    job = bench.job(batch("INSERT INTO t VALUES (1, 'x') RETURNING b", "INSERT INTO t VALUES (1, 1)"), cursor=True)
+    job = bench.job(
+        batch("INSERT INTO t VALUES (1, 'x') RETURNING b", "INSERT INTO t VALUES (1, 1)"),
+        cursor=True,
+    )
     bench.group(job)
     entries = [json.loads(line) for line in job.results[0].splitlines()]
     assert [entry["type"] for entry in entries] == ["step_begin", "row", "step_end", "step_error"]

@@ -99,12 +99,12 @@ def connect(
     if factory is None and len(args) > 4:
         factory = args[4]  # the standard library's sixth parameter
     if sync_url is not None:
-        from nearlite.embedded import ReplicaConnection  # noqa: PLC0415 - starts quickly without
+        from nearlite.embedded import ReplicaConnection
 
         options["sync_url"] = sync_url
         return (factory or ReplicaConnection)(database, *args, **options)
     if isinstance(database, str) and database.startswith(("http://", "https://", "libsql://")):
-        from nearlite.remote import RemoteConnection  # noqa: PLC0415
+        from nearlite.remote import RemoteConnection
 
         return (factory or RemoteConnection)(database, *args, **options)
     return (factory or Connection)(database, *args, **options)

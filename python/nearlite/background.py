@@ -105,8 +105,8 @@ class Background:
             self._thread.start()
         self._wake.notify()
 
-    def stop(self, timeout: float = 5.0) -> None:
-        """End the thread; a sync under way ends by its own deadline."""
+    def stop(self, timeout: float = 5.0) -> bool:
+        """End the thread; False when it is still at work (a sync ends by its own deadline)."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -114,6 +114,7 @@ class Background:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
         self._election.close()
+        return thread is None or not thread.is_alive()
 
     def _run(self) -> None:
         while True:

@@ -115,7 +115,11 @@ def reader(path: str) -> None:
 def replica(path: str, url: str) -> None:
     """Bootstrap, then obey one-word orders on standard input; answer each with a line of JSON."""
     received: list[Any] = []
-    options: dict[str, Any] = {"sync_url": url, "isolation_level": None, "progress": received.append}
+    options: dict[str, Any] = {
+        "sync_url": url,
+        "isolation_level": None,
+        "progress": received.append,
+    }
     start = time.perf_counter()
     with closing(nearlite.connect(path, **options)) as connection:
         seconds = time.perf_counter() - start

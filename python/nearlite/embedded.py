@@ -57,7 +57,9 @@ _HERE: Final = 0
 _THERE: Final = 1
 _CONTROL: Final = 2  # BEGIN, COMMIT, ROLLBACK, SAVEPOINT ...
 _SETTING: Final = 3  # here, and remembered for the primary
-_BOTH: Final = 4  # needs the main database and this connection's own: not inside a transaction there
+_BOTH: Final = (
+    4  # needs the main database and this connection's own: not inside a transaction there
+)
 
 
 class _Route:

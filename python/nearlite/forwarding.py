@@ -52,7 +52,13 @@ class ForwardingConnection(Connection):
     # ------------------------------------------------------------ one statement
 
     def _forward(
-        self, cursor: Cursor, sql: str, values: Sequence[Any], *, opening: Sequence[str], may_open: bool
+        self,
+        cursor: Cursor,
+        sql: str,
+        values: Sequence[Any],
+        *,
+        opening: Sequence[str],
+        may_open: bool,
     ) -> None:
         """Run a statement on the primary and give its result to `cursor`."""
         dml = is_dml(sql)
@@ -129,9 +135,7 @@ class ForwardingConnection(Connection):
 
     # ------------------------------------------------------------ many
 
-    def _forward_many(
-        self, sql: str, sets: Iterator[Any], names: Names | None
-    ) -> int:
+    def _forward_many(self, sql: str, sets: Iterator[Any], names: Names | None) -> int:
         """Run a statement for every set, in requests of at most SEND_BYTES; rows changed.
 
         Without a transaction of the program's own, one is opened around all of it: the sets before
@@ -151,7 +155,7 @@ class ForwardingConnection(Connection):
                 later: BaseException | None = None
                 if failure is None:
                     following, later = self._next_chunk(sql, sets, names)
-                last = not following and later is None or failure is not None
+                last = (not following and later is None) or failure is not None
                 if chunk or opening or last:
                     count += self._stream.many(
                         sql, chunk, opening=opening, commit=own and last,

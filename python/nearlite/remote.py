@@ -88,7 +88,9 @@ class RemoteConnection(ForwardingConnection):
                 try:
                     return response.read(wire.MAX_JSON)
                 except ValueError as error:
-                    raise AnswerError(f"the primary's answer was refused: {error}", state="") from None
+                    raise AnswerError(
+                        f"the primary's answer was refused: {error}", state=""
+                    ) from None
             code, message = wire.decode_error(response.error_body())
             raise _refused(response.status, code, message)
 

@@ -107,6 +107,7 @@ class Replica:
         self._progress = progress
         self._applying = threading.Lock()
         self._applier: Applier | None = None
+        self._keeper: Applier | None = None  # the background thread's, for checkpoints
         self._verified = False
         self.wal_bytes = 0
         #: newest position of the primary that an answer named
@@ -354,18 +355,21 @@ class Replica:
         """
         deadline = deadline or Deadline(self.timeout)
         headers = {"Content-Type": "application/json"}
+        path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
         if visible:
             state = self.state()
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
         with self.transport.request(
-            "POST", "nl/v1/sql", body=body, headers=headers, deadline=deadline, repeatable=False
+            "POST", path, body=body, headers=headers, deadline=deadline, repeatable=False
         ) as response:
             if response.status != 200:
                 code, message = wire.decode_error(response.error_body())
                 local = None if state is None else Local(state.position, state.hash)
-                raise refusal(response.status, code, message, local)
+                raise refusal(
+                    response.status, code, message, local, state="nothing was carried out"
+                )
             if response.header("content-type") != wire.ANSWER_TYPE:
                 return response.read(wire.MAX_JSON)
             return self._take_answer(response, state, deadline)
@@ -397,27 +401,32 @@ class Replica:
     # ------------------------------------------------------------------ upkeep and end
 
     def checkpoint(self) -> None:
-        """Keep the replica's WAL short (rule B5); called by the background thread, or at close."""
-        with self._applying:
-            applier = self._live()
-            frame_size = applier.state().page_size + 24
-            frames, moved = applier.checkpoint("passive", wait=0.0)
-            self.wal_bytes = 0 if frames == moved else frames * frame_size
-            if frames * frame_size > _RESTART_BYTES:
-                with contextlib.suppress(OperationalError):
-                    applier.checkpoint("restart", wait=_RESTART_WAIT)
-            if self.wal_bytes > self.wal_limit:
-                _log.warning(
-                    "%s: the WAL has %d MiB because a reader keeps an old snapshot open; end that "
-                    "read transaction to let it shrink. No data is at risk",
-                    self.path,
-                    self.wal_bytes >> 20,
-                )
+        """Keep the replica's WAL short (rule B5). Only the background thread calls it.
+
+        On a connection of its own: a checkpoint runs beside an apply and must not hold it up.
+        """
+        if self._keeper is None:
+            self._keeper = Applier(self.path)
+        frame_size = self._keeper.state().page_size + 24
+        frames, moved = self._keeper.checkpoint("passive", wait=0.0)
+        self.wal_bytes = 0 if frames == moved else frames * frame_size
+        if frames * frame_size > _RESTART_BYTES:
+            with contextlib.suppress(OperationalError):
+                self._keeper.checkpoint("restart", wait=_RESTART_WAIT)
+        if self.wal_bytes > self.wal_limit:
+            _log.warning(
+                "%s: the WAL has %d MiB because a reader keeps an old snapshot open; end that "
+                "read transaction to let it shrink. No data is at risk",
+                self.path,
+                self.wal_bytes >> 20,
+            )
 
     def close(self) -> None:
         """Close the applier (checkpointing when it is the last user) and the connections."""
-        self.background.stop()
+        stopped = self.background.stop()
         with self._applying:
+            if stopped and self._keeper is not None:
+                self._keeper.close()
             applier, self._applier = self._applier, None
             if applier is not None:
                 applier.close()

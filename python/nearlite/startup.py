@@ -76,11 +76,7 @@ class StartUp:
             return
         self.generations.state = state
         found, page1 = self._tail.look(state.wal.frame if state.wal else 0)
-        went_on = (
-            self._go_on_bound(found)
-            if state.wal
-            else self._go_on_unbound(found, page1)
-        )
+        went_on = self._go_on_bound(found) if state.wal else self._go_on_unbound(found, page1)
         if not went_on:
             self._close_unknown(found, page1)
         running = msgspec.structs.replace(

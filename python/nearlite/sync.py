@@ -193,17 +193,23 @@ class Pull:
         return self._changes(local)
 
 
-def refusal(status: int, code: str, message: str, local: Local | None) -> SyncError:
-    """The exception for an answer that is an error (docs/design.md lists the codes)."""
-    error = _refusal(status, code, message, local)
+def refusal(
+    status: int, code: str, message: str, local: Local | None, *, state: str = ""
+) -> SyncError:
+    """The exception for an answer that is an error (docs/design.md lists the codes).
+
+    Args:
+      state: what became of the request, when it was more than a pull.
+    """
+    if not state:
+        stays = f"the replica stays at {local.position}" if local is not None else ""
+        state = stays or "no local file was created"
+    error = _refusal(status, code, message, state)
     error.code = code
     return error
 
 
-def _refusal(status: int, code: str, message: str, local: Local | None) -> SyncError:
-    state = (
-        "no local file was created" if local is None else f"the replica stays at {local.position}"
-    )
+def _refusal(status: int, code: str, message: str, state: str) -> SyncError:
     where = f"HTTP {status} {code}" if code else f"HTTP {status}"
     text = f"the primary refused: {message} ({where})"
     if status == 401:

@@ -297,7 +297,13 @@ class Stream:
         return self._count(NOTHING if last is None else Outcome(last))
 
     def many(
-        self, sql: str, sets: Sequence[Values], *, opening: Sequence[str], commit: bool, visible: bool
+        self,
+        sql: str,
+        sets: Sequence[Values],
+        *,
+        opening: Sequence[str],
+        commit: bool,
+        visible: bool,
     ) -> int:
         """Run one statement for each of `sets`, stopping at the first failure; rows changed.
 
@@ -445,7 +451,8 @@ class Stream:
 
     def _settings(self) -> list[Request]:
         return [
-            {"type": "execute", "stmt": _statement(sql, rows=False)} for sql in self.settings.values()
+            {"type": "execute", "stmt": _statement(sql, rows=False)}
+            for sql in self.settings.values()
         ]
 
     def _forget(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from pagemodel import PageModel
 from stock import Stock, dump, run
 from test_primary import bootstrap, execute, follow
 
+from nearlite._native.applier import Applier, Bootstrap
 from nearlite._native.tail import Tail
 from nearlite.primary import Primary
+from nearlite.wire import Chunk, Header, PageSetReader
 
 WRITER = """
 import select, sqlite3, sys
@@ -236,3 +240,119 @@ def test_many_threads_commit_ask_and_roll(tmp_path):
         assert model.hash == primary.verify()[0]
         assert primary.state().position.generation > 2
         history(primary)
+
+
+LOCK_BYTE = """
+import random, sys
+from pathlib import Path
+from nearlite._native._lib import lib
+assert lib.nl_test_pending_byte(0x10000) == 0  # page 65 of 1024 bytes
+from nearlite._native.database import NO_PARAMETERS, Database
+from nearlite._native.frames import lock_page
+from nearlite.primary import Primary
+from pagemodel import PageModel
+
+folder = Path(sys.argv[1])
+database = Database(str(folder / "data.db"))
+database.exec("PRAGMA page_size=1024; PRAGMA auto_vacuum=%d; PRAGMA cache_size=10" % int(sys.argv[2]))
+database.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(i INTEGER PRIMARY KEY, b)")
+database.close()
+choose = random.Random(65)
+with Primary.open(folder / "data.db", durability="normal") as primary:
+    assert lock_page(1024) == 65
+    writer = primary.connect()
+    writer.exec("PRAGMA cache_size=10")
+    model = PageModel()
+    model.take(primary.snapshot())
+    for step in range(24):
+        writer.exec("INSERT INTO t SELECT NULL, randomblob(900) FROM (VALUES(1),(2),(3),(4),(5),(6),(7),(8))")
+        if step % 4 == 3:
+            writer.exec("BEGIN; SAVEPOINT s; INSERT INTO t VALUES(NULL, randomblob(60000)); ROLLBACK TO s;"
+                        "UPDATE t SET b = randomblob(800) WHERE i % 3 = 0; COMMIT")
+        if step % 8 == 7:
+            writer.exec("DELETE FROM t WHERE i < (SELECT max(i) * 3 / 4 FROM t); VACUUM")
+            primary.roll()
+        primary.after_commit()
+        answer = primary.changes(model.at, model.claimed)
+        model.take(answer)
+        assert 65 not in model.pages
+        assert model.hash == primary.state().hash
+        assert primary.verify() == (model.hash, 0)
+        whole = PageModel()
+        whole.take(primary.snapshot())
+        assert whole.pages == model.pages
+    writer.exec("INSERT INTO t VALUES(NULL, randomblob(200000))")
+    primary.after_commit()
+    model.take(primary.changes(model.at, model.claimed))
+    assert model.size > 200 and 65 not in model.pages
+    writer.close()
+copy = Database(str(model.write(folder / "copy.db")))
+assert copy.prepare("PRAGMA integrity_check").run(NO_PARAMETERS) == [("ok",)]
+copy.close()
+# And again from the log: a restart reads a table whose entry for that page is zero.
+with Primary.open(folder / "data.db") as primary:
+    assert primary.verify() == (model.hash, 0)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("auto_vacuum", [0, 1, 2])
+def test_the_lock_byte_page_is_in_no_hash_set_or_snapshot(tmp_path, auto_vacuum):
+    """Rule B6, with the page moved to where a small database reaches it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOCK_BYTE, str(tmp_path), str(auto_vacuum)],
+        env={**os.environ, "NEARLITE_FFI": "test", "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_the_applier_takes_every_set(tmp_path):
+    """The other half of the pull line, on the real thing: a replica file that stock SQLite reads."""
+    replica = tmp_path / "replica.db"
+    with Primary.open(tmp_path / "data.db", durability="normal") as primary:
+        execute(primary, "CREATE TABLE t(i INTEGER PRIMARY KEY, b)")
+        place(replica, primary.snapshot().read())
+        with closing(Applier(str(replica))) as applier:
+            for step in range(12):
+                execute(primary, *SHAPES_OF_T[step % len(SHAPES_OF_T)])
+                if step % 4 == 3:
+                    assert primary.roll()
+                state = applier.state()
+                answer = primary.changes(state.position, state.hash, compress=step % 2 == 1)
+                apply(applier, answer.read())
+                now, there = applier.state(), primary.state()
+                assert (now.position, now.hash) == (there.position, there.hash)
+        assert dump(replica) == dump(primary.path)
+
+
+SHAPES_OF_T = [
+    ["INSERT INTO t VALUES(NULL, randomblob(100))"],
+    ["INSERT INTO t VALUES(NULL, randomblob(300000))", "DELETE FROM t WHERE i % 2 = 0"],
+    ["VACUUM"],
+]
+
+
+def place(path: Path, snapshot: bytes) -> None:
+    for event in PageSetReader().receive(snapshot):
+        if isinstance(event, Header):
+            header = event.header
+            file = Bootstrap(str(path), header.page_size)
+        elif isinstance(event, Chunk):
+            with event.chunk:
+                file.chunk(event.chunk)
+    file.finish(header)
+    file.close()
+
+
+def apply(applier: Applier, data: bytes) -> None:
+    chunks = []
+    for event in PageSetReader().receive(data):
+        if isinstance(event, Header):
+            header = event.header
+        elif isinstance(event, Chunk):
+            chunks.append(event.chunk)
+    applier.apply(header, chunks, wait=1.0)
+    for chunk in chunks:
+        chunk.close()

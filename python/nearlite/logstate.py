@@ -160,7 +160,8 @@ def retained(
     """Which generations stay, oldest first; of some only the index.
 
     A generation stays while it is younger than `retain_seconds` *or* fits into the bytes allowed,
-    counted from the newest. Its frames stay only while they fit: no native replica needs them, and a
+    counted from the newest; the newest stays in any case, or a roll would cut off followers that are
+    in step. Its frames stay only while they fit: no native replica needs them, and a
     day of frames can be larger than the disk.
 
     Args:
@@ -179,9 +180,9 @@ def retained(
     for old in reversed(archived):
         index = index_bytes.get(old.generation, 0)
         frames_fit = frames_fit and total + old.bytes + index <= limit
-        young = now - old.closed_ms <= retain_seconds * 1000
+        young = now - old.closed_ms < retain_seconds * 1000
         needed = held is not None and old.generation >= held
-        if not (young or needed or total + index <= limit):
+        if kept and not (young or needed or total + index <= limit):
             break
         total += index + (old.bytes if frames_fit else 0)
         kept.append(old if frames_fit else msgspec.structs.replace(old, bytes=0))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +102,7 @@ class Primary:
         self._answers = Answers(generations)
         self._announced = generations.position
         self._subscribers: list[Callable[[Position], None]] = []
-        self._snapshots: Counter[int] = Counter()
+        self._snapshots: dict[object, int] = {}
         self._closed = False
 
     @classmethod
@@ -286,7 +285,7 @@ class Primary:
 
         The stream is fuzzy (rule A8): every chunk is read in a short transaction of its own, so pages
         may be newer than p0 and a roll is never held up. The reader completes it with
-        `changes(p0)`; the log keeps p0 until the answer is read or closed.
+        `changes(p0)`; from its first byte on the log keeps p0 until the answer is read or closed.
         """
         with self._mutex:
             self._begin()
@@ -297,7 +296,6 @@ class Primary:
                 head = replace(self._answers.header(None, 0), count=count)
             finally:
                 tail.end()
-            self._snapshots[to.generation] += 1
         size = None
         if not compress:
             runs = snapshot_runs(pages, self.page_size)
@@ -308,6 +306,8 @@ class Primary:
     def _snapshot_chunks(
         self, head: SetHeader, to: Position, pages: int, *, compress: bool
     ) -> Iterator[bytes]:
+        token = object()
+        self._snapshots[token] = to.generation
         try:
             yield head.encode()
             for first, last in snapshot_runs(pages, self.page_size):
@@ -325,9 +325,8 @@ class Primary:
                 yield bytes(stored)
             yield END_OF_SET
         finally:
-            with self._mutex:
-                self._snapshots[to.generation] -= 1
-                self._snapshots += Counter()  # drops zeros
+            # Without the mutex: a reader may be finalised by the garbage collector, anywhere.
+            del self._snapshots[token]
 
     # ------------------------------------------------------------ rolls
 
@@ -367,8 +366,7 @@ class Primary:
         self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
 
     def _held(self) -> int | None:
-        with self._mutex:
-            return min(self._snapshots, default=None)
+        return min(list(self._snapshots.values()), default=None)
 
     # ------------------------------------------------------------ verification and end
 

@@ -84,8 +84,14 @@ class Log:
         finally:
             os.close(handle)
 
-    def write(self, name: str, *parts: bytes) -> None:
-        """Write a file that is there completely or not at all, also after a loss of power."""
+    def write(self, name: str, *parts: bytes, durable: bool = True) -> None:
+        """Write a file that is there completely or not at all, also after a loss of power.
+
+        Args:
+          name: in the folder.
+          parts: its bytes.
+          durable: False: the caller syncs the folder, once for several files.
+        """
         part = self.folder / (name + ".part")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
@@ -95,13 +101,14 @@ class Log:
             os.fsync(handle)
         finally:
             os.close(handle)
-        self.publish(part, name)
+        self.publish(part, name, durable=durable)
 
-    def publish(self, part: Path, name: str) -> None:
+    def publish(self, part: Path, name: str, *, durable: bool = True) -> None:
         """Give a synced file its name."""
         faults.hit(_BEFORE_RENAME)
         part.rename(self.folder / name)
-        self.sync_folder()
+        if durable:
+            self.sync_folder()
         faults.hit(_AFTER_RENAME)
 
     def remove(self, name: str) -> None:
@@ -136,10 +143,10 @@ class Log:
 
     # ------------------------------------------------------------ the files of a generation
 
-    def save_table(self, table: HashTable) -> None:
-        """Make a page-hash table durable."""
+    def save_table(self, table: HashTable, *, durable: bool = True) -> None:
+        """Write a page-hash table."""
         at = Position(table.lineage, table.generation, table.frame)
-        self.write(f"{at}.hashes", table.encode())
+        self.write(f"{at}.hashes", table.encode(), durable=durable)
 
     def load_table(self, at: Position, page_size: int) -> bytes | None:
         """Entries of the page-hash table at a position; None when missing or damaged."""
@@ -151,10 +158,10 @@ class Log:
             return None
         return found.table if found.page_size == page_size else None
 
-    def save_index(self, index: Index) -> None:
-        """Make an index durable, and remove those of an interrupted roll of the same generation."""
+    def save_index(self, index: Index, *, durable: bool = True) -> None:
+        """Write an index, and remove those of an interrupted roll of the same generation."""
         at = Position(index.lineage, index.generation, index.frame)
-        self.write(f"{at}.index", index.encode())
+        self.write(f"{at}.index", index.encode(), durable=durable)
         for other in self._generation(index.lineage, index.generation, ".index"):
             if other.name != f"{at}.index":
                 other.unlink()

@@ -152,15 +152,15 @@ class Roller(Generic[StateT]):
         os.fsync(self._part)
         part, archive = log.folder / self._part_name(), log.folder / f"{end}.wal"
         try:
-            log.publish(part, archive.name)
+            log.publish(part, archive.name, durable=False)
             index = generations.index()
-            log.save_index(index)
+            log.save_index(index, durable=False)
             faults.hit(_ARCHIVED)
+            table = tail.table(1, now.pages)
             log.save_table(
-                HashTable(
-                    end.lineage, end.generation + 1, 0, tail.page_size, tail.table(1, now.pages)
-                )
+                HashTable(end.lineage, end.generation + 1, 0, tail.page_size, table), durable=False
             )
+            log.sync_folder()
             faults.hit(_TABLE)
             tail.roll_finish()
         except BusyError as error:

@@ -28,6 +28,9 @@ class Reply:
         return json.loads(self.body)
 
 
+_clients: list[Client] = []  # closed when their server ends, whatever a test forgot
+
+
 @dataclass
 class Client:
     """One kept-alive connection."""
@@ -38,6 +41,7 @@ class Client:
 
     def __post_init__(self) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        _clients.append(self)
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         if self.token is not None:
@@ -138,7 +142,9 @@ def serving(app: App) -> Iterator[int]:
         assert client.request("GET", "/health").status == 200
         yield port
     finally:
-        client.close()
+        for client in [client for client in _clients if client.port == port]:
+            client.close()
+            _clients.remove(client)
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not end in time"

@@ -26,7 +26,7 @@ from nearlite.hrana import (
     StatementError,
     Step,
 )
-from nearlite.session import Session
+from nearlite.session import NotSharedError, Session
 
 VALUES = st.one_of(
     st.none(),
@@ -391,6 +391,46 @@ def test_what_may_not_run_through_a_server_is_refused(
         session.prepare(sql)
     assert caught.value.code == code
     assert hrana.is_refusal(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "PRAGMA synchronous=OFF",
+        "SELECT 1; PRAGMA foreign_keys=ON",
+        "; PRAGMA synchronous=OFF",
+        "\ufeffPRAGMA synchronous=OFF",
+        "EXPLAIN PRAGMA synchronous=OFF",
+        "explain /**/ query plan pragma [main] . 'synchronous' (off)",
+        "PRAGMA\n--\nsynchronous=OFF",
+    ],
+)
+def test_a_pragma_that_is_refused_has_had_no_effect(session: Session, sql: str) -> None:
+    """SQLite carries out many pragmas while it compiles them."""
+    with pytest.raises(StatementError):
+        session.prepare(sql)
+    with pytest.raises(StatementError):
+        session.describe(sql)
+    values = [
+        json.loads(session.look(Step(f"PRAGMA {name}")))["rows"][0][0]["value"]
+        for name in ("synchronous", "foreign_keys")
+    ]
+    assert values == ["2", "0"]
+
+
+def test_a_shared_connection_does_not_even_compile_what_would_change_it() -> None:
+    shared = Session(Database(":memory:"), shared=True)
+    for sql in (
+        "PRAGMA foreign_keys=ON",
+        "explain pragma foreign_keys(1)",
+        "PRAGMA main.user_version=3",
+    ):
+        with pytest.raises(NotSharedError):
+            shared.prepare(sql)
+        with pytest.raises(NotSharedError):
+            shared.split(sql.encode(), 0)
+    assert json.loads(shared.look(Step("PRAGMA foreign_keys")))["rows"][0][0]["value"] == "0"
+    shared.close()
 
 
 @pytest.mark.parametrize("sql", ["SELECT 1;", "SELECT 1 ; -- end", ";SELECT 1", "SELECT 1;;"])

@@ -10,7 +10,7 @@ import os
 import sqlite3 as _sqlite3
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nearlite._native._lib import sqlite_version
 from nearlite.dbapi.binding import PrepareProtocol, adapters
@@ -48,6 +48,9 @@ from nearlite.errors import (
     Warning,  # noqa: A004 - the name PEP 249 asks for
 )
 from nearlite.position import Position
+
+if TYPE_CHECKING:
+    from nearlite.server import App
 
 __version__: Final = "0.1.0"
 
@@ -110,6 +113,46 @@ def connect(
     return (factory or Connection)(database, *args, **options)
 
 
+def asgi(
+    path: str | os.PathLike[str],
+    *,
+    auth_token: str | None = None,
+    durability: str = "full",
+    roll_bytes: int = 16 << 20,
+    foreign_keys: bool = False,
+) -> App:
+    """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
+
+    It owns the database from its first request (or its lifespan startup) until its lifespan
+    shutdown; an application that it is mounted in calls ``await app.shutdown()`` itself. Needs
+    ``nearlite[server]``.
+
+    Args:
+      path: the database; created when missing.
+      auth_token: what clients send as ``Authorization: Bearer``; None lets everybody in.
+      durability: "full": answered writes survive a power cut; "normal": a crash of the process.
+      roll_bytes: size of the WAL from which it is archived and emptied.
+      foreign_keys: enforce them on every connection, as ``PRAGMA foreign_keys=ON`` would.
+    """
+    from pathlib import Path
+
+    from nearlite.primary import Primary
+    from nearlite.server import App
+
+    if durability not in ("full", "normal"):
+        raise ProgrammingError(f"durability is 'full' or 'normal', not {durability!r}")
+    if auth_token == "":
+        raise ProgrammingError("the token is empty: anybody could send it")
+    where = Path(path)
+    level = durability
+    return App(
+        where,
+        lambda: Primary.open(where, durability=level, roll_bytes=roll_bytes),  # type: ignore[arg-type]
+        auth_token=auth_token,
+        foreign_keys=foreign_keys,
+    )
+
+
 __all__ = [
     "LEGACY_TRANSACTION_CONTROL",
     "PARSE_COLNAMES",
@@ -149,6 +192,7 @@ __all__ = [
     "adapt",
     "adapters",
     "apilevel",
+    "asgi",
     "complete_statement",
     "connect",
     "converters",

@@ -11,7 +11,7 @@ from typing import Final, Protocol, TypeVar
 from urllib.parse import parse_qs
 
 from nearlite import errors
-from nearlite.asgi import JSON, Answering, Headers, HttpError, Scope, Send, header
+from nearlite.exchange import JSON, Answering, Headers, HttpError, Scope, Send, header
 from nearlite.pipeline import Leaving
 from nearlite.position import Position
 from nearlite.wire import ANSWER_TYPE, PAGE_SET_TYPE, Status, answer_prefix

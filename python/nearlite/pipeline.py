@@ -98,10 +98,12 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self.streams = Streams(key, limits)
         self.turn = Turn()
-        self._reader = self._open(readonly=True)
+        self._reader = self._open(readonly=True, shared=True)
         self._reader.native.set_budget(INLINE_STEPS)
         self._seen = (0, 0, 0)  # counters the reader has now
-        self._writer = Writer(self._open(), upstream, self.turn, self._deliver, limits.wait)
+        self._writer = Writer(
+            self._open(shared=True), upstream, self.turn, self._deliver, limits.wait
+        )
         self._router = Router(self._reader, self._writer.lasts)
         self._owned = Owned(self.turn, self._committed)
         # As many threads as there can be connections in use, so that nobody waits for a thread
@@ -117,8 +119,9 @@ class Executor:
         self._tick = self._loop.call_later(_TICK, self._look)
         self._closed = False
 
-    def _open(self, *, readonly: bool = False) -> Session:
-        return Session(self._upstream.connect(readonly=readonly), foreign_keys=self._foreign_keys)
+    def _open(self, *, readonly: bool = False, shared: bool = False) -> Session:
+        database = self._upstream.connect(readonly=readonly)
+        return Session(database, foreign_keys=self._foreign_keys, shared=shared)
 
     # ------------------------------------------------------------------ on the event loop
 
@@ -190,7 +193,9 @@ class Executor:
     async def _slow_session(self) -> Session:
         if self._slow_sessions:
             return self._slow_sessions.pop()
-        return await self._loop.run_in_executor(self._pool, lambda: self._open(readonly=True))
+        return await self._loop.run_in_executor(
+            self._pool, lambda: self._open(readonly=True, shared=True)
+        )
 
     async def _thread(self, session: Session, leaving: Leaving, work: Callable[[], _T]) -> _T:
         """Run work on a session in a thread; when the client leaves, it is interrupted."""
@@ -514,7 +519,9 @@ def baton_key(folder: Path) -> bytes:
     Args:
       folder: the primary's, which exists.
     """
-    path = folder / "baton.key"
+    own = folder / "server"  # of its own: the log tidies what it does not know
+    own.mkdir(mode=0o700, exist_ok=True)
+    path = own / "baton.key"
     with contextlib.suppress(FileNotFoundError):
         key = path.read_bytes()
         if len(key) == 32:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from nearlite import hrana
-from nearlite.hrana import Execute, Plan, RunBatch, Script, StatementError
-from nearlite.session import Kind, Session
+from nearlite.hrana import Describe, Execute, Plan, RunBatch, Script, StatementError
+from nearlite.session import Kind, NotSharedError, Session
 
 _LONG_SCRIPT: Final = 8192  # characters; compiling a longer one would hold up the event loop
 _MANY_STEPS: Final = 256  # the same for a batch
@@ -34,12 +34,24 @@ class Router:
           after_write: a request before it in the same pipeline writes and has not run yet, so
             that what does not compile now may compile then.
         """
-        if isinstance(plan, Execute):
-            return self._statement(plan, after_write)
-        if isinstance(plan, RunBatch):
-            return self._batch(plan, after_write)
-        if isinstance(plan, Script):
-            return self._script(plan, after_write)
+        try:
+            if isinstance(plan, Execute):
+                return self._statement(plan, after_write)
+            if isinstance(plan, RunBatch):
+                return self._batch(plan, after_write)
+            if isinstance(plan, Script):
+                return self._script(plan, after_write)
+            if isinstance(plan, Describe):
+                return self._description(plan)
+        except NotSharedError:
+            return Kind.ALONE
+        return Kind.READ
+
+    def _description(self, plan: Describe) -> Kind | StatementError:
+        try:
+            self._reader.prepare(plan.sql)
+        except StatementError as error:
+            return error
         return Kind.READ
 
     def _statement(self, plan: Execute, after_write: bool) -> Kind | StatementError:

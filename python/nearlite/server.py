@@ -23,7 +23,8 @@ from starlette.routing import Route
 
 from nearlite import hrana
 from nearlite._native import _lib
-from nearlite.asgi import (
+from nearlite.changes import Feed, Source
+from nearlite.exchange import (
     CORS,
     JSON,
     Answering,
@@ -37,7 +38,6 @@ from nearlite.asgi import (
     header,
     read_body,
 )
-from nearlite.changes import Feed, Source
 from nearlite.hrana import Planner, ProtocolError, Refused
 from nearlite.pipeline import Executor, GoneError, Leaving, Upstream, baton_key
 from nearlite.session import MAX_RESPONSE

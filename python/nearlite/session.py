@@ -43,6 +43,7 @@ _CACHED_TEXT: Final = 16 << 10  # longer texts (bulk inserts with literals) are 
 
 _pack = msgspec.msgpack.Encoder().encode
 _NO_PARAMETERS: Final = b"\x90"
+_SMALL: Final = 4096
 _QUIET: Final = Step("", want_rows=False)
 
 
@@ -141,28 +142,40 @@ _ASKED: Final = frozenset(
     ]
 )
 
-_BLANK = r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*"
+# SQLite carries out many pragmas while it *compiles* them: they are recognised before that. A statement
+# begins with its keyword, behind blanks and comments as SQLite's tokenizer knows them.
+_BLANK = rb"(?:[\s;]|\xef\xbb\xbf|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*"
+_ONLY_BLANK = re.compile(_BLANK, re.DOTALL)
 _PRAGMA = re.compile(
-    rf"{_BLANK}(?:EXPLAIN{_BLANK}(?:QUERY{_BLANK}PLAN{_BLANK})?)?PRAGMA{_BLANK}"
-    rf"(?:[\w\"'`\[\]]+{_BLANK}\.{_BLANK})?[\"'`\[]?(\w+)[\"'`\]]?{_BLANK}(.?)",
+    rb"%b(?:EXPLAIN\b%b(?:QUERY\b%bPLAN\b%b)?)?PRAGMA\b" % ((_BLANK,) * 4),
     re.IGNORECASE | re.DOTALL,
 )
-_VACUUM = re.compile(rf"{_BLANK}VACUUM\b(.*)", re.IGNORECASE | re.DOTALL)
+_NAME = rb"[\"'`\[]?(\w+)[\"'`\]]?" + _BLANK
+_PRAGMA_NAME = re.compile(rb"%b(?:%b\.%b)?%b(.?)" % (_BLANK, _NAME, _BLANK, _NAME), re.DOTALL)
+_VACUUM = re.compile(rb"%bVACUUM\b(.*)" % _BLANK, re.IGNORECASE | re.DOTALL)
 
 
-def _unsupported(sql: str, why: str) -> StatementError:
-    text = sql if len(sql) <= 100 else sql[:97] + "..."
+def _unsupported(sql: bytes, why: str) -> StatementError:
+    text = sql[:100].decode("utf-8", "replace") + ("..." if len(sql) > 100 else "")
     return StatementError(
         f"SQL string could not be parsed: unsupported statement: {text} ({why})", "SQL_PARSE_ERROR"
     )
 
 
-def _pragma_kind(sql: str) -> Kind:
-    match = _PRAGMA.match(sql)
-    if match is None:  # a SELECT from a pragma_ table: SQLite offers only those that look
-        return Kind.SLOW
-    name, following = match[1].lower(), match[2]
-    with_value = following in ("=", "(")
+def pragma_kind(text: bytes) -> Kind | None:
+    """Where a pragma may run; None for any other statement. To be asked before it is compiled.
+
+    Raises:
+      StatementError: the server depends on that setting.
+    """
+    start = _PRAGMA.match(text)
+    if start is None:
+        return None
+    named = _PRAGMA_NAME.match(text, start.end())
+    if named is None:
+        return Kind.READ  # a syntax error
+    name, following = named[2].decode("ascii", "replace").lower(), named[3]
+    with_value = following in (b"=", b"(")
     if name in _LOOKING:
         return Kind.READ
     if name in _LASTING:
@@ -173,23 +186,23 @@ def _pragma_kind(sql: str) -> Kind:
         return Kind.ALONE if with_value or name in ("optimize", "incremental_vacuum") else Kind.READ
     if name in _ASKED and not with_value:
         return Kind.READ
-    raise _unsupported(sql, "the server manages this setting")
+    raise _unsupported(text, "the server manages this setting")
 
 
-def kind_of(sql: str, statement: HranaStatement) -> Kind:
-    """Where a compiled statement may run.
+def kind_of(text: bytes, statement: HranaStatement) -> Kind:
+    """Where a compiled statement that is no pragma may run.
 
     Raises:
       StatementError: it may not run at all over a network: it would reach other files of the
-        machine (ATTACH, VACUUM INTO), or settings that the server depends on.
+        machine (ATTACH, VACUUM INTO).
     """
     what = statement.flags
     if what & flags.EXPLAIN:
         return Kind.READ
     if what & flags.ATTACH:
-        raise _unsupported(sql, "other files cannot be reached through a server")
-    if what & flags.PRAGMA:
-        return _pragma_kind(sql)
+        raise _unsupported(text, "other files cannot be reached through a server")
+    if what & flags.PRAGMA:  # a SELECT from a pragma_ table: SQLite offers only those that look
+        return Kind.SLOW
     if what & flags.TRANSACTION:
         if what & flags.COMMIT:
             return Kind.COMMIT
@@ -200,10 +213,10 @@ def kind_of(sql: str, statement: HranaStatement) -> Kind:
         return Kind.STICKY
     if what & flags.READONLY:
         return Kind.READ
-    vacuum = _VACUUM.match(sql)
+    vacuum = _VACUUM.match(text)
     if vacuum is not None:
-        if re.search(r"\bINTO\b", vacuum[1], re.IGNORECASE):
-            raise _unsupported(sql, "other files cannot be reached through a server")
+        if re.search(rb"\bINTO\b", vacuum[1], re.IGNORECASE):
+            raise _unsupported(text, "other files cannot be reached through a server")
         return Kind.ALONE  # VACUUM refuses to run inside a transaction
     return Kind.WRITE
 
@@ -233,6 +246,10 @@ class OverrunError(Exception):
     """A statement used up its step budget, or its result the size allowed here."""
 
 
+class NotSharedError(OverrunError):
+    """A statement would change its connection, which is shared here: it was not even compiled."""
+
+
 def _compile_failure(failure: SqlError) -> StatementError:
     return hrana.sqlite_error(failure.text, failure.sqlite_rc, failure.offset)
 
@@ -244,15 +261,21 @@ class Session:
       database: the connection; ``interrupt()`` may be called from any thread.
       native: what runs statements; its counters are those of the last one.
       foreign_keys: enforcement was switched on when the connection was opened.
+      shared: it serves many streams: what would change the connection is refused.
     """
 
-    def __init__(self, database: Database, *, foreign_keys: bool = False) -> None:
+    def __init__(
+        self, database: Database, *, foreign_keys: bool = False, shared: bool = False
+    ) -> None:
+        self.shared = shared
         self.database = database
         self.native = HranaConnection(database)
         self.foreign_keys = foreign_keys
         if foreign_keys:
             database.exec("PRAGMA foreign_keys=ON")
         self._cache: OrderedDict[str, Prepared] = OrderedDict()
+        # Apart from the clients' statements: theirs are classified, and may be evicted.
+        self._own: dict[str, HranaStatement] = {}
 
     def prepare(self, sql: str, *, cached: bool = True) -> Prepared:
         """Compile exactly one statement.
@@ -267,7 +290,7 @@ class Session:
         text = _encode(sql)
         keep = cached and len(text) <= _CACHED_TEXT
         prepared, rest = self._compile(sql, text, persistent=keep)
-        if rest and not self._is_blank(rest):
+        if rest and not _ONLY_BLANK.fullmatch(rest):
             raise StatementError(
                 "SQL string contains more than one statement", "SQL_MANY_STATEMENTS"
             )
@@ -284,6 +307,7 @@ class Session:
         """
         while start < len(text):
             piece = text[start : start + hrana.MAX_STATEMENT + 1]
+            pragma = self._pragma(piece)
             try:
                 statement = self.native.prepare(piece, persistent=False)
             except SqlError as failure:
@@ -292,14 +316,22 @@ class Session:
                 raise _compile_failure(failure) from None
             end = start + max(statement.tail, 1)
             if not statement.flags & flags.EMPTY:
-                own = piece[: statement.tail].decode("utf-8", "replace")
-                return Prepared(statement, kind_of(own, statement)), end
+                own = piece[: statement.tail]
+                return Prepared(statement, pragma or kind_of(own, statement)), end
             start = end
         return None
+
+    def _pragma(self, text: bytes) -> Kind | None:
+        """As `pragma_kind`; NotSharedError when it must not be compiled on this connection."""
+        kind = pragma_kind(text)
+        if self.shared and kind is not None and kind >= Kind.ALONE:
+            raise NotSharedError
+        return kind
 
     def _compile(self, sql: str, text: bytes, *, persistent: bool) -> tuple[Prepared, bytes]:
         """The first statement of a text that is not a lone semicolon, and what follows it."""
         while True:
+            pragma = self._pragma(text)
             try:
                 statement = self.native.prepare(text, persistent=persistent)
             except SqlError as failure:
@@ -310,19 +342,15 @@ class Session:
                 return prepared, b""
             rest = text[statement.tail :]
             if not statement.flags & flags.EMPTY:
-                return Prepared(statement, kind_of(sql, statement)), rest
+                prepared = Prepared(statement, pragma or kind_of(text, statement))
+                # BEGIN TRANSACTION READONLY compiles: SQLite takes the word for a name.
+                prepared.begins_readonly = hrana.is_readonly_begin(sql)
+                return prepared, rest
             if not statement.tail or not rest:
                 raise StatementError(
                     "SQL string does not contain any statement", "SQL_NO_STATEMENT"
                 )
             text = rest
-
-    def _is_blank(self, text: bytes) -> bool:
-        try:
-            self._compile("", text, persistent=False)
-        except StatementError as error:
-            return error.code == "SQL_NO_STATEMENT"
-        return False
 
     def run(
         self,
@@ -368,12 +396,11 @@ class Session:
 
     def control(self, sql: str) -> None:
         """Run a statement of our own (BEGIN, COMMIT, SAVEPOINT ...); StatementError if it fails."""
-        found = self._cache.get(sql)
-        if found is None:
-            statement = self.native.prepare(sql.encode(), persistent=True)
-            found = self._cache[sql] = Prepared(statement, Kind.ALONE)
+        statement = self._own.get(sql)
+        if statement is None:
+            statement = self._own[sql] = self.native.prepare(sql.encode(), persistent=True)
         try:
-            found.statement.run(_NO_PARAMETERS, NO_ROWS, 4096)
+            statement.run(_NO_PARAMETERS, NO_ROWS, _SMALL)
         except SqlError as failure:
             raise hrana.sqlite_error(failure.text, failure.sqlite_rc) from None
 
@@ -469,6 +496,7 @@ class Session:
     def close(self) -> None:
         """Close the connection; an open transaction is rolled back."""
         self._cache.clear()
+        self._own.clear()
         self.database.close()
 
 

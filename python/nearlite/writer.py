@@ -42,7 +42,7 @@ from nearlite.hrana import (
     StatementError,
     Step,
 )
-from nearlite.session import Kind, OverrunError, Prepared, Session
+from nearlite.session import Kind, NotSharedError, OverrunError, Prepared, Session
 from nearlite.streams import Turn
 
 log = logging.getLogger("nearlite.writer")
@@ -313,6 +313,8 @@ class Writer:
                 return hrana.execute_result(self._autocommit(plan.step))
             except StatementError as error:
                 return hrana.error_result(error)
+            except NotSharedError:
+                raise _LeaveError from None
         if isinstance(plan, Answered):
             return plan.result
         if isinstance(plan, GetAutocommit):
@@ -327,9 +329,9 @@ class Writer:
                 if isinstance(plan, RunBatch)
                 else self._script(plan.sql)
             )
-        except _LeaveError:
+        except (_LeaveError, NotSharedError):
             self._undo("nl_request")
-            raise
+            raise _LeaveError from None
         self._control("RELEASE nl_request")
         return result
 

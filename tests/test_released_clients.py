@@ -1,0 +1,129 @@
+"""The libSQL clients that people use today, unchanged, against our server.
+
+They are installed once by name into the project's cache folder, at pinned versions; nothing of them
+is in this repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import app_of, serving
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE.parent / ".cache" / "clients"
+NPM_CLIENT = "@libsql/client@0.18.0"
+PYPI_CLIENT = "libsql==0.1.11"
+TOKEN = "a token"
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def installed(folder: Path, mark: str, *command: str) -> Path:
+    """Run an installer in a folder of the cache, once for each version."""
+    ready = folder / "ready"
+    if not ready.exists() or ready.read_text() != mark:
+        folder.mkdir(parents=True, exist_ok=True)
+        run(*command, cwd=folder)
+        ready.write_text(mark)
+    return folder
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    with serving(app_of(tmp_path / "data.db", durability="normal", auth_token=TOKEN)) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.xdist_group("released-clients")
+def test_libsql_client_of_npm(url: str) -> None:
+    folder = installed(
+        CACHE / "npm",
+        NPM_CLIENT,
+        *("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", NPM_CLIENT),
+    )
+    program = folder / "released_clients.mjs"
+    program.write_text((HERE / "released_clients.mjs").read_text())
+    seen: dict[str, Any] = json.loads(run("node", str(program), url, TOKEN, cwd=folder))
+    failures = {
+        name: seen.pop(name)
+        for name in (
+            "failed_batch",
+            "readonly",
+            "syntax",
+            "missing",
+            "unique",
+            "arguments",
+            "unauthorized",
+        )
+    }
+    assert seen == {
+        "inserted": [1, "1"],
+        "row": [1, "héllo\x00😀", 1.5, [1, 2, 255]],
+        "columns": ["a", "other"],
+        "named": 5,
+        "batch": 3,
+        "read": 5,
+        "after_failed_batch": 3,
+        "inside": 4,
+        "outside": 3,
+        "after": 4,
+        "multiple": 3,
+        "migrated": 4,
+        "concurrent": 62,
+    }
+    assert {name: failure["code"] for name, failure in failures.items()} == {
+        "failed_batch": "SQLITE_CONSTRAINT",
+        "readonly": "SQLITE_READONLY",
+        "syntax": "SQL_INPUT_ERROR",
+        "missing": "SQLITE_ERROR",
+        "unique": "SQLITE_CONSTRAINT",
+        "arguments": "ARGS_INVALID",
+        "unauthorized": "UNAUTHORIZED",
+    }
+    assert "no such table: nowhere" in failures["missing"]["message"]
+    assert "The token is not the right one" in failures["unauthorized"]["message"]
+
+
+@pytest.mark.xdist_group("released-clients")
+def test_libsql_of_pypi_in_remote_mode(url: str) -> None:
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    folder = installed(
+        CACHE / f"pypi-{version}",
+        PYPI_CLIENT,
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--target", ".", PYPI_CLIENT),
+    )
+    program = str(HERE / "released_libsql.py")
+    answer = run(sys.executable, program, url, TOKEN, cwd=folder, PYTHONPATH=str(folder))
+    seen: dict[str, Any] = json.loads(answer)
+    failures = {name: seen.pop(name) for name in ("syntax", "missing", "unique", "unauthorized")}
+    assert seen == {
+        "lastrowid": 1,
+        "in_transaction": True,
+        "rows": ["one", "two", 3, 4.5, [0, 255], None],
+        "counts": [6] * 20,
+        "after": 6,
+    }
+    assert "syntax error" in failures["syntax"]
+    assert "no such table: nowhere" in failures["missing"]
+    assert "UNIQUE constraint failed" in failures["unique"]
+    assert failures["unauthorized"]

@@ -9,12 +9,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import urllib.request
 from contextlib import closing
 
 import pytest
 from click import BadParameter
 
-import nearlite
 from nearlite.cli import (
     EXIT_FAILED,
     EXIT_OFFLINE,
@@ -30,15 +30,20 @@ TOKEN = "correct horse battery staple"
 DEADLINE = 60.0  # seconds; only a test that would hang reaches it
 
 
+def on_primary(url, sql):
+    """Execute a statement by plain HTTP, as some other program does."""
+    requests = [{"type": "execute", "stmt": {"sql": sql}}, {"type": "close"}]
+    body = json.dumps({"requests": requests}).encode()
+    with urllib.request.urlopen(f"{url}/v2/pipeline", body, timeout=DEADLINE) as answer:
+        assert json.load(answer)["results"][0]["type"] == "ok"
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """A primary with one table of three rows, without a token."""
     with primary(tmp_path_factory.mktemp("primary") / "data.db", "--durability", "normal") as url:
-        with closing(nearlite.connect(url, isolation_level=None)) as remote:
-            remote.executescript(
-                "CREATE TABLE note(id INTEGER PRIMARY KEY, text TEXT);"
-                "INSERT INTO note(text) VALUES ('one'), ('two'), (NULL);"
-            )
+        on_primary(url, "CREATE TABLE note(id INTEGER PRIMARY KEY, text TEXT)")
+        on_primary(url, "INSERT INTO note(text) VALUES ('one'), ('two'), (NULL)")
         yield url
 
 
@@ -90,9 +95,7 @@ def test_sync_follow_brings_a_change_as_it_happens_and_ends_at_ctrl_c(url, tmp_p
     process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True)
     try:
         first = json.loads(process.stdout.readline())
-        with closing(nearlite.connect(url, isolation_level=None)) as remote:
-            remote.execute("CREATE TABLE IF NOT EXISTS followed(n)")
-            remote.execute("INSERT INTO followed VALUES (1)")
+        on_primary(url, "CREATE TABLE followed(n)")
         following = json.loads(process.stdout.readline())
         assert following["position"] > first["position"]
         process.send_signal(signal.SIGINT)

@@ -190,6 +190,9 @@ def _refused(response: Response, local: Local | None) -> SyncError:
 
 def _replica_state(path: Path) -> State | None:
     """Header of a replica; None when the file is another SQLite database."""
+    # Read as any database first: what is none then fails in SQLite's own words.
+    with closing(_reader(path)) as database:
+        database.execute("PRAGMA schema_version").fetchone()
     with closing(Applier(str(path))) as applier:
         try:
             return applier.state()

@@ -24,6 +24,7 @@ from nearlite.cli import (
     EXIT_USAGE,
 )
 from nearlite.options import Listen, Size
+from nearlite.shell import split
 from nearlite.spawn import primary
 
 TOKEN = "correct horse battery staple"
@@ -306,6 +307,24 @@ def test_shell_does_not_create_a_database_by_accident(tmp_path):
     answer = run("shell", tmp_path / "typo.db", "-c", "SELECT 1")
     assert answer.returncode == EXIT_USAGE
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "rest"),
+    [
+        ("SELECT 1; SELECT 2;\n", ["SELECT 1;", " SELECT 2;"], ""),
+        ("SELECT ';'; SELECT", ["SELECT ';';"], " SELECT"),
+        ("-- a; comment\nSELECT 1;", ["-- a; comment\nSELECT 1;"], ""),
+        (
+            "CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 1; END; SELECT 2;",
+            ["CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 1; END;", " SELECT 2;"],
+            "",
+        ),
+        ("  \n", [], ""),
+    ],
+)
+def test_a_text_is_cut_where_its_statements_end(text, whole, rest):
+    assert split(text) == (whole, rest)
 
 
 @pytest.mark.parametrize(

@@ -53,15 +53,14 @@ class Shell:
                     break
                 good = self._guarded(self._dot, line.split()) and good
             else:
-                pending += line
-                if sqlite3.complete_statement(pending):
-                    good = self._guarded(self.execute, pending) and good
-                    pending = ""
-                elif not pending.strip():
-                    pending = ""
+                whole, pending = split(pending + line)
+                for sql in whole:
+                    good = self._guarded(self.execute, sql) and good
+                    if not good and not self._interactive:
+                        return False
             if not good and not self._interactive:
                 return False
-        if pending.strip():  # the last statement of a script needs no semicolon
+        if pending:  # the last statement of a script needs no semicolon
             good = self._guarded(self.execute, pending) and good
         return good or self._interactive
 
@@ -113,6 +112,17 @@ class Shell:
         for row in rows:
             table.add_row(*(Text(_plain(value)[:_MAX_CELL]) for value in row))
         self._console.print(table)
+
+
+def split(text: str) -> tuple[list[str], str]:
+    """The complete statements at the beginning of `text`, and what is left, "" if it is blank."""
+    whole, start = [], 0
+    for index, character in enumerate(text):
+        if character == ";" and sqlite3.complete_statement(text[start : index + 1]):
+            whole.append(text[start : index + 1])
+            start = index + 1
+    rest = text[start:]
+    return whole, rest if rest.strip() else ""
 
 
 def _ask() -> str | None:

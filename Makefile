@@ -66,7 +66,8 @@ sanitize: .venv/ready ## The C core's tests under address and undefined-behaviou
 
 fuzz: .venv/ready ## Fuzz the C decoders with libFuzzer, SECONDS each (default 60)
 	@sh .ci/packages build fuzz
-	$(PY) csrc/fuzz/build.py --run --seconds $(or $(SECONDS),60)
+	@$(PY) build_ffi.py --sources
+	$(MAKE) -C csrc/fuzz SECONDS=$(or $(SECONDS),60)
 
 soak: build ## Ten thousand crashes and long runs of readers; takes hours
 	HYPOTHESIS_PROFILE=nightly NL_SOAK=1 $(PY) -m pytest -n $(JOBS) --dist loadgroup -p no:cacheprovider $(TESTS)

@@ -44,8 +44,9 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 VENDOR = CSRC / "vendor"
 # Not setuptools' build_temp, which is a fresh directory in `pip install -e`: objects are shared by
-# every way of building. One folder per interpreter and platform, because headers differ.
-OBJECTS = ROOT / "build" / f"objects-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+# every way of building. One folder per interpreter and platform, because headers differ. Relative, as
+# all paths given to the compiler: setuptools runs in the project's root.
+OBJECTS = Path("build") / f"objects-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
 # ---------------------------------------------------------------- what is compiled
 
@@ -69,8 +70,6 @@ SOURCES = [
     "rows.c",
     "hrana.c",
 ]
-
-UNIT_PARTS = ["apply.c", "tail.c", "roll.c"]
 
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow"]
 
@@ -96,22 +95,7 @@ def module_name(variant: str) -> str:
 
 def sources() -> list[str]:
     """Paths, relative to the project, of the C files to compile."""
-    return [f"csrc/{name}" for name in SOURCES if (CSRC / name).exists()]
-
-
-def declarations() -> str:
-    """What cffi is told: nl_api.h verbatim, without sections whose C file does not exist.
-
-    A section starts with a line ``/* ----- title (file.c, ...) */``.
-    """
-    text = (CSRC / "nl_api.h").read_text()
-    parts = re.split(r"(?m)^(?=/\* -{10,} )", text)
-    kept = []
-    for part in parts:
-        named = re.findall(r"[a-z_]+\.c\b", part.split("\n", 1)[0])
-        if all((CSRC / name).exists() for name in named):
-            kept.append(part)
-    return "".join(kept)
+    return [f"csrc/{name}" for name in SOURCES]
 
 
 # The one way from C to Python: run signal handlers during a long call (database.c). Not in nl_api.h,
@@ -322,7 +306,7 @@ def _link_arguments(variant: str) -> list[str]:
 
 def _extension(variant: str) -> Extension:
     ffi = cffi.FFI()
-    ffi.cdef(declarations())
+    ffi.cdef((CSRC / "nl_api.h").read_text())
     ffi.cdef(CALLBACKS)
     limited = _limited_api()
     macros = [("Py_LIMITED_API", "0x030a0000")] if limited else [("_CFFI_NO_LIMITED_API", None)]
@@ -381,13 +365,11 @@ class build_ext(_build_ext):  # noqa: N801 - setuptools' own naming of commands
         command = [*self._compiler(), *flags, *include, "-c", source]
         command += ["-MD", "-MF", str(depends), "-o", str(target)]
         stamp = target.with_suffix(".json")
-        # A file that sqlite_unit.c would include if it were there is in no list of dependencies.
-        made_by = [*command, *sorted(name for name in UNIT_PARTS if (CSRC / name).exists())]
-        if self.force or not _fresh(target, depends, stamp, made_by):
+        if self.force or not _fresh(target, depends, stamp, command):
             print(f"compiling {source} for {ext.name}", flush=True)
             stamp.unlink(missing_ok=True)  # an interrupted compiler leaves nothing that counts
             subprocess.run(command, check=True)
-            stamp.write_text(json.dumps(made_by))
+            stamp.write_text(json.dumps(command))
         return str(target)
 
     def _compiler(self) -> list[str]:
@@ -400,10 +382,10 @@ class build_ext(_build_ext):  # noqa: N801 - setuptools' own naming of commands
         self.compiler.link_shared_object(objects, str(target), extra_postargs=ext.extra_link_args)
 
 
-def _fresh(target: Path, depends: Path, stamp: Path, made_by: list[str]) -> bool:
+def _fresh(target: Path, depends: Path, stamp: Path, command: list[str]) -> bool:
     if not (target.exists() and depends.exists() and stamp.exists()):
         return False
-    if json.loads(stamp.read_text()) != made_by:
+    if json.loads(stamp.read_text()) != command:
         return False
     inputs = depends.read_text().partition(":")[2].replace("\\\n", " ").split()
     made = target.stat().st_mtime_ns

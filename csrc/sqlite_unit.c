@@ -75,6 +75,4 @@ void nl_unix_forget(void)
     inodeList = 0;
 }
 
-#if __has_include("counters.c")
 #include "counters.c"
-#endif

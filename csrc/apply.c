@@ -195,6 +195,11 @@ static int apply_fail_sqlite(int rc, const char *what, nl_error *err) {
     return err != NULL ? err->code : NL_E_SQLITE;
 }
 
+/* What SQLite's own write would answer had it failed with this errno. */
+static int apply_injected(int fault) {
+    return fault == 0 ? SQLITE_OK : fault == ENOSPC ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+}
+
 /* ------------------------------------------------------------------ frames into the WAL */
 
 /* (4) Called with the write lock held, before the first frame of the transaction. */
@@ -253,11 +258,13 @@ static int apply_flush(nl_applier *a, const uint32_t *pgnos, uint32_t n) {
     Wal *pWal = apply_wal(a);
     uint32_t frame_size = a->page_size + NL_FRAME_HEADER_SIZE;
     uint32_t first = pWal->hdr.mxFrame + 1;
-    if (NL_FAULT("apply.write") != 0) return SQLITE_IOERR_WRITE;
-    int rc = sqlite3OsWrite(pWal->pWalFd, a->buffer, (int)(n * frame_size),
+    int rc = apply_injected(NL_FAULT("apply.write"));
+    if (rc != SQLITE_OK) return rc;
+    rc = sqlite3OsWrite(pWal->pWalFd, a->buffer, (int)(n * frame_size),
                             walFrameOffset(first, a->page_size));
     if (rc != SQLITE_OK) return rc;
-    if (NL_FAULT("apply.written") != 0) return SQLITE_IOERR_WRITE;
+    rc = apply_injected(NL_FAULT("apply.written"));
+    if (rc != SQLITE_OK) return rc;
     SEH_TRY {
         for (uint32_t i = 0; i < n && rc == SQLITE_OK; i++) {
             rc = walIndexAppend(pWal, first + i, pgnos[i]);
@@ -267,7 +274,7 @@ static int apply_flush(nl_applier *a, const uint32_t *pgnos, uint32_t n) {
     if (rc != SQLITE_OK) return rc;
     pWal->hdr.mxFrame = first + n - 1; /* private copy: nobody sees it before the commit */
     a->frames += n;
-    return NL_FAULT("apply.indexed") != 0 ? SQLITE_IOERR_WRITE : SQLITE_OK;
+    return apply_injected(NL_FAULT("apply.indexed"));
 }
 
 /* Pages `from`.. of a chunk in bulk. */
@@ -400,8 +407,8 @@ int nl_applier_begin(
         return nl_fail(err, NL_E_FORMAT, "this page set cannot be applied to a replica");
     }
     apply_enter(a);
-    int rc = NL_FAULT("apply.begin") != 0 ? SQLITE_IOERR
-                                          : apply_begin_write(a, apply_now_ms() + wait_ms);
+    int rc = apply_injected(NL_FAULT("apply.begin"));
+    if (rc == SQLITE_OK) rc = apply_begin_write(a, apply_now_ms() + wait_ms);
     if (rc != SQLITE_OK) {
         rc = apply_fail_sqlite(rc, "the write lock of the replica was not to be had", err);
     } else {
@@ -491,9 +498,10 @@ static int apply_finish_locked(nl_applier *a, nl_state *out, nl_error *err) {
     }
     rc = apply_page_one(a, err);
     if (rc != NL_OK) return rc;
-    rc = NL_FAULT("apply.commit") != 0
-             ? SQLITE_IOERR_WRITE
-             : apply_stock_frame(a, 1, a->page, a->set.pages, apply_now_ms() + 5000);
+    rc = apply_injected(NL_FAULT("apply.commit"));
+    if (rc == SQLITE_OK) {
+        rc = apply_stock_frame(a, 1, a->page, a->set.pages, apply_now_ms() + 5000);
+    }
     if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "the commit could not be written", err);
     (void)NL_FAULT("apply.committed"); /* published: only a kill makes sense from here on */
     out->wal_frames = apply_wal(a)->hdr.mxFrame;
@@ -556,9 +564,10 @@ int nl_applier_checkpoint(
 ) {
     int log = 0, done = 0;
     if (apply_idle(a, err) != NL_OK) return NL_E_MISUSE;
-    if (NL_FAULT("apply.checkpoint") != 0) return nl_fail(err, NL_E_IO, "injected");
+    int rc = apply_injected(NL_FAULT("apply.checkpoint"));
+    if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "the checkpoint failed", err);
     sqlite3_busy_timeout(a->db, wait_ms);
-    int rc = sqlite3_wal_checkpoint_v2(a->db, "main", mode, &log, &done);
+    rc = sqlite3_wal_checkpoint_v2(a->db, "main", mode, &log, &done);
     sqlite3_busy_timeout(a->db, 5000);
     *wal_frames = log > 0 ? (uint32_t)log : 0;
     *moved = done > 0 ? (uint32_t)done : 0;

@@ -2,7 +2,7 @@
 
 Stock readers loop in processes of their own (reopening, holding snapshots, mapping the file into
 memory, checkpointing, trying to write) while page sets are applied and checkpointed at full speed.
-Seconds in the default run; NEARLITE_SOAK=SECONDS makes it as long as wanted (``make soak``).
+Seconds in the default run; minutes with NL_SOAK (``make soak``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nearlite._native.applier import Applier, Bootstrap
 from nearlite._native.frames import Chunk, ChunkHeader, SetHeader
 from nearlite.position import Position
 
-SECONDS = float(os.environ.get("NEARLITE_SOAK", "1.5"))
+SECONDS = 300.0 if os.environ.get("NL_SOAK") else 1.5
 KINDS = ["steady", "reopening", "mapping", "checkpointing", "holding"]
 
 READER = """

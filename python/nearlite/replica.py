@@ -183,7 +183,12 @@ class Replica:
             if os.path.exists(self.path):
                 return  # another process was faster
             _log.info("%s: creating the replica from %s", self.path, self.transport.url)
-            result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            try:
+                result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            except SyncError:
+                raise
+            except (OSError, NativeError, MemoryError) as error:
+                raise _create_failed(self.path, error) from error
             _log.info(
                 "%s: created at %s: %d pages, %d bytes received, %.3f s",
                 self.path,
@@ -574,6 +579,14 @@ def _not_a_replica(path: str, error: Exception) -> NotAReplicaError:
         state="the file was not touched",
         action="choose another path, or move the file away to let a replica be created there",
     )
+
+
+def _create_failed(path: str, error: Exception) -> SyncError:
+    """What it means that a first download could not be made a file. Nothing of it is left."""
+    state = "no local file was created"
+    if isinstance(error, (FormatError, HashError)):
+        return AnswerError(f"the snapshot was refused: {error}", state=state, action="try again")
+    return SyncError(f"{path} could not be created: {error}", state=state, action="see the cause")
 
 
 def _apply_failed(path: str, error: Error | MemoryError) -> SyncError:

@@ -13,7 +13,7 @@ import signal
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -100,7 +100,7 @@ def serve(
     auth_token: str | None,
     auth_token_file: Path | None,
     no_auth: bool,
-    durability: str,
+    durability: Literal["full", "normal"],
     roll_bytes: int,
 ) -> None:
     """Serve DATABASE over HTTP; it is created when missing."""

@@ -309,6 +309,14 @@ def test_shell_does_not_create_a_database_by_accident(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bench_measures_everything_and_cleans_up(tmp_path):
+    answer = run("bench", "--rows", "2000", env={"TMPDIR": str(tmp_path)})
+    assert answer.returncode == EXIT_OK, answer.stderr
+    for what in ("bootstrap", "point select", "scan", "sync with nothing new", "COMMIT", "GB/s"):
+        assert what in answer.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "whole", "rest"),
     [

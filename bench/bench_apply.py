@@ -172,11 +172,14 @@ def apply(folder: Path) -> Open:
 
 @contextmanager
 def pwrite(folder: Path) -> Open:
-    """Frames per second when the same number of bytes is only written, set by set."""
+    """Frames per second when the same number of bytes is only written, set by set.
+
+    From as many buffers as there are sets: a page set that has just arrived is in no processor's
+    cache as a whole, and one buffer written again and again would be.
+    """
     folder.mkdir()
-    # As many different bytes as the page sets have: one buffer again and again would stay in the
-    # CPU's cache, and nothing that arrives does.
-    buffers = [random.Random(n).randbytes(SET_PAGES * FRAME_SIZE) for n in range(SETS)]
+    source = random.Random(21)
+    buffers = [source.randbytes(SET_PAGES * FRAME_SIZE) for _ in range(SETS)]
     descriptor = os.open(folder / "raw", os.O_RDWR | os.O_CREAT)
     try:
 

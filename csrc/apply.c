@@ -20,8 +20,8 @@
 **       a frame of the same page is appended (afterwards the WAL would answer with our own frame).
 **   (4) a WAL restart happens only while WAL_CKPT_LOCK is held: the reset race of SQLite before
 **       3.51.3 sits in the checkpointer, and the checkpointer may be any old reader's.
-**   (5) the first frame of a transaction and the commit frame go through sqlite3WalFrames itself:
-**       it restarts the log, writes and syncs the WAL header, pads, syncs and publishes. Only the
+**   (5) the first frame of a log and every commit frame go through sqlite3WalFrames itself: it
+**       restarts the log, writes and syncs the WAL header, pads, syncs and publishes. Only the
 **       frames between travel in bulk, with hdr.mxFrame advanced per write, so that walIndexAppend
 **       never mistakes our own entries for a dead writer's.
 **   (6) the state hash is compared before the commit frame is written; page 1 is that frame.
@@ -253,6 +253,13 @@ static int apply_stock_frame(
     return rc;
 }
 
+/* Whether the next frame may be the first of a log: only then is there a restart to decide on and a
+** WAL header to write, and the frame has to go through SQLite's own path. (5) */
+static int apply_starts_log(const nl_applier *a) {
+    const Wal *wal = apply_wal(a);
+    return wal->readLock == 0 || wal->hdr.mxFrame == 0 || wal->szPage != a->page_size;
+}
+
 /* Write `n` encoded frames that stand in the buffer and enter them into the wal-index. */
 static int apply_flush(nl_applier *a, const uint32_t *pgnos, uint32_t n) {
     Wal *pWal = apply_wal(a);
@@ -459,7 +466,7 @@ int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err) {
     int rc = apply_account(a, c);
     a->last = c->pgnos[c->count - 1];
     a->count += c->count;
-    if (rc == SQLITE_OK && first < c->count && a->frames == 0) {
+    if (rc == SQLITE_OK && first < c->count && a->frames == 0 && apply_starts_log(a)) {
         rc = apply_stock_frame(a, c->pgnos[first], c->pages + (size_t)first * a->page_size, 0,
                                apply_now_ms() + 5000);
         first++;

@@ -14,6 +14,7 @@ from nearlite.errors import (
     HistoryGoneError,
     LineageError,
     PrimaryRestoredError,
+    StateMismatchError,
     SyncError,
     UnauthorizedError,
 )
@@ -116,7 +117,7 @@ def test_a_snapshot_that_never_fits_ends_in_an_error() -> None:
         (401, "UNAUTHORIZED", UnauthorizedError),
         (409, "LINEAGE_MISMATCH", LineageError),
         (409, "POSITION_AHEAD", PrimaryRestoredError),
-        (409, "STATE_MISMATCH", HistoryGoneError),
+        (409, "STATE_MISMATCH", StateMismatchError),
         (410, "HISTORY_GONE", HistoryGoneError),
         (500, "", SyncError),
         (404, "NOT_FOUND", SyncError),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import sqlite3 as _sqlite3
 import time
@@ -30,6 +31,7 @@ from nearlite.errors import (
     ConflictError,
     DatabaseError,
     DataError,
+    DiskFullError,
     Error,
     HistoryGoneError,
     IntegrityError,
@@ -43,6 +45,7 @@ from nearlite.errors import (
     PrimaryRestoredError,
     ProgrammingError,
     StaleReadError,
+    StateMismatchError,
     SyncError,
     UnauthorizedError,
     Warning,  # noqa: A004 - the name PEP 249 asks for
@@ -51,6 +54,9 @@ from nearlite.position import Position
 
 if TYPE_CHECKING:
     from nearlite.server import App
+
+# Quiet until the program configures logging.
+logging.getLogger("nearlite").addHandler(logging.NullHandler())
 
 __version__: Final = "0.1.0"
 
@@ -166,6 +172,7 @@ __all__ = [
     "DatabaseError",
     "Date",
     "DateFromTicks",
+    "DiskFullError",
     "Error",
     "HistoryGoneError",
     "IntegrityError",
@@ -182,6 +189,7 @@ __all__ = [
     "ProgrammingError",
     "Row",
     "StaleReadError",
+    "StateMismatchError",
     "SyncError",
     "Time",
     "TimeFromTicks",

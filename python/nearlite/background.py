@@ -17,7 +17,7 @@ from typing import Protocol
 
 from nearlite._native.applier import sync_database
 from nearlite.bootstrap import Folder
-from nearlite.errors import Error
+from nearlite.errors import Error, SyncError
 
 _log = logging.getLogger("nearlite")
 
@@ -30,6 +30,7 @@ class Work(Protocol):
 
     path: str
     folder: Folder
+    last_error: Error | None
 
     def sync(self) -> object:
         """One pull."""
@@ -78,6 +79,7 @@ class Background:
         self._flush = False
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._said: dict[str, str] = {}  # what the log was told last, by kind of work
 
     def every(self, seconds: float) -> None:
         """Sync at once and then every `seconds`; the shortest interval asked for counts."""
@@ -135,15 +137,26 @@ class Background:
                 self._guarded("sync to disk", self._to_disk)
 
     def _guarded(self, what: str, work: Callable[[], object]) -> None:
-        """Errors are logged (a failed sync is also kept on the replica); the thread goes on."""
+        """Failures are kept and logged once until something else happens; the thread goes on.
+
+        Whatever they are: a token callable or a progress callback may raise anything.
+        """
         try:
             work()
-        except (Error, OSError) as error:
-            _log.warning("%s: background %s failed: %s", self._replica.path, what, error)
+        except Exception as error:  # noqa: BLE001
+            text = f"background {what} failed: {error}"
+            if what == "sync":
+                self._replica.last_error = error if isinstance(error, Error) else SyncError(text)
+        else:
+            text = ""
+        if text != self._said.get(what, ""):
+            self._said[what] = text
+            _log.warning("%s: %s", self._replica.path, text or f"background {what} works again")
 
     def _sync(self) -> None:
         if self._election.won():
             self._replica.sync()
+            self._replica.folder.touch_equal()
 
     def _to_disk(self) -> None:
         sync_database(self._replica.path)

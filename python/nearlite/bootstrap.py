@@ -8,6 +8,7 @@ The folder ``<db>-nearlite/`` beside a replica holds nothing that the replica ne
 ``bootstrap.part``    the file while it is being downloaded
 ``unsynced``          the boot id under which the file was placed before its pages were on the disk
 ``closed.json``       the file's identity when this machine closed it last (rule C1)
+``equal``             its time: when a background sync last found the replica equal to its primary
 ===================== ==========================================================================
 
 Placing before syncing is safe because of ``unsynced``: it is on the disk before the file gets its
@@ -41,6 +42,14 @@ def boot_id() -> str:
         return secrets.token_hex(16)  # never equal to an earlier one: always check the pages
 
 
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Folder:
     """``<db>-nearlite/`` beside a replica."""
 
@@ -51,6 +60,19 @@ class Folder:
         self.sync_lock = self.path / "sync.lock"
         self._unsynced = self.path / "unsynced"
         self._closed = self.path / "closed.json"
+        self._equal = self.path / "equal"
+
+    def touch_equal(self) -> None:
+        """The replica equals its primary now; for processes that do not sync themselves."""
+        with contextlib.suppress(OSError):
+            self._equal.touch()
+
+    def seconds_since_equal(self) -> float | None:
+        """How long ago `touch_equal` was called, in any process."""
+        try:
+            return max(0.0, time.time() - self._equal.stat().st_mtime)
+        except OSError:
+            return None
 
     def make(self) -> None:
         """Create the folder when it is missing."""
@@ -59,27 +81,27 @@ class Folder:
     # ------------------------------------------------------------------ creating the file
 
     @contextlib.contextmanager
-    def creating(self, deadline: float) -> Iterator[None]:
+    def creating(self, seconds: float) -> Iterator[None]:
         """Be the only process that creates this replica.
 
         Args:
-          deadline: time.monotonic() value; another process may be downloading.
+          seconds: how long another process that is downloading may stand still.
         """
         self.make()
         fd = os.open(self.path / "bootstrap.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise OfflineError(
-                            "another process is still creating this replica",
-                            state="no local file was created by this process",
-                            action="try again",
-                        ) from None
-                    time.sleep(_LOCK_NAP)
+            seen, until = -1, time.monotonic() + seconds
+            while not _locked(fd):
+                size = self.part.stat().st_size if self.part.exists() else 0
+                if size != seen:
+                    seen, until = size, time.monotonic() + seconds
+                elif time.monotonic() >= until:
+                    raise OfflineError(
+                        "another process is creating this replica and does not get on",
+                        state="no local file was created by this process",
+                        action="try again",
+                    )
+                time.sleep(_LOCK_NAP)
             with contextlib.suppress(FileNotFoundError):
                 self.part.unlink()
             yield

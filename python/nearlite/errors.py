@@ -120,6 +120,10 @@ class AnswerError(SyncError):
     """An answer was truncated, malformed, or did not hash to what it announced."""
 
 
+class DiskFullError(SyncError):
+    """The local disk is full; the replica is as it was."""
+
+
 class NotAReplicaError(SyncError):
     """The local file is not a nearlite replica; it is never overwritten."""
 

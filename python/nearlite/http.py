@@ -63,14 +63,26 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+# Bytes that count as progress: a server that dribbles does not keep a caller waiting for ever.
+_PROGRESS: Final = 64 * 1024
+
+
 class Deadline:
-    """A point in time on the monotonic clock."""
+    """A point in time on the monotonic clock.
 
-    __slots__ = ("at", "seconds")
+    Args:
+      seconds: until then.
+      renewed: each 64 KiB of answer received move it to `seconds` from then: the deadline of a long
+        download is that it must not stand still.
+    """
 
-    def __init__(self, seconds: float) -> None:
+    __slots__ = ("_fresh", "at", "renewed", "seconds")
+
+    def __init__(self, seconds: float, *, renewed: bool = False) -> None:
         self.seconds = seconds
+        self.renewed = renewed
         self.at = time.monotonic() + seconds
+        self._fresh = 0
 
     def left(self) -> float:
         """Seconds until it; raises TimeoutError when it has passed."""
@@ -78,6 +90,13 @@ class Deadline:
         if left <= 0:
             raise TimeoutError(f"no complete answer within {self.seconds:g} seconds")
         return left
+
+    def received(self, count: int) -> None:
+        """That many bytes have come."""
+        self._fresh += count
+        if self.renewed and self._fresh >= _PROGRESS:
+            self._fresh = 0
+            self.at = time.monotonic() + self.seconds
 
 
 class _Line(io.RawIOBase):
@@ -92,7 +111,9 @@ class _Line(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         self._sock.settimeout(self.deadline.left())
-        return self._sock.recv_into(buffer)
+        count = self._sock.recv_into(buffer)
+        self.deadline.received(count)
+        return count
 
 
 class _Channel:

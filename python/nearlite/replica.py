@@ -11,6 +11,7 @@ a page set larger than memory is applied as it arrives. Nothing here is held whi
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -19,13 +20,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import FormatError, HashError, NativeError
+from nearlite._native._lib import DiskFullError as NativeDiskFullError
+from nearlite._native._lib import FormatError, HashError
 from nearlite._native.applier import Applier, Bootstrap, State
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.bootstrap import Folder
 from nearlite.errors import (
     AnswerError,
+    DiskFullError,
     Error,
     NotAReplicaError,
     OperationalError,
@@ -43,8 +46,8 @@ _ONE_CALL_PAGES = 1024
 # Rule B5: above this the applier waits, a little, for the readers of the old WAL to end.
 _RESTART_BYTES = 32 << 20
 _RESTART_WAIT = 0.2  # seconds; new readers are not disturbed, only this replica's lag grows
+_SQLITE_FULL = 13
 _SMALL_SET = 1 << 20  # bytes of a body that is read in one piece
-_CREATE_TIMEOUT = 3600.0  # seconds for a first download that names no deadline of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class Replica:
         created = not os.path.exists(self.path)
         try:
             if created:
-                self._create(deadline or Deadline(max(self.timeout, _CREATE_TIMEOUT)))
+                self._create(deadline)
             self._verified = created or self.folder.is_as_we_left_it()
             self._applier = self._open_applier()
             if self.folder.may_be_torn() and not self._survived(self._applier):
@@ -176,19 +179,15 @@ class Replica:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path + suffix)
-        self._create(Deadline(max(self.timeout, _CREATE_TIMEOUT)))
+        self._create(None)
 
-    def _create(self, deadline: Deadline) -> None:
-        with self.folder.creating(deadline.at):
+    def _create(self, deadline: Deadline | None) -> None:
+        with self.folder.creating(self.timeout):
             if os.path.exists(self.path):
                 return  # another process was faster
             _log.info("%s: creating the replica from %s", self.path, self.transport.url)
-            try:
-                result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
-            except SyncError:
-                raise
-            except (OSError, NativeError, MemoryError) as error:
-                raise _create_failed(self.path, error) from error
+            deadline = deadline or Deadline(self.timeout, renewed=True)
+            result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
             _log.info(
                 "%s: created at %s: %d pages, %d bytes received, %.3f s",
                 self.path,
@@ -212,16 +211,15 @@ class Replica:
 
     @property
     def lag(self) -> float | None:
-        """Seconds since the replica was last known to equal its primary; 0 while it is known to.
+        """Seconds since the replica was last known to equal its primary: what reads return is not older.
 
-        None before the first answer. After a failed sync it grows from the last good one: an upper
-        bound of the age of what reads return.
+        None before anything is known. Processes that do not sync themselves learn it from the one
+        that does.
         """
-        if self.equal_at is None:
-            return None
-        if self.last_error is None:
-            return 0.0
-        return time.monotonic() - self.equal_at
+        known = [self.folder.seconds_since_equal()]
+        if self.equal_at is not None:
+            known.append(time.monotonic() - self.equal_at)
+        return min((seconds for seconds in known if seconds is not None), default=None)
 
     # ------------------------------------------------------------------ sync
 
@@ -229,13 +227,15 @@ class Replica:
         """Bring the replica to the position that the primary has when asked.
 
         Args:
-          timeout: seconds for the whole call; None means the connection's network_timeout.
+          timeout: seconds for the whole call. None: as long as it takes, but the primary may not
+            stand still for longer than the connection's network_timeout.
           wait: seconds the primary may wait for something new before it says that nothing is.
 
         Raises:
           SyncError: one of its subclasses; the replica is as it was.
         """
-        deadline = Deadline((self.timeout if timeout is None else timeout) + wait)
+        seconds = self.timeout if timeout is None else timeout
+        deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
             if not self._verified:
                 self._verify()
@@ -290,6 +290,17 @@ class Replica:
                     assert reader is not None
                     action = self._perform(pull, action, reader, seed, deadline)
             seed.place()
+        except SyncError:
+            raise
+        except (Error, MemoryError) as error:
+            what = f"{self.path} could not be created"
+            raise _failure(what, error, "no local file was created") from error
+        except OSError as error:  # of the file system: the transport has its own exception
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (DiskFullError if full else SyncError)(
+                f"{self.path} could not be created: {error.strerror}",
+                state="no local file was created",
+            ) from error
         except ValueError as error:  # a body beyond its bound
             raise AnswerError(f"the primary's answer was refused: {error}") from error
         finally:
@@ -358,7 +369,9 @@ class Replica:
           OfflineError: no answer; its `state` says whether the write may have been carried out.
           SyncError: the request was carried out, but its result could not be applied here.
         """
-        deadline = deadline or Deadline(self.timeout)
+        if visible and not self._verified:
+            self._verify()
+        deadline = deadline or Deadline(self.timeout, renewed=True)
         headers = {"Content-Type": "application/json"}
         path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
@@ -401,6 +414,7 @@ class Replica:
             error.state = f"the request was carried out on the primary; {error.state}"
             raise
         self.primary_position = header.target
+        self.equal_at = time.monotonic()
         return bytes(answer)
 
     # ------------------------------------------------------------------ upkeep and end
@@ -581,29 +595,22 @@ def _not_a_replica(path: str, error: Exception) -> NotAReplicaError:
     )
 
 
-def _create_failed(path: str, error: Exception) -> SyncError:
-    """What it means that a first download could not be made a file. Nothing of it is left."""
-    state = "no local file was created"
-    if isinstance(error, (FormatError, HashError)):
-        return AnswerError(f"the snapshot was refused: {error}", state=state, action="try again")
-    return SyncError(f"{path} could not be created: {error}", state=state, action="see the cause")
-
-
 def _apply_failed(path: str, error: Error | MemoryError) -> SyncError:
     """What an applier's failure means. Everything was rolled back in each case."""
-    state = "the replica is as it was before"
-    if isinstance(error, HashError):
-        return AnswerError(
-            f"the page set does not lead {path} to the state that the primary announced: {error}",
-            state=state,
-            action="call sync() again; if it fails again, run `nearlite verify`",
-        )
-    if isinstance(error, FormatError):
-        return AnswerError(f"the page set was refused: {error}", state=state)
-    action = "" if isinstance(error, NativeError) else "see the cause"
-    failure = SyncError(
-        f"the page set could not be applied to {path}: {error}", state=state, action=action
+    return _failure(
+        f"the page set could not be applied to {path}", error, "the replica is as it was"
     )
+
+
+def _failure(what: str, error: Error | MemoryError, state: str) -> SyncError:
+    """The exception of our tree for a failure below it."""
+    kind, action = SyncError, ""
+    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL
+    if isinstance(error, (HashError, FormatError)):
+        kind, action = AnswerError, "try again; if it fails again, run `nearlite verify`"
+    elif full or isinstance(error, NativeDiskFullError):
+        kind, action = DiskFullError, "make room on the disk and try again"
+    failure = kind(f"{what}: {error}", state=state, action=action)
     for name in ("sqlite_errorcode", "sqlite_errorname"):
         if hasattr(error, name):
             setattr(failure, name, getattr(error, name))

@@ -27,6 +27,7 @@ from nearlite.errors import (
     HistoryGoneError,
     LineageError,
     PrimaryRestoredError,
+    StateMismatchError,
     SyncError,
     UnauthorizedError,
 )
@@ -230,7 +231,8 @@ def _refusal(status: int, code: str, message: str, state: str) -> SyncError:
             data_at_risk=True,
         )
     if code in ("HISTORY_GONE", "STATE_MISMATCH"):
-        return HistoryGoneError(
+        kind = HistoryGoneError if code == "HISTORY_GONE" else StateMismatchError
+        return kind(
             text,
             state=state,
             action="move the local file away and connect again",

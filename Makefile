@@ -70,7 +70,7 @@ fuzz: .venv/ready ## Fuzz the C decoders with libFuzzer, SECONDS each (default 6
 	$(MAKE) -C csrc/fuzz SECONDS=$(or $(SECONDS),60)
 
 soak: build ## Ten thousand crashes and long runs of readers; takes hours
-	HYPOTHESIS_PROFILE=nightly NEARLITE_SOAK=600 NEARLITE_KILLS=5000 $(PY) -m pytest -n $(JOBS) --dist loadgroup -p no:cacheprovider $(TESTS)
+	HYPOTHESIS_PROFILE=nightly NL_SOAK=1 $(PY) -m pytest -n $(JOBS) --dist loadgroup -p no:cacheprovider $(TESTS)
 
 bench: build ## Measure against peers in one run; BENCH="-k name" for some
 	@sh .ci/packages build bench

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import logging
@@ -571,19 +572,52 @@ def test_a_statement_that_is_too_long_is_refused(client: Client) -> None:
     assert result["code"] == "SQL_TOO_LONG"
 
 
+def test_a_client_that_does_not_take_its_answer_is_cut_off(tmp_path: Path) -> None:
+    app = limited(tmp_path / "data.db", wanted=60.0)
+    app._deadlines.seconds = 0.2
+    with serving(app) as port:
+        client = Client(port)
+        client.run("CREATE TABLE t(a)")
+        raw = socket.create_connection(("127.0.0.1", port))
+        endless = (
+            "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) "
+            "SELECT hex(zeroblob(10000)) FROM c"
+        )
+        steps = batch("BEGIN IMMEDIATE", "INSERT INTO t VALUES (1)", endless)["batch"]
+        body = json.dumps({"batch": steps}).encode()
+        raw.sendall(
+            b"POST /v3/cursor HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
+        seen = b""
+        while b'"row"' not in seen:
+            seen += raw.recv(1000)
+        # Its transaction goes with it: this write would else wait for a minute.
+        assert client.run("INSERT INTO t VALUES (2)")[0]["affected_row_count"] == 1
+        assert client.rows("SELECT a FROM t") == [[2]]
+        raw.close()
+
+
+def test_a_body_that_does_not_come_is_answered(tmp_path: Path) -> None:
+    app = app_of(tmp_path / "data.db", durability="normal")
+    app._deadlines.seconds = 0.2
+    with serving(app) as port:
+        raw = socket.create_connection(("127.0.0.1", port))
+        raw.sendall(b"POST /v3/pipeline HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
+        assert raw.recv(100).startswith(b"HTTP/1.1 408")
+        raw.close()
+
+
 def test_a_head_that_never_ends_is_cut_off(shared: int) -> None:
     raw = socket.create_connection(("127.0.0.1", shared))
-    with pytest.raises(OSError):
-        while True:
-            raw.sendall(
-                b"GET /health HTTP/1.1\r\n" + b"x: " + b"y" * 60_000 + b"\r\n" * 1 if False else b""
-            )
-            raw.sendall(
-                b"GET / HTTP/1.1\r\n"
-                + b"".join(b"h%d: %b\r\n" % (i, b"v" * 1000) for i in range(100))
-            )
-            if raw.recv(1) == b"":
-                raise ConnectionResetError
+    raw.settimeout(10)
+    try:
+        raw.sendall(b"GET /health HTTP/1.1\r\n")
+        for number in range(1000):
+            raw.sendall(b"h%d: %b\r\n" % (number, b"v" * 1000))
+        assert raw.recv(1) == b""
+    except (ConnectionResetError, BrokenPipeError):
+        pass
     raw.close()
 
 
@@ -843,7 +877,6 @@ def test_the_application_can_be_mounted(tmp_path: Path) -> None:
 
 
 def serving_mounted(app: Any) -> Any:
-    import contextlib
     import threading
 
     @contextlib.contextmanager

@@ -26,6 +26,7 @@ DEADLINE: Final = 30.0
 """Seconds for one piece of a body, in either direction."""
 PIECE: Final = 256 << 10
 """Bytes handed to the server at a time."""
+_SMALL: Final = 32 << 10
 JSON: Final = b"application/json"
 
 CORS: Final = (b"access-control-allow-origin", b"*")
@@ -50,18 +51,23 @@ class ClientGoneError(Exception):
 
 
 class Deadlines:
-    """Deadlines for awaiting a client, without a timer for each: one look a second at all of them."""
+    """Deadlines for awaiting a client, without a timer for each: one look a second at all of them.
 
-    def __init__(self) -> None:
+    Attributes:
+      seconds: for one piece of a body, in either direction.
+    """
+
+    def __init__(self, seconds: float = DEADLINE) -> None:
+        self.seconds = seconds
         self._due: dict[asyncio.Task[Any], float] = {}
         self._missed: set[asyncio.Task[Any]] = set()
         self._handle: asyncio.TimerHandle | None = None
 
-    async def wait(self, awaitable: Awaitable[_T], seconds: float = DEADLINE) -> _T:
-        """Await; TimeoutError after `seconds` (to the next whole look)."""
+    async def wait(self, awaitable: Awaitable[_T]) -> _T:
+        """Await; TimeoutError after `seconds` (to the next look)."""
         task = asyncio.current_task()
         assert task is not None
-        self._due[task] = time.monotonic() + seconds
+        self._due[task] = time.monotonic() + self.seconds
         if self._handle is None:
             self._handle = asyncio.get_running_loop().call_later(1.0, self._look)
         try:
@@ -164,8 +170,9 @@ class Answering:
             *headers,
         ]
         await send({"type": "http.response.start", "status": status, "headers": fields})
-        if head or len(body) <= PIECE:
-            await self._piece(send, b"" if head else body, more=False)
+        if head or len(body) <= _SMALL:
+            # Fits into the transport's buffer: there is nothing to wait for.
+            await send({"type": "http.response.body", "body": b"" if head else body})
             return
         view = memoryview(body)
         for at in range(0, len(body), PIECE):

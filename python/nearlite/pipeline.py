@@ -139,10 +139,10 @@ class Executor:
                     results.append(reader.read(plan))
                     continue
                 kind = self._router.route(plan, after_write=False)
-                if isinstance(kind, StatementError):
-                    results.append(hrana.error_result(kind))
-                elif kind is Kind.READ:
+                if kind is Kind.READ:
                     results.append(reader.read(plan, limit=INLINE_BYTES))
+                elif isinstance(kind, StatementError):
+                    results.append(hrana.error_result(kind))
                 else:
                     return False
         except OverrunError:

@@ -46,6 +46,7 @@ from nearlite.streams import Limits, Stream
 log = logging.getLogger("nearlite.server")
 
 _CURSOR_TYPE: Final = b"text/plain"
+_LARGE_BODY: Final = 256 << 10  # bytes; decoding more would hold up the event loop
 _SLASHES: Final = re.compile(r"/{2,}")
 
 
@@ -247,7 +248,11 @@ class App:
     async def _run(self, version: int, body: bytes, receive: Receive) -> tuple[bytes, bool]:
         """Execute a pipeline; its answer, and whether its stream is outside a transaction."""
         executor = self._ready()
-        request = hrana.decode_pipeline(body)
+        if len(body) <= _LARGE_BODY:
+            request = hrana.decode_pipeline(body)
+        else:
+            loop = asyncio.get_running_loop()
+            request = await loop.run_in_executor(None, hrana.decode_pipeline, body)
         streams = executor.streams
         stream = streams.open() if request.baton is None else streams.take(request.baton)
         kept = False
@@ -271,7 +276,8 @@ class App:
             baton = streams.give(stream) if kept else None
             return hrana.pipeline_answer(baton, results), outside
         finally:
-            await self._leave(executor, stream, kept=kept)
+            if kept or stream.sequence or stream.session is not None:
+                await self._leave(executor, stream, kept=kept)
 
     @staticmethod
     async def _leave(executor: Executor, stream: Stream, *, kept: bool) -> None:

@@ -379,6 +379,8 @@ class build_ext(_build_ext):  # noqa: N801 - setuptools' own naming of commands
     def _link(self, ext: Extension, objects: list[str]) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
+        # distutils would keep a library that is newer than its objects though the flags changed.
+        target.unlink(missing_ok=True)
         self.compiler.link_shared_object(objects, str(target), extra_postargs=ext.extra_link_args)
 
 

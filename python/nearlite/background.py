@@ -107,6 +107,10 @@ class Background:
             self._thread.start()
         self._wake.notify()
 
+    def is_current(self) -> bool:
+        """Whether this is called on the background thread."""
+        return self._thread is threading.current_thread()
+
     def stop(self, timeout: float = 5.0) -> bool:
         """End the thread; False when it is still at work (a sync ends by its own deadline)."""
         with self._wake:

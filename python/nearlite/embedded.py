@@ -20,7 +20,8 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from sqlite3 import complete_statement
 from typing import Any, Final, Literal
 
@@ -77,43 +78,79 @@ class _Route:
 
 # ---------------------------------------------------------------- replicas of this process
 
-_shared: dict[tuple[object, ...], tuple[Replica, int]] = {}
-_shared_lock = threading.Lock()
+class _Shared:
+    """One replica of this process and how many connections use it.
+
+    Whoever wants this replica waits on `opening`, nobody else: a first download can take long.
+    """
+
+    __slots__ = ("opening", "replica", "users")
+
+    def __init__(self) -> None:
+        self.opening = threading.Lock()
+        self.replica: Replica | None = None
+        self.users = 0
+
+
+_shared: dict[tuple[object, ...], _Shared] = {}
+_shared_lock = threading.Lock()  # of the dictionary and the counts; never held while anything waits
+_gone: deque[tuple[object, ...]] = deque()  # keys of connections that have ended
 
 
 def _forked() -> None:
     global _shared_lock  # noqa: PLW0603
     _shared_lock = threading.Lock()
     _shared.clear()  # the parent's threads and sockets do not live here
+    _gone.clear()
 
 
 os.register_at_fork(after_in_child=_forked)
 
 
-def _acquire(key: tuple[object, ...], make: Any) -> Replica:
+def _acquire(key: tuple[object, ...], make: Callable[[], Replica]) -> Replica:
     with _shared_lock:
-        found = _shared.get(key)
-        if found is None:
-            replica: Replica = make()
-            replica.open()
-            found = (replica, 0)
-        _shared[key] = (found[0], found[1] + 1)
-        return found[0]
+        shared = _shared.setdefault(key, _Shared())
+        shared.users += 1
+    _settle()
+    try:
+        with shared.opening:
+            if shared.replica is None:
+                replica = make()
+                replica.open()
+                shared.replica = replica
+            return shared.replica
+    except BaseException:
+        _release(key, os.getpid())
+        raise
 
 
 def _release(key: tuple[object, ...], pid: int) -> None:
-    if pid != os.getpid():
-        return
-    with _shared_lock:
-        found = _shared.get(key)
-        if found is None:
-            return
-        replica, users = found
-        if users > 1:
-            _shared[key] = (replica, users - 1)
-            return
-        del _shared[key]
-        replica.close()
+    """A connection has ended. May run inside a garbage collection, hence on any thread, anywhere."""
+    if pid == os.getpid():
+        _gone.append(key)
+        _settle()
+
+
+def _settle() -> None:
+    """Close the replicas nobody uses any more.
+
+    Without waiting for the lock: whoever holds it (perhaps this very thread, below a garbage
+    collection) settles after letting it go.
+    """
+    while _gone and _shared_lock.acquire(blocking=False):
+        unused: Replica | None = None
+        try:
+            key = _gone.popleft() if _gone else None
+            shared = _shared.get(key) if key is not None else None
+            if key is not None and shared is not None:
+                shared.users -= 1
+                if shared.users <= 0:
+                    del _shared[key]
+                    unused = shared.replica
+        finally:
+            _shared_lock.release()
+        if unused is not None:
+            unused.close()
 
 
 # ---------------------------------------------------------------- the connection

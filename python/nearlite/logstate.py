@@ -176,7 +176,8 @@ def retained(
     limit = retain_bytes
     if limit is None:
         limit = max(RETAIN_DATABASES * database_bytes, RETAIN_BYTES)
-    total, kept, frames_fit = 0, [], True
+    total, frames_fit = 0, True
+    kept: list[Archived] = []
     for old in reversed(archived):
         index = index_bytes.get(old.generation, 0)
         frames_fit = frames_fit and total + old.bytes + index <= limit

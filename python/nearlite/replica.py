@@ -442,6 +442,10 @@ class Replica:
 
     def close(self) -> None:
         """Close the applier (checkpointing when it is the last user) and the connections."""
+        if self.background.is_current():
+            # A garbage collection on our own thread found the last connection: in its own time.
+            threading.Thread(target=self.close, name="nearlite-close", daemon=True).start()
+            return
         stopped = self.background.stop()
         with self._applying:
             if stopped and self._keeper is not None:

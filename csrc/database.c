@@ -302,6 +302,46 @@ static void database_note_pragma(nl_db *db, const char *name, const char *value)
     db->pragma_set = value != NULL;
 }
 
+static void database_note_unplaced(nl_db *db, const char *table)
+{
+    size_t n = table ? strlen(table) : 0;
+    int i = db->unplaced_count++;
+
+    if (i >= (int)(sizeof db->unplaced / sizeof db->unplaced[0])) return;
+    if (n >= sizeof db->unplaced[i]) n = 0; /* found nowhere: main is assumed */
+    if (n) memcpy(db->unplaced[i], table, n);
+    db->unplaced[i][n] = 0;
+}
+
+/* Where SQLite finds a table that is named without its database: temp comes before main. A view
+** counts as main's. */
+static uint32_t database_find_flags(sqlite3 *sqlite, const char *table)
+{
+    if (sqlite3_table_column_metadata(sqlite, "temp", table, NULL, NULL, NULL, NULL, NULL, NULL)
+        == SQLITE_OK) {
+        return NL_STMT_TEMP;
+    }
+    if (sqlite3_table_column_metadata(sqlite, "main", table, NULL, NULL, NULL, NULL, NULL, NULL)
+            != SQLITE_OK
+        && sqlite3_table_column_metadata(sqlite, NULL, table, NULL, NULL, NULL, NULL, NULL, NULL)
+            == SQLITE_OK) {
+        return NL_STMT_ATTACHED;
+    }
+    return NL_STMT_MAIN;
+}
+
+uint32_t nl_db_unplaced_flags(nl_db *db)
+{
+    int room = (int)(sizeof db->unplaced / sizeof db->unplaced[0]);
+    uint32_t flags = db->unplaced_count > room ? NL_STMT_MAIN : 0;
+
+    for (int i = 0; i < db->unplaced_count && i < room; i++) {
+        flags |= database_find_flags(db->sqlite, db->unplaced[i]);
+    }
+    db->unplaced_count = 0;
+    return flags;
+}
+
 static int database_authorize(
     void *arg, int action, const char *a, const char *b, const char *place, const char *trigger)
 {
@@ -311,6 +351,7 @@ static int database_authorize(
         *db->collect |= database_report_flags(action, a, b, place);
         if (!trigger) *db->collect |= database_own_flags(action, a);
         if (action == SQLITE_PRAGMA) database_note_pragma(db, a, b);
+        if (action == SQLITE_READ && !place) database_note_unplaced(db, a);
     }
     return SQLITE_OK;
 }

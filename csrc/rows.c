@@ -379,6 +379,7 @@ int nl_stmt_prepare(
     }
     nl_db_adopt(db, s);
     db->collect = &s->flags;
+    db->unplaced_count = 0;
     db->pragma[0] = 0;
     db->pragma_set = 0;
     int rc = sqlite3_prepare_v3(db->sqlite, sql, (int)n, flags, &s->sqlite, &tail);
@@ -387,6 +388,7 @@ int nl_stmt_prepare(
         code = nl_db_fail(db, rc, err);
         goto done;
     }
+    if (db->unplaced_count) s->flags |= nl_db_unplaced_flags(db);
     memcpy(s->pragma, db->pragma, sizeof s->pragma);
     s->pragma_set = db->pragma_set;
     s->tail = (size_t)(rows_skip_blank(tail, sql + n) - sql);

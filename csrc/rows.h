@@ -27,6 +27,10 @@ struct nl_db {
     nl_stmt *orphans;        /* freed by their owner, not yet by SQLite; under `guard` */
     int busy_ms;             /* how long a lock is waited for; < 0: for ever */
     uint32_t *collect;       /* flags of the statement being compiled; NULL: nothing is compiled */
+    /* While compiling: tables of which no column is read ("count(*)"). SQLite reports them without
+    ** their database when the text does not name it; nl_stmt_prepare looks them up afterwards. */
+    char unplaced[4][64];
+    int unplaced_count;      /* may exceed the room: then main is assumed */
     char pragma[32];         /* while compiling: name of the pragma */
     int pragma_set;          /* ... and whether it has a value */
     uint32_t epoch;          /* rises when this connection changes what names mean (temp, attach) */
@@ -77,6 +81,8 @@ void nl_db_adopt(nl_db *db, nl_stmt *s);
 /* Hands a statement over to be freed as soon as nobody is inside the connection: its owner may be
 ** Python's garbage collector on any thread. [any thread] */
 void nl_db_orphan(nl_db *db, nl_stmt *s);
+/* Flags of the tables in db->unplaced; empties it. After compiling. */
+uint32_t nl_db_unplaced_flags(nl_db *db);
 /* Frees what nl_stmt_prepare allocated; the statement is finalised and in no list. (rows.c) */
 void nl_stmt_release(nl_stmt *s);
 

@@ -26,6 +26,7 @@ from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
 from nearlite._native.database import Database, Statement, is_dml
+from nearlite.dbapi.binding import encode
 from nearlite.dbapi.connection import (
     LEGACY_TRANSACTION_CONTROL,
     _checked_autocommit,
@@ -170,14 +171,12 @@ class ReplicaConnection(ForwardingConnection):
         self._let_go = weakref.finalize(self, _release, key, os.getpid())
         self._visible = read_your_writes
         self._routes: dict[str, _Route] = {}
-        self._epoch = 0
         self._local_statements = self._statements
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()  # with a half-read statement
         self._prepare_forwarding(Stream(self._send))
         try:
-            self._database = Database(
-                path, create=False, checkpoint=False, busy_ms=max(0, int(timeout * 1000))
-            )
+            # The file exists; with create=False ATTACH could not create others either.
+            self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
             self._open = True
             self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
             self._set_autocommit(autocommit)
@@ -263,14 +262,14 @@ class ReplicaConnection(ForwardingConnection):
 
     # ------------------------------------------------------------ where
 
+    def _forget_routes(self) -> None:
+        """Names may mean something else now: a TEMP table, an attached file."""
+        self._routes.clear()
+        self._local_statements.clear()
+        self._statements.clear()
+
     def _route(self, sql: str) -> _Route:
         """Where a text runs. Raises what compiling it here raises."""
-        if self._database.epoch != self._epoch:
-            # Names may mean something else now: a TEMP table, an attached file.
-            self._epoch = self._database.epoch
-            self._routes.clear()
-            self._local_statements.clear()
-            self._statements.clear()
         route = self._routes.get(sql)
         if route is None:
             statement = self._compile(sql)
@@ -314,7 +313,8 @@ class ReplicaConnection(ForwardingConnection):
 
     def _vacuums_into(self, sql: str) -> bool:
         """Whether VACUUM writes another file: its opcode then names a register with the file's name."""
-        plan = self._database.prepare("EXPLAIN " + sql).run(flags.NO_PARAMETERS)
+        explain = self._database.prepare("EXPLAIN " + sql)
+        plan = explain.run(encode([None] * len(explain.parameters)))
         return any(row[1] == "Vacuum" and row[3] > 0 for row in plan)
 
     # ------------------------------------------------------------ statements
@@ -330,8 +330,7 @@ class ReplicaConnection(ForwardingConnection):
             self._ask_primary(cursor, sql, parameters, error)
             return True
         if route.kind == _CONTROL:
-            if parameters:
-                values_of_none(parameters)
+            self._arranged(sql, parameters, ())
             self._control(sql, route)
             cursor._adopt(NOTHING, [], -1, self._last_rowid)
             return True
@@ -339,11 +338,21 @@ class ReplicaConnection(ForwardingConnection):
             self._remember_setting(sql)
             return False
         if not self._goes_there(route):
-            return False
+            return route.flags & (flags.SCHEMA | flags.ATTACH) != 0 and self._rename(
+                cursor, sql, parameters
+            )
         values = self._arranged(sql, parameters, route.names)
         opening = self._openings(sql) if route.kind == _THERE else []
         inside = self._stream.in_transaction or bool(opening)
         self._forward(cursor, sql, values, opening=opening, may_open=inside)
+        return True
+
+    def _rename(self, cursor: Cursor, sql: str, parameters: Any) -> Literal[True]:
+        """Run a statement that changes what names mean on this connection: CREATE TEMP, ATTACH ..."""
+        statement = self._take(sql)
+        statement.run(encode(self._arranged(sql, parameters, statement.parameters)))
+        self._forget_routes()
+        cursor._adopt(NOTHING, [], -1, self._last_rowid)
         return True
 
     def _goes_there(self, route: _Route) -> bool:
@@ -406,6 +415,8 @@ class ReplicaConnection(ForwardingConnection):
         else:
             self._database.exec(sql)
             self._opening.append(sql)
+        if local and not begins:
+            self._forget_routes()  # a rollback may have undone a CREATE TEMP TABLE
         if not self._database.in_transaction:
             self._opening.clear()
 
@@ -468,6 +479,7 @@ class ReplicaConnection(ForwardingConnection):
         if route.flags & flags.READONLY and not route.flags & (flags.PRAGMA | flags.ATTACH):
             return  # its rows would be thrown away
         self._database.exec(text)
+        self._forget_routes()
 
     def _send_script(self, waiting: list[str]) -> None:
         if not waiting:
@@ -483,7 +495,7 @@ class ReplicaConnection(ForwardingConnection):
     def _word(self, sql: str) -> None:
         if sql == "BEGIN":
             self._opening = ["BEGIN"]
-            super_word(self, sql)
+            self._word_here(sql)
             return
         if self._stream.in_transaction:
             self._before_forward()
@@ -493,26 +505,15 @@ class ReplicaConnection(ForwardingConnection):
                 self._after_forward()
         self._opening = []
         if self._database.in_transaction:
-            super_word(self, sql)
+            self._word_here(sql)
+            if sql == "ROLLBACK":
+                self._forget_routes()  # it may have undone a CREATE TEMP TABLE
 
     def _close(self) -> None:
         with contextlib.suppress(Error):
             self._stream.close()
         self._database.close()
         self._let_go()
-
-
-def super_word(connection: ReplicaConnection, sql: str) -> None:
-    """Run BEGIN, COMMIT or ROLLBACK on the local file."""
-    super(ForwardingConnection, connection)._word(sql)
-
-
-def values_of_none(parameters: Any) -> None:
-    """Statements that control transactions have no parameters."""
-    raise ProgrammingError(
-        "Incorrect number of bindings supplied. The current statement uses 0, and there are "
-        f"{len(parameters)} supplied."
-    )
 
 
 def _checked_path(database: Any, *, uri: bool) -> str:

@@ -17,7 +17,7 @@ from nearlite._native.database import TEXT_BYTES, TEXT_STR, is_dml
 from nearlite.dbapi.binding import values_of
 from nearlite.dbapi.connection import Connection
 from nearlite.dbapi.cursor import Cursor
-from nearlite.errors import DataError, ProgrammingError
+from nearlite.errors import DatabaseError, DataError, ProgrammingError
 from nearlite.upstream import SEND_BYTES, Outcome, Stream
 
 _SETS_AT_ONCE: Final = 10_000  # parameter sets in one request
@@ -72,6 +72,11 @@ class ForwardingConnection(Connection):
                 visible=self._visible and (not inside or may_open),
                 may_open=may_open,
             )
+        except DatabaseError:
+            if opening and not (self._stream.compiled or self._opening):
+                # Locally it would have failed before the transaction began by itself.
+                self._stream.end("ROLLBACK", visible=False)
+            raise
         finally:
             self._after_forward()
         if outcome.last_rowid is not None:

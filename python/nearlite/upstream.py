@@ -207,6 +207,7 @@ _UNLESS_ENDED: Final[Request] = {"type": "not", "cond": {"type": "is_autocommit"
 # ---------------------------------------------------------------- failures
 
 _CODES: Final = {name: code for code, name in SQLITE_NAMES.items()}
+_COUNTS: Final = re.compile(r".*: (\d+) are needed, (\d+) were given", re.DOTALL)
 _INPUT: Final = re.compile(r"SQL input error: (.*) \(at offset \d+\)", re.DOTALL)
 
 
@@ -221,6 +222,12 @@ def failure(error: _Error) -> Exception:
         return sqlite_exception(code, text)
     if error.code == "SQL_MANY_STATEMENTS":
         return ProgrammingError("You can only execute one statement at a time.")
+    counts = _COUNTS.fullmatch(text)
+    if error.code == "ARGS_INVALID" and counts is not None:
+        return ProgrammingError(
+            "Incorrect number of bindings supplied. The current statement uses "
+            f"{counts[1]}, and there are {counts[2]} supplied."
+        )
     if error.code in ("ARGS_INVALID", "ARGS_BOTH_POSITIONAL_AND_NAMED"):
         return ProgrammingError(text)
     if error.code == "SQL_PARSE_ERROR":
@@ -245,6 +252,7 @@ class Stream:
     Attributes:
       in_transaction: a transaction is open on the primary.
       total_changes: rows changed through this stream.
+      compiled: the last statement failed, if it did, after it had been compiled.
       settings: pragmas that every statement must run under; sent first on a new stream.
     """
 
@@ -253,6 +261,7 @@ class Stream:
         self._baton: str | None = None
         self._lost = False
         self.in_transaction = False
+        self.compiled = True
         self.total_changes = 0
         self.settings: dict[str, str] = {}
 
@@ -466,18 +475,21 @@ class Stream:
         self.total_changes += outcome.changes
         return outcome
 
-    @staticmethod
-    def _raise(result: _Result) -> None:
+    def _raise(self, result: _Result) -> None:
         if result.error is not None:
-            raise failure(result.error)
+            raise self._failure(result.error)
         if result.response is None:
             raise AnswerError("the primary's answer holds neither a result nor an error")
 
-    @staticmethod
-    def _raise_steps(found: _Steps) -> None:
+    def _raise_steps(self, found: _Steps) -> None:
         for error in found.step_errors:
             if error is not None:
-                raise failure(error)
+                raise self._failure(error)
+
+    def _failure(self, error: _Error) -> Exception:
+        # What does not compile is SQLITE_ERROR; few failures of a running statement are.
+        self.compiled = (error.code or "").startswith("SQLITE_") and error.code != "SQLITE_ERROR"
+        return failure(error)
 
 
 def _rollback() -> Request:

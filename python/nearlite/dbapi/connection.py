@@ -389,6 +389,9 @@ class Connection:
 
     def _word(self, sql: str) -> None:
         """Run BEGIN, COMMIT or ROLLBACK."""
+        self._word_here(sql)
+
+    def _word_here(self, sql: str) -> None:
         statement = self._words.get(sql)
         if statement is None:
             statement = self._words[sql] = self._database.prepare(sql, persistent=True)

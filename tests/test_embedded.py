@@ -1,0 +1,399 @@
+"""An embedded replica's connection: what runs here, what runs there, and who sees it when."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from primaries import primary
+
+import nearlite
+
+SQL, PIPELINE = "/nl/v1/sql", "/v3/pipeline"
+
+
+@pytest.fixture
+def served(tmp_path):
+    with primary(tmp_path) as found:
+        setup = found.remote(isolation_level=None)
+        setup.executescript(
+            "create table t(a integer primary key, b); insert into t values(1, 'one'), (2, 'two')"
+        )
+        found.seen.clear()
+        yield found
+
+
+def rows(con, sql, *params):
+    return con.execute(sql, params).fetchall()
+
+
+def test_reads_need_no_request(served):
+    con = served.replica()
+    served.seen.clear()
+    for _ in range(3):
+        assert rows(con, "select b from t order by a") == [("one",), ("two",)]
+        assert rows(con, "select b from t where a = ?", 2) == [("two",)]
+    assert rows(con, "pragma table_info(t)")[0][1] == "a"
+    assert served.seen == []
+
+
+def test_an_autocommit_write_is_one_request_and_visible_to_everybody(served, tmp_path):
+    con = served.replica(isolation_level=None)
+    other = served.replica()
+    served.seen.clear()
+    cursor = con.execute("insert into t(b) values('three')")
+    assert (cursor.lastrowid, cursor.rowcount) == (3, 1)
+    assert served.seen == [SQL]
+    assert rows(con, "select count(*) from t") == [(3,)]
+    assert rows(other, "select count(*) from t") == [(3,)]
+    program = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select count(*) from t').fetchone())"
+    run = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "replica.db"], capture_output=True, text=True
+    )
+    assert run.stdout == "(3,)\n"
+
+
+def test_a_transaction_of_one_write_is_two_requests(served):
+    con = served.replica()
+    served.seen.clear()
+    cursor = con.execute("insert into t(b) values('three')")
+    assert (cursor.lastrowid, cursor.rowcount, con.in_transaction) == (3, 1, True)
+    con.commit()
+    assert len(served.seen) == 2
+    assert served.seen[-1] == SQL
+    assert rows(con, "select count(*) from t") == [(3,)]
+
+
+def test_a_transaction_sees_its_own_writes_and_nobody_else_does(served):
+    con, other = served.replica(), served.replica()
+    con.execute("update t set b = 'changed'")
+    assert rows(con, "select distinct b from t") == [("changed",)]
+    assert rows(con, "select count(*) from t where b = 'changed'") == [(2,)]
+    assert rows(other, "select count(*) from t where b = 'changed'") == [(0,)]
+    con.rollback()
+    assert rows(con, "select count(*) from t where b = 'changed'") == [(0,)]
+
+
+def test_executemany_is_one_request_in_autocommit(served):
+    con = served.replica(isolation_level=None)
+    served.seen.clear()
+    assert con.executemany("insert into t(b) values(?)", [(i,) for i in range(500)]).rowcount == 500
+    assert served.seen == [SQL]
+    assert rows(con, "select count(*) from t") == [(502,)]
+
+
+def test_a_script_is_one_request(served):
+    con = served.replica()
+    served.seen.clear()
+    con.executescript(
+        "create table u(a); insert into u values(1); insert into u values(2); select * from u;"
+    )
+    assert served.seen == [SQL]
+    assert rows(con, "select count(*) from u") == [(2,)]
+
+
+def test_large_executemany_travels_in_pieces_inside_one_transaction(served):
+    con = served.replica(isolation_level=None)
+    served.seen.clear()
+    blob = bytes(1 << 20)
+    con.executemany("insert into t(b) values(?)", [(blob,)] * 20)
+    assert 2 <= len(served.seen) <= 4
+    assert rows(con, "select count(*), sum(length(b)) from t where typeof(b) = 'blob'") == [
+        (20, 20 << 20)
+    ]
+
+
+def test_temp_tables_stay_here(served):
+    con = served.replica()
+    served.seen.clear()
+    con.execute("create temp table mine(a)")
+    con.execute("insert into mine values(5)")
+    con.commit()
+    assert rows(con, "select mine.a, t.b from mine, t where t.a = 1") == [(5, "one")]
+    assert rows(con, "select count(*) from mine") == [(1,)]
+    assert served.seen == []
+    assert rows(served.remote(), "select count(*) from sqlite_schema where name = 'mine'") == [(0,)]
+
+
+def test_a_temp_table_may_shadow_one_of_the_primary(served):
+    con = served.replica(isolation_level=None)
+    con.execute("insert into t(b) values('there')")
+    con.execute("create temp table t(a, b)")
+    served.seen.clear()
+    con.execute("insert into t(b) values('there')")
+    assert served.seen == []
+    assert rows(con, "select count(*) from temp.t") == [(1,)]
+    con.execute("drop table temp.t")
+    con.execute("insert into t(b) values('there')")
+    assert served.seen == [SQL]
+
+
+def test_a_rolled_back_temp_table_shadows_nothing(served):
+    con = served.replica(isolation_level=None)
+    con.execute("begin")
+    con.execute("create temp table t(a, b)")
+    con.execute("insert into t(b) values('here')")
+    con.execute("rollback")
+    con.execute("insert into t(b) values('there')")
+    assert rows(con, "select count(*) from t where b = 'there'") == [(1,)]
+    con.isolation_level = ""
+    con.execute("begin")
+    con.execute("create temp table t(a, b)")
+    con.execute("insert into t(b) values('here')")
+    con.rollback()
+    con.execute("insert into t(b) values('there')")
+    con.commit()
+    assert rows(con, "select count(*) from t where b = 'there'") == [(2,)]
+
+
+def test_attached_files_stay_here(served, tmp_path):
+    con = served.replica(isolation_level=None)
+    served.seen.clear()
+    con.execute("attach ? as notes", (str(tmp_path / "notes.db"),))
+    con.execute("create table notes.n(x)")
+    con.execute("insert into notes.n select a from t")
+    assert rows(con, "select count(*) from notes.n") == [(2,)]
+    assert served.seen == []
+
+
+def test_temp_and_main_in_one_transaction(served):
+    con = served.replica()
+    con.execute("create temp table mine(a)")
+    con.execute("insert into mine values(1)")
+    con.execute("insert into t(b) values('three')")
+    assert rows(con, "select * from mine") == [(1,)]
+    with pytest.raises(nearlite.NotSupportedError, match="nothing was executed"):
+        con.execute("select * from mine, t")
+    con.rollback()
+    assert rows(con, "select count(*) from mine") == [(0,)]
+    assert rows(con, "select count(*) from t") == [(2,)]
+
+
+def test_a_write_that_needs_a_temp_table_is_refused(served):
+    con = served.replica()
+    con.execute("create temp table mine(a)")
+    with pytest.raises(nearlite.NotSupportedError, match="exist only here"):
+        con.execute("insert into t(b) select a from mine")
+    assert not con.in_transaction
+
+
+def test_what_does_not_compile_here_is_the_primarys_to_judge(served):
+    con = served.replica()
+    served.remote(isolation_level=None).execute("create table fresh(a)")
+    assert rows(con, "select * from fresh") == []
+    con.execute("insert into fresh values(:v)", {"v": 1})
+    con.commit()
+    assert rows(con, "select a from fresh") == [(1,)]
+    with pytest.raises(nearlite.OperationalError, match="no such table: stale"):
+        con.execute("select * from stale")
+
+
+def test_sync_brings_what_others_wrote(served):
+    con = served.replica()
+    served.remote(isolation_level=None).execute("insert into t(b) values('three')")
+    assert rows(con, "select count(*) from t") == [(2,)]
+    result = con.sync()
+    assert result.pages > 0
+    assert result.position == con.position
+    assert rows(con, "select count(*) from t") == [(3,)]
+    assert con.sync().pages == 0
+    assert con.lag == 0.0
+
+
+def test_rows_half_read_do_not_hide_a_write(served):
+    con = served.replica(isolation_level=None)
+    con.executemany("insert into t(b) values(?)", [(i,) for i in range(5000)])
+    cursor = con.execute("select a from t order by a")
+    assert cursor.fetchone() == (1,)
+    con.execute("delete from t where a > 10")
+    assert rows(con, "select count(*) from t") == [(10,)]
+    assert len(cursor.fetchall()) == 5001
+
+
+def test_without_read_your_writes_a_write_arrives_with_a_sync(served):
+    con = served.replica(isolation_level=None, read_your_writes=False)
+    con.execute("insert into t(b) values('three')")
+    assert rows(con, "select count(*) from t") == [(2,)]
+    con.sync()
+    assert rows(con, "select count(*) from t") == [(3,)]
+
+
+def test_reads_go_on_without_the_primary_and_writes_say_so(tmp_path):
+    with primary(tmp_path) as served:
+        served.remote(isolation_level=None).execute("create table t(a)")
+        con = nearlite.connect(tmp_path / "replica.db", sync_url=served.url)
+    assert rows(con, "select count(*) from t") == [(0,)]
+    with pytest.raises(nearlite.OfflineError) as caught:
+        con.execute("insert into t values(1)")
+    assert not caught.value.data_at_risk
+    assert not con.in_transaction
+    with pytest.raises(nearlite.OfflineError):
+        con.sync()
+    assert isinstance(con.last_sync_error, nearlite.OfflineError)
+    assert rows(con, "select count(*) from t") == [(0,)]
+    con.close()
+    again = nearlite.connect(tmp_path / "replica.db", sync_url=served.url)
+    assert rows(again, "select count(*) from t") == [(0,)]
+    again.close()
+
+
+def test_a_transaction_whose_primary_goes_away_is_lost_and_says_so(tmp_path):
+    with primary(tmp_path) as served:
+        served.remote(isolation_level=None).execute("create table t(a)")
+        con = nearlite.connect(tmp_path / "replica.db", sync_url=served.url)
+        con.execute("insert into t values(1)")
+    with pytest.raises(nearlite.OfflineError):
+        con.execute("insert into t values(2)")
+    with pytest.raises(nearlite.OperationalError, match="was lost"):
+        con.commit()
+    con.rollback()
+    assert not con.in_transaction
+    assert rows(con, "select count(*) from t") == [(0,)]
+    con.close()
+
+
+def test_a_stream_that_the_primary_has_forgotten_is_opened_again(served):
+    for con in (served.remote(), served.replica()):
+        con.execute("insert into t(b) values('kept')")
+        con.commit()
+        assert con._stream._baton is not None
+        con._stream._baton = "forgotten"
+        con.execute("insert into t(b) values('kept')")
+        con.commit()
+        con._stream._baton = "forgotten"
+        con.isolation_level = None
+        con.execute("insert into t(b) values('kept')")
+    assert rows(con, "select count(*) from t where b = 'kept'") == [(6,)]
+
+
+def test_a_transaction_that_the_primary_has_forgotten_is_lost(served):
+    con = served.replica()
+    con.execute("insert into t(b) values('lost')")
+    con._stream._baton = "forgotten"
+    with pytest.raises(nearlite.SyncError):
+        con.execute("insert into t(b) values('lost')")
+    with pytest.raises(nearlite.OperationalError, match="was lost"):
+        con.execute("insert into t(b) values('lost')")
+    con.rollback()
+    assert rows(con, "select count(*) from t") == [(2,)]
+
+
+@pytest.mark.parametrize("path", [":memory:", ""])
+def test_a_replica_without_a_file_is_refused(path, served):
+    with pytest.raises(nearlite.ProgrammingError, match="primary's URL in place of a path"):
+        nearlite.connect(path, sync_url=served.url)
+
+
+def test_a_file_that_is_no_replica_is_not_touched(served, tmp_path):
+    path = tmp_path / "mine.db"
+    with sqlite3.connect(path) as mine:
+        mine.execute("create table precious(a)")
+    mine.close()
+    before = path.read_bytes()
+    with pytest.raises(nearlite.NotAReplicaError):
+        nearlite.connect(path, sync_url=served.url)
+    assert path.read_bytes() == before
+
+
+def test_a_wrong_token_is_its_own_error(tmp_path):
+    with primary(tmp_path, auth_token="right") as served:
+        with pytest.raises(nearlite.UnauthorizedError):
+            served.replica(auth_token="wrong")
+        with pytest.raises(nearlite.UnauthorizedError) as caught:
+            served.remote(auth_token="wrong").execute("select 1")
+        assert "wrong" not in str(caught.value)
+        con = served.replica(auth_token=lambda: "right")
+        assert rows(con, "select 1") == [(1,)]
+        assert rows(served.remote(auth_token="right"), "select 1") == [(1,)]
+
+
+def test_the_token_may_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEARLITE_AUTH_TOKEN", "right")
+    with primary(tmp_path, auth_token="right") as served:
+        assert rows(served.replica(), "select 1") == [(1,)]
+
+
+def test_vacuum_into_writes_a_file_here(served, tmp_path):
+    con = served.replica(isolation_level=None)
+    served.seen.clear()
+    con.execute("vacuum into ?", (str(tmp_path / "copy.db"),))
+    assert served.seen == []
+    copy = sqlite3.connect(tmp_path / "copy.db")
+    assert copy.execute("select count(*) from t").fetchone() == (2,)
+    copy.close()
+
+
+def test_vacuum_runs_on_the_primary(served):
+    con = served.replica(isolation_level=None)
+    served.seen.clear()
+    con.execute("vacuum")
+    assert served.seen == [SQL]
+    assert rows(con, "select count(*) from t") == [(2,)]
+
+
+def test_two_connections_share_what_a_process_knows_of_a_replica(served):
+    one, two = served.replica(), served.replica()
+    assert one._replica is two._replica
+    one.close()
+    assert rows(two, "select count(*) from t") == [(2,)]
+    assert two.sync().pages == 0
+
+
+def test_nobody_else_can_write_the_file(served, tmp_path):
+    served.replica()
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute('delete from t')"
+    run = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "replica.db"], capture_output=True, text=True
+    )
+    assert "readonly database" in run.stderr
+
+
+def test_autocommit_false_opens_a_transaction_there_with_the_first_write(served):
+    con = served.replica(autocommit=False)
+    served.seen.clear()
+    assert con.in_transaction
+    assert rows(con, "select count(*) from t") == [(2,)]
+    assert served.seen == []
+    con.execute("insert into t(b) values('three')")
+    con.commit()
+    assert con.in_transaction
+    assert rows(con, "select count(*) from t") == [(3,)]
+    con.rollback()
+
+
+def test_converters_and_text_factory_work_on_rows_from_the_primary(served):
+    con = served.replica(detect_types=nearlite.PARSE_DECLTYPES)
+    nearlite.register_converter("shout", lambda data: data.decode().upper())
+    con.execute("create table s(w shout, n)")
+    got = con.execute("insert into s values('hey', 'n') returning w, n").fetchall()
+    assert got == [("HEY", "n")] or got == [("hey", "n")]
+    assert rows(con, "select w, n from s") == [("HEY", "n")]
+    con.text_factory = bytes
+    assert rows(con, "select n from s") == [(b"n",)]
+    con.rollback()
+
+
+def test_rows_from_the_primary_have_names(served):
+    con = served.replica()
+    con.row_factory = nearlite.Row
+    row = con.execute("insert into t(b) values('x') returning a as Id, b").fetchone()
+    assert (row["id"], row["B"], row.keys()) == (3, "x", ["Id", "b"])
+    con.rollback()
+
+
+def test_a_remote_connection_needs_no_file(served):
+    before = set(os.listdir(served.path.parent))
+    con = served.remote()
+    assert rows(con, "select b from t order by a") == [("one",), ("two",)]
+    with con:
+        con.execute("insert into t(b) values('three')")
+    assert rows(con, "select count(*) from t") == [(3,)]
+    with pytest.raises(nearlite.NotSupportedError):
+        con.interrupt()
+    con.close()
+    with pytest.raises(nearlite.ProgrammingError, match="closed"):
+        con.execute("select 1")
+    assert set(os.listdir(served.path.parent)) == before

@@ -1,0 +1,360 @@
+"""Replica and remote connections against the standard library on a local file: equal outcomes.
+
+Every scenario runs three times: on Python's own sqlite3 with a local file, on an embedded replica of
+a served primary, on a purely remote connection.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+from primaries import primary
+
+SCENARIOS = []
+
+
+def scenario(function):
+    SCENARIOS.append(function)
+    return function
+
+
+def attempt(call):
+    """What a call comes to: its value, or the DB-API class, text and code of what it raises."""
+    try:
+        return ("value", call())
+    except Exception as error:
+        name = type(error).__name__
+        if isinstance(error, sqlite3.Error):
+            return ("error", name, str(error), getattr(error, "sqlite_errorname", None))
+        return ("error", name)
+
+
+def each(con, *statements):
+    """Rows, description, rowcount and transaction state after each statement."""
+    found = []
+    for statement in statements:
+        sql, params = (statement, ()) if isinstance(statement, str) else statement
+
+        def run(sql=sql, params=params):
+            cursor = con.execute(sql, params)
+            names = cursor.description and [column[0] for column in cursor.description]
+            return (cursor.fetchall(), names, cursor.rowcount)
+
+        found.append((attempt(run), con.in_transaction))
+    return found
+
+
+@scenario
+def everyday_statements(con):
+    return each(
+        con,
+        "create table t(a integer primary key, b)",
+        ("insert into t(b) values(?)", ("x",)),
+        (
+            "insert into t(b) values(:b)",
+            {
+                "b": 2.5,
+            },
+        ),
+        ("insert into t(b) values(?)", [b"\0\xff"]),
+        ("insert into t(b) values(?)", (None,)),
+        ("insert into t values(?, ?)", (2**40, "é\0x")),
+        "select * from t",
+        ("select b, typeof(b) from t where a = ?", (3,)),
+        "update t set b = 'z' where a < 3",
+        "insert into t(b) values('r'), ('s') returning a, b",
+        "delete from t where a = 1",
+        "replace into t values(2, 'r')",
+        "with w as (select 100 as x) insert into t(a) select x from w",
+        "select count(*), last_insert_rowid() from t",
+        "commit",
+        "select count(*) from t",
+        "create index i on t(b)",
+        "alter table t add column c default 7",
+        "select c from t limit 1",
+        "drop table t",
+        "select * from t",
+    )
+
+
+@scenario
+def values_survive_the_journey(con):
+    con.execute("create table t(v)")
+    values = [
+        None,
+        True,
+        0,
+        -1,
+        2**62,
+        -(2**63),
+        1.5,
+        -0.0,
+        1e300,
+        5e-324,
+        "",
+        "é\U0001f600\0",
+        b"",
+        bytes(range(256)),
+    ]
+    con.executemany("insert into t values(?)", [(value,) for value in values])
+    found = con.execute("select v, typeof(v) from t").fetchall()
+    con.commit()
+    return found, con.execute("select v, typeof(v) from t").fetchall()
+
+
+@scenario
+def failing_statements(con):
+    con.execute("create table t(a unique not null, b check(b > 0))")
+    return each(
+        con,
+        "insert into t values(1, 1)",
+        "insert into t values(1, 1)",
+        "insert into t values(null, 1)",
+        "insert into t values(2, 0)",
+        "select count(*) from t",
+        "commit",
+        "insert into t values(1, 1)",
+        "rollback",
+        "insert into missing values(1)",
+        "rollback",
+        "select * from missing",
+        "select nonsense(1)",
+        "selec 1",
+        "create table t(a)",
+        "insert into t values(1,2,3)",
+        "rollback",
+        "commit",
+        "begin",
+        ("insert into t values(?, ?)", (1,)),
+        ("insert into t values(:x, :y)", {"x": 1}),
+        ("insert into t values(?, ?)", (1, object())),
+    )  # fmt: skip
+
+
+@scenario
+def commits_and_rollbacks(con):
+    con.execute("create table t(a)")
+    found = [con.in_transaction]
+    con.execute("insert into t values(1)")
+    found.append(con.in_transaction)
+    found.append(con.execute("select * from t").fetchall())
+    con.rollback()
+    found += [con.in_transaction, con.execute("select * from t").fetchall()]
+    con.execute("insert into t values(2)")
+    con.commit()
+    con.commit()
+    con.rollback()
+    return [*found, con.in_transaction, con.execute("select * from t").fetchall()]
+
+
+@scenario
+def explicit_transactions(con):
+    con.isolation_level = None
+    con.execute("create table t(a)")
+    return each(
+        con,
+        "begin", "select * from t", "insert into t values(1)", "select * from t", "commit", "select * from t",
+        "begin", "insert into t values(2)", "rollback", "select * from t",
+        "begin immediate", "insert into t values(3)", "begin", "commit", "commit",
+        "begin", "select 1", "commit", "rollback",
+        "begin exclusive", "rollback",
+        "insert into t values(4)", "select * from t",
+    )  # fmt: skip
+
+
+@scenario
+def savepoints(con):
+    con.isolation_level = None
+    con.execute("create table t(a)")
+    return each(
+        con,
+        "savepoint one", "insert into t values(1)", "savepoint two", "insert into t values(2)",
+        "rollback to two", "select * from t", "release two", "release one", "select * from t",
+        "begin", "savepoint x", "release x", "savepoint y", "insert into t values(3)", "rollback to y", "commit",
+        "select * from t", "release nothing", "savepoint z", "rollback",
+    )  # fmt: skip
+
+
+@scenario
+def isolation_levels(con):
+    con.execute("create table t(a)")
+    found = []
+    for level in ("DEFERRED", "IMMEDIATE", "EXCLUSIVE", None, ""):
+        con.isolation_level = level
+        con.execute("insert into t values(1)")
+        found.append(con.in_transaction)
+        con.commit()
+    return found, con.execute("select count(*) from t").fetchall()
+
+
+@scenario
+def context_manager(con):
+    con.execute("create table t(a unique)")
+    with con:
+        con.execute("insert into t values(1)")
+
+    def fails():
+        with con:
+            con.execute("insert into t values(2)")
+            con.execute("insert into t values(1)")
+
+    return attempt(fails), con.in_transaction, con.execute("select * from t").fetchall()
+
+
+@scenario
+def executemany(con):
+    con.execute("create table t(a unique, b)")
+    cur = con.cursor()
+    found = []
+
+    def run(sql, sets):
+        answer = attempt(lambda: cur.executemany(sql, sets) is cur)
+        found.append(
+            (
+                answer,
+                cur.rowcount,
+                con.in_transaction,
+                con.execute("select count(*), sum(a) from t").fetchall(),
+            )
+        )
+
+    run("insert into t values(?, ?)", [(1, 2), (2, 3)])
+    run("insert into t values(:a, :b)", ({"a": i, "b": i} for i in range(10, 3000)))
+    run("insert into t values(?, ?)", [(3001, 1), (1, 1), (3002, 1)])
+    run("insert into t values(?, ?)", [(4000, 1), (4001,), (4002, 1)])
+    run("insert into t values(?, ?)", [(5000, 1), (object(), 1)])
+    run("update t set b = ? where a > ?", [(1, 2000), (2, 2500), (3, 100_000)])
+    con.commit()
+    con.isolation_level = None
+    run("insert into t values(?, ?)", [(6000, 1), (6001, 2)])
+    run("insert into t values(?, ?)", [(7000, 1), (1, 1), (7001, 1)])
+    run("delete from t where a = ?", [(6000,), (6001,)])
+    run("insert into t values(?, ?)", [])
+    run("select ?", [(1,)])
+    return found
+
+
+@scenario
+def scripts(con):
+    found = []
+    for script in (
+        "create table t(a); insert into t values(1); -- ;\n insert into t values('a;b');",
+        "create trigger g after insert on t begin insert into log values(new.a); end; create table log(x); insert into t values(3)",
+        "insert into t values(4); bad; insert into t values(5)",
+        "begin; insert into t values(6); commit; select * from t",
+        "begin; insert into t values(7);",
+        "",
+        "select 1",
+    ):
+        answer = attempt(lambda script=script: con.executescript(script) is not None)
+        found.append((answer, con.in_transaction, con.execute("select a from t").fetchall()))
+    con.execute("insert into t values(9)")
+    con.executescript("insert into t values(10)")
+    return [*found, con.in_transaction, con.execute("select a from t").fetchall()]
+
+
+@scenario
+def changes_are_counted(con):
+    con.execute("create table t(a)")
+    con.executemany("insert into t values(?)", [(1,), (2,)])
+    con.execute("update t set a = 3")
+    con.commit()
+    return con.total_changes
+
+
+@scenario
+def lastrowid(con):
+    con.execute("create table t(a integer primary key)")
+    cur = con.cursor()
+    found = [cur.lastrowid]
+    for sql in ("insert into t values(5)", "insert into t values(7)", "select 1", "delete from t"):
+        cur.execute(sql)
+        found.append(cur.lastrowid)
+    return found
+
+
+@scenario
+def foreign_keys_are_enforced_where_the_write_happens(con):
+    con.executescript(
+        "create table p(a primary key); create table c(a references p deferrable initially deferred)"
+    )
+    con.execute("pragma foreign_keys = on")
+    found = each(con, "pragma foreign_keys", "insert into c values(1)", "commit")
+    con.execute("insert into p values(1)")
+    found += each(
+        con, "commit", "insert into c values(2)", "commit", "rollback", "select count(*) from c"
+    )
+    con.execute("pragma foreign_keys = off")
+    return found + each(con, "insert into c values(9)", "commit", "select count(*) from c")
+
+
+@scenario
+def user_version(con):
+    return each(
+        con,
+        "pragma user_version",
+        "pragma user_version = 5",
+        "pragma user_version",
+        "pragma table_info(x)",
+    )
+
+
+@scenario
+def explain(con):
+    con.execute("create table t(a)")
+    found = con.execute("explain query plan insert into t select 1").description
+    return [column[0] for column in found], con.in_transaction
+
+
+@scenario
+def a_statement_ends_the_transaction_itself(con):
+    con.execute("create table t(a unique)")
+    con.execute("insert into t values(1)")
+    con.commit()
+    return each(
+        con,
+        "insert into t values(2)",
+        "insert or rollback into t values(1)",
+        "select * from t",
+        "commit",
+    )
+
+
+@scenario
+def vacuum(con):
+    con.execute("create table t(a)")
+    con.isolation_level = None
+    return each(con, "vacuum", "begin", "insert into t values(1)", "vacuum", "commit")
+
+
+def _local(tmp_path):
+    return sqlite3.connect(tmp_path / "oracle.db")
+
+
+@pytest.mark.parametrize("function", SCENARIOS, ids=lambda f: f.__name__)
+def test_a_replica_does_what_a_local_file_does(function, tmp_path):
+    with primary(tmp_path) as served:
+        got = attempt(lambda: function(served.replica()))
+    oracle = _local(tmp_path)
+    try:
+        assert got == attempt(lambda: function(oracle))
+    finally:
+        oracle.close()
+
+
+# What only makes sense with a file of one's own, or differs because the server has a say.
+NOT_REMOTE = {"foreign_keys_are_enforced_where_the_write_happens", "lastrowid", "savepoints"}
+
+
+@pytest.mark.parametrize(
+    "function", [f for f in SCENARIOS if f.__name__ not in NOT_REMOTE], ids=lambda f: f.__name__
+)
+def test_a_remote_connection_does_what_a_local_file_does(function, tmp_path):
+    with primary(tmp_path) as served:
+        got = attempt(lambda: function(served.remote()))
+    oracle = _local(tmp_path)
+    try:
+        assert got == attempt(lambda: function(oracle))
+    finally:
+        oracle.close()

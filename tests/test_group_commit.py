@@ -13,11 +13,12 @@ import pytest
 from serving import batch, execute, outcome, rows, transaction
 
 from nearlite import hrana
+from nearlite.group import Job
 from nearlite.hrana import Planner
 from nearlite.primary import Primary
 from nearlite.session import Session
 from nearlite.streams import Turn
-from nearlite.writer import Job, Writer
+from nearlite.writer import Writer
 
 SCHEMA = """
     CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE);

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 from nearlite import errors
 from nearlite.exchange import JSON, Answering, Headers, HttpError, Scope, Send, header
-from nearlite.pipeline import Leaving
+from nearlite.leaving import Leaving
 from nearlite.position import Position
 from nearlite.wire import ANSWER_TYPE, PAGE_SET_TYPE, Status, answer_prefix
 

@@ -24,7 +24,8 @@ from nearlite.hrana import (
     StatementError,
     Step,
 )
-from nearlite.session import Kind, Prepared, Session
+from nearlite.session import Session
+from nearlite.statements import Kind, Prepared
 from nearlite.streams import Stream, Turn
 
 PIECE: Final = 256 << 10

@@ -14,21 +14,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from nearlite import hrana
 from nearlite._native.database import Database
 from nearlite._native.hrana import CURSOR
+from nearlite.group import Job
 from nearlite.hrana import Answered, GetAutocommit, Plan, Refused, RunBatch, StatementError
+from nearlite.leaving import GoneError, Leaving, either
 from nearlite.owned import Owned, Work
 from nearlite.routing import Router
-from nearlite.session import Kind, OverrunError, Session
+from nearlite.session import OverrunError, Session
+from nearlite.statements import Kind
 from nearlite.streams import Limits, Stream, Streams, Turn
-from nearlite.writer import Host, Job, Writer
+from nearlite.writer import Host, Writer
 
 log = logging.getLogger("nearlite.server")
 
@@ -43,40 +44,11 @@ _TICK: Final = 0.25  # seconds between looks at what is overdue
 _T = TypeVar("_T")
 
 
-class GoneError(Exception):
-    """The client has disconnected; what it asked for has been undone where that is possible."""
-
-
 class Upstream(Host, Protocol):
     """What the server needs of a primary to run SQL on it."""
 
     def connect(self, *, readonly: bool = False, busy_ms: int = 5000) -> Database:
         """A connection that never checkpoints and syncs as the durability says."""
-
-
-class Leaving:
-    """Tells whether a client has disconnected; nothing is watched until somebody asks."""
-
-    def __init__(self, receive: Callable[[], object]) -> None:
-        self._receive = receive
-        self._task: asyncio.Task[None] | None = None
-
-    def task(self) -> asyncio.Task[None]:
-        """Done when the client has disconnected."""
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._watch())
-        return self._task
-
-    async def _watch(self) -> None:
-        while True:
-            message = await self._receive()  # type: ignore[misc]
-            if message["type"] == "http.disconnect":
-                return
-
-    def close(self) -> None:
-        """End the watch."""
-        if self._task is not None:
-            self._task.cancel()
 
 
 class Executor:
@@ -200,7 +172,7 @@ class Executor:
     async def _thread(self, session: Session, leaving: Leaving, work: Callable[[], _T]) -> _T:
         """Run work on a session in a thread; when the client leaves, it is interrupted."""
         future = self._loop.run_in_executor(self._pool, work)
-        if not await _either(future, leaving):
+        if not await either(future, leaving):
             session.database.interrupt()
             await asyncio.wait({future})
             future.exception()
@@ -324,7 +296,7 @@ class Executor:
         ticket = self.turn.request(granted)
         if not ticket.since:
             try:
-                stays = await _either(future, leaving, self._limits.wait)
+                stays = await either(future, leaving, self._limits.wait)
             except BaseException:
                 self.turn.release(ticket)
                 raise
@@ -499,38 +471,3 @@ def _resolve(jobs: list[Job]) -> None:
 
 def _known(plan: Plan) -> bytes:
     return plan.result if isinstance(plan, Answered) else hrana.autocommit_result(True)
-
-
-async def _either(
-    future: asyncio.Future[_T], leaving: Leaving, timeout: float | None = None
-) -> bool:
-    """Wait for a future, or for the client to leave (False)."""
-    if future.done():
-        return True
-    gone = leaving.task()
-    both: set[asyncio.Future[Any]] = {future, gone}
-    await asyncio.wait(both, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    return future.done() or not gone.done()
-
-
-def baton_key(folder: Path) -> bytes:
-    """The server's secret for batons, kept beside the database so that they outlive a restart.
-
-    Args:
-      folder: the primary's, which exists.
-    """
-    own = folder / "server"  # of its own: the log tidies what it does not know
-    own.mkdir(mode=0o700, exist_ok=True)
-    path = own / "baton.key"
-    with contextlib.suppress(FileNotFoundError):
-        key = path.read_bytes()
-        if len(key) == 32:
-            return key
-        path.unlink()
-    key = os.urandom(32)
-    part = path.with_name(f"baton.key.{os.getpid()}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-    part.replace(path)
-    return key

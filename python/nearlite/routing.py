@@ -7,7 +7,8 @@ from typing import Final
 
 from nearlite import hrana
 from nearlite.hrana import Describe, Execute, Plan, RunBatch, Script, StatementError
-from nearlite.session import Kind, NotSharedError, Session
+from nearlite.session import NotSharedError, Session
+from nearlite.statements import Kind
 
 _LONG_SCRIPT: Final = 8192  # characters; compiling a longer one would hold up the event loop
 _MANY_STEPS: Final = 256  # the same for a batch

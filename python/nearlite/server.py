@@ -11,22 +11,14 @@ import hmac
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Final, Protocol
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-
 from nearlite import hrana
-from nearlite._native import _lib
 from nearlite.changes import Feed, Source
+from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
     CORS,
-    JSON,
     Answering,
     ClientGoneError,
     Deadlines,
@@ -39,9 +31,10 @@ from nearlite.exchange import (
     read_body,
 )
 from nearlite.hrana import Planner, ProtocolError, Refused
-from nearlite.pipeline import Executor, GoneError, Leaving, Upstream, baton_key
+from nearlite.leaving import GoneError, Leaving
+from nearlite.pipeline import Executor, Upstream
 from nearlite.session import MAX_RESPONSE
-from nearlite.streams import Limits, Stream
+from nearlite.streams import Limits, Stream, baton_key
 
 log = logging.getLogger("nearlite.server")
 
@@ -88,7 +81,7 @@ class App:
         self._executor: Executor | None = None
         self._feed: Feed | None = None
         self._starting: asyncio.Lock | None = None
-        self._cold = _cold()
+        self._cold = cold_paths()
         self._hot: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {
             "/v2/pipeline": self._pipeline_2,
             "/v3/pipeline": self._pipeline_3,
@@ -115,7 +108,7 @@ class App:
                 executor = Executor(
                     owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
                 )
-                self._feed = Feed(owner, self._answering, _version())
+                self._feed = Feed(owner, self._answering, program_version())
             except BaseException:
                 await loop.run_in_executor(None, owner.close)
                 raise
@@ -370,61 +363,3 @@ def _not_allowed(methods: bytes) -> HttpError:
 
 def _unauthorized(why: str) -> HttpError:
     return HttpError(401, "UNAUTHORIZED", why, ((b"www-authenticate", b"Bearer"),))
-
-
-def _version() -> str:
-    try:
-        return metadata.version("nearlite")
-    except metadata.PackageNotFoundError:  # imported from a source tree
-        return "0+unknown"
-
-
-# ---------------------------------------------------------------------- cold paths
-
-
-async def _health(_request: Request) -> Response:
-    return Response(status_code=200)
-
-
-async def _hello(request: Request) -> Response:
-    version = request.url.path[2]
-    return PlainTextResponse(f"Hello, this is HTTP API v{version} (Hrana over HTTP)")
-
-
-async def _tell_version(_request: Request) -> Response:
-    return PlainTextResponse(
-        f"nearlite {_version()} (SQLite {_lib.sqlite_version}, {_lib.openssl_version})"
-    )
-
-
-async def _http_exception(_request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    code, message = {
-        404: ("NOT_FOUND", "There is nothing at this path"),
-        405: ("METHOD_NOT_ALLOWED", "The method is not allowed here"),
-    }.get(status, ("INTERNAL_ERROR", "The server failed; its log says why"))
-    body = hrana.error_body(message, code)
-    return Response(body, status, {**headers, "content-type": JSON.decode()})
-
-
-def _cold() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    routes = [
-        Route("/health", _health),
-        Route("/version", _tell_version),
-        Route("/v2", _hello),
-        Route("/v3", _hello),
-    ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_exception})
-
-    async def permissive(scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_cors(message: dict[str, object]) -> None:
-            if message["type"] == "http.response.start":
-                headers = message.setdefault("headers", [])
-                assert isinstance(headers, list)
-                headers.append(CORS)
-            await send(message)
-
-        await app(scope, receive, with_cors)  # type: ignore[arg-type]
-
-    return permissive

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hmac
 import itertools
+import os
 import struct
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from nearlite.hrana import ProtocolError
@@ -279,3 +282,26 @@ class Turn:
     def _own(self, ticket: Ticket) -> None:
         self._owner = ticket
         ticket.since = self._clock()
+
+
+def baton_key(folder: Path) -> bytes:
+    """The server's secret for batons, kept beside the database so that they outlive a restart.
+
+    Args:
+      folder: the primary's, which exists.
+    """
+    own = folder / "server"  # of its own: the log tidies what it does not know
+    own.mkdir(mode=0o700, exist_ok=True)
+    path = own / "baton.key"
+    with contextlib.suppress(FileNotFoundError):
+        key = path.read_bytes()
+        if len(key) == 32:
+            return key
+        path.unlink()
+    key = os.urandom(32)
+    part = path.with_name(f"baton.key.{os.getpid()}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+    part.replace(path)
+    return key

@@ -26,36 +26,21 @@ import logging
 import queue
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from nearlite import hrana
-from nearlite._native.hrana import CURSOR
+from nearlite.group import Group, Job, LostError
 from nearlite.hrana import (
-    Answered,
-    Execute,
-    GetAutocommit,
-    Plan,
-    RunBatch,
-    Script,
     StatementError,
-    Step,
 )
-from nearlite.session import Kind, NotSharedError, OverrunError, Prepared, Session
+from nearlite.session import Session
 from nearlite.streams import Turn
 
 log = logging.getLogger("nearlite.writer")
 
-READ_STEPS: Final = 200_000
-"""Virtual machine steps that a read inside a group may take: some 2 ms."""
-LASTING_SECONDS: Final = 0.05
-"""A write that took longer than this runs outside of groups from then on."""
 GROUP_REQUESTS: Final = 1024
 GROUP_SECONDS: Final = 0.02
 """A group ends when either is reached: latency of the first in it."""
-
-Counters = tuple[int, int, int]
 
 
 class Host(Protocol):
@@ -70,52 +55,6 @@ class Host(Protocol):
 
     def roll(self) -> bool:
         """Archive and checkpoint; outside any transaction."""
-
-
-class Job:
-    """A run of consecutive requests of one stream.
-
-    Attributes:
-      plans: requests in order.
-      counters: the stream's counters, before and then after.
-      results: stream results of the first `finished` requests.
-      finished: how many requests are done for good; the rest has to run alone.
-      failure: why the whole job failed: nothing of it has been kept.
-      cancelled: its client has gone before it was started.
-    """
-
-    __slots__ = (
-        "cancelled", "counters", "cursor", "failure", "finished", "limit", "plans", "queued",
-        "resolve", "results", "start",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        plans: Sequence[Plan],
-        counters: Counters,
-        resolve: Callable[[Job], None],
-        *,
-        cursor: bool = False,
-    ) -> None:
-        self.plans = plans
-        self.counters = counters
-        self.start = counters
-        self.resolve = resolve
-        self.cursor = cursor
-        self.results: list[bytes] = []
-        self.finished = 0
-        self.limit = len(plans)
-        self.failure: StatementError | None = None
-        self.cancelled = False
-        self.queued = time.monotonic()
-
-
-class _LeaveError(Exception):
-    """The request cannot be part of a group; nothing of it is left in the transaction."""
-
-
-class _LostError(Exception):
-    """The group's transaction is gone."""
 
 
 class Writer:
@@ -144,7 +83,7 @@ class Writer:
         self._deliver = deliver
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._granted = threading.Event()
-        self._lasting: OrderedDict[str, None] = OrderedDict()
+        self._running = Group(session)
         self._thread = threading.Thread(target=self._run, name="nearlite-writer", daemon=True)
 
     def start(self) -> None:
@@ -167,7 +106,7 @@ class Writer:
 
     def lasts(self, sql: str) -> bool:
         """Whether a text has been seen to last: it is kept out of groups."""
-        return sql in self._lasting
+        return sql in self._running.lasting
 
     # ------------------------------------------------------------------ the thread
 
@@ -250,11 +189,11 @@ class Writer:
             try:
                 deadline = time.monotonic() + GROUP_SECONDS
                 while index < upto:
-                    self._job(jobs[index])
+                    self._running.job(jobs[index])
                     index += 1
                     if time.monotonic() > deadline:
                         break
-            except _LostError:
+            except LostError:
                 # jobs[index].limit is now what can be part of a group; those before it are
                 # executed again, those behind it are somebody else's group.
                 upto = index + 1
@@ -285,252 +224,6 @@ class Writer:
             job.counters = job.start
         return group
 
-    # ------------------------------------------------------------------ one job in the group
-
-    def _job(self, job: Job) -> None:
-        native = self._session.native
-        native.set_counters(*job.start)
-        native.set_budget(READ_STEPS)
-        job.counters = job.start
-        job.results = []
-        job.finished = 0
-        for index in range(job.limit):
-            try:
-                job.results.append(self._request(job.plans[index], cursor=job.cursor))
-            except _LeaveError:
-                job.limit = index
-                return
-            except _LostError:
-                job.limit = index
-                raise
-            job.finished = index + 1
-            if not isinstance(job.plans[index], (Answered, GetAutocommit)):
-                job.counters = native.counters
-
-    def _request(self, plan: Plan, *, cursor: bool) -> bytes:
-        if isinstance(plan, Execute):
-            try:
-                return hrana.execute_result(self._autocommit(plan.step))
-            except StatementError as error:
-                return hrana.error_result(error)
-            except NotSharedError:
-                raise _LeaveError from None
-        if isinstance(plan, Answered):
-            return plan.result
-        if isinstance(plan, GetAutocommit):
-            return hrana.autocommit_result(True)
-        if not isinstance(plan, (RunBatch, Script)):
-            raise _LeaveError
-        # A savepoint around the whole request, so that it can still leave the group half-way.
-        self._control("SAVEPOINT nl_request")
-        try:
-            result = (
-                self._batch(plan.steps, cursor)
-                if isinstance(plan, RunBatch)
-                else self._script(plan.sql)
-            )
-        except (_LeaveError, NotSharedError):
-            self._undo("nl_request")
-            raise _LeaveError from None
-        self._control("RELEASE nl_request")
-        return result
-
-    def _batch(self, steps: Sequence[Step], cursor: bool) -> bytes:
-        run = _Run(self, cursor)
-        for step in steps:
-            run.step(step)
-        run.end()
-        return hrana.cursor_body(run.outcomes) if cursor else hrana.batch_result(run.outcomes)
-
-    def _script(self, sql: str) -> bytes:
-        run = _Run(self, False)
-        text = sql.encode()
-        at = 0
-        while True:
-            try:
-                found = self._session.split(text, at)
-            except StatementError as error:
-                failed: StatementError | None = error
-                break
-            if found is None:
-                failed = None
-                break
-            prepared, at = found
-            outcome = run.prepared(prepared, _PLAIN)
-            if isinstance(outcome, StatementError):
-                failed = outcome
-                break
-        run.end()
-        return hrana.sequence_result() if failed is None else hrana.error_result(failed)
-
-    def _autocommit(self, step: Step) -> bytes:
-        return self.autocommit(self._session.prepare(step.sql), step)
-
-    def autocommit(
-        self, prepared: Prepared, step: Step, shape: int | None = None, index: int = 0
-    ) -> bytes:
-        """Run one statement as if it were alone and outside a transaction.
-
-        Raises:
-          StatementError: it failed; its effects are what SQLite's autocommit would have left.
-        """
-        if prepared.kind is not Kind.WRITE:
-            return self.read(prepared, step, shape, index)
-        guarded = self._session.foreign_keys or prepared.rows
-        if not guarded:
-            return self.write(prepared, step, shape, index)
-        self._control("SAVEPOINT nl_statement")
-        failed = None
-        result = b""
-        try:
-            result = self.write(prepared, step, shape, index)
-        except StatementError as error:
-            failed = error
-        if self._session.native.deferred:
-            failed = _foreign_key()
-            self._undo("nl_statement")
-        elif failed is not None and failed.code == "RESPONSE_TOO_LARGE":
-            self._undo("nl_statement")
-        else:
-            self._control("RELEASE nl_statement")
-        if failed is not None:
-            raise failed
-        return result
-
-    def read(self, prepared: Prepared, step: Step, shape: int | None, index: int) -> bytes:
-        """Run a statement that only looks, within its budget."""
-        if prepared.kind is not Kind.READ:
-            raise _LeaveError
-        try:
-            return self._session.run(prepared, step, shape=shape, index=index)
-        except OverrunError:
-            raise _LeaveError from None
-
-    def write(self, prepared: Prepared, step: Step, shape: int | None, index: int) -> bytes:
-        """Run a writing statement, uninterrupted; notes it when it lasts."""
-        session = self._session
-        session.native.set_budget(-1)
-        began = time.monotonic()
-        try:
-            return session.run(prepared, step, shape=shape, index=index)
-        except StatementError:
-            if not session.native.in_transaction:
-                raise _LostError from None
-            raise
-        finally:
-            session.native.set_budget(READ_STEPS)
-            if time.monotonic() - began > LASTING_SECONDS:
-                self._lasting[step.sql] = None
-                if len(self._lasting) > _LASTING_KEPT:
-                    self._lasting.popitem(last=False)
-
-    def begin(self) -> None:
-        """A transaction of the request begins: a savepoint in ours."""
-        self._control("SAVEPOINT nl_transaction")
-
-    def commit(self) -> None:
-        """The transaction of the request ends; StatementError when SQLite would refuse."""
-        if self._session.native.deferred:
-            raise _foreign_key()
-        self._control("RELEASE nl_transaction")
-
-    def rollback(self) -> None:
-        """The transaction of the request is undone."""
-        self._undo("nl_transaction")
-
-    def prepare(self, sql: str) -> Prepared:
-        """Compile on the writing connection, which sees what the group has done so far."""
-        return self._session.prepare(sql)
-
-    def _undo(self, savepoint: str) -> None:
-        self._control(f"ROLLBACK TO {savepoint}")
-        self._control(f"RELEASE {savepoint}")
-
-    def _control(self, sql: str) -> None:
-        try:
-            self._session.control(sql)
-        except StatementError:
-            if not self._session.native.in_transaction:
-                raise _LostError from None
-            raise
-
-
-class _Run:
-    """Steps of one request inside a group; transaction statements are answered here."""
-
-    def __init__(self, writer: Writer, cursor: bool) -> None:
-        self._writer = writer
-        self._shape = CURSOR if cursor else None
-        self._inside = False
-        self.outcomes: list[bytes | StatementError | None] = []
-
-    def step(self, step: Step) -> None:
-        """Run, or skip, the next step of a batch."""
-        if not hrana.holds(step.condition, self.outcomes, not self._inside):
-            self.outcomes.append(None)
-            return
-        try:
-            prepared = self._writer.prepare(step.sql)
-        except StatementError as error:
-            self.outcomes.append(error)
-            return
-        self.outcomes.append(self.prepared(prepared, step))
-
-    def prepared(self, prepared: Prepared, step: Step) -> bytes | StatementError:
-        """Run a statement; answers its result or its failure."""
-        kind = prepared.kind
-        try:
-            if kind in _CONTROL:
-                self._control(kind)
-                if self._shape is None:
-                    return hrana.NOTHING
-                return hrana.cursor_nothing(len(self.outcomes))
-            index = len(self.outcomes)
-            if not self._inside:
-                return self._writer.autocommit(prepared, step, self._shape, index)
-            if kind is Kind.WRITE:
-                return self._writer.write(prepared, step, self._shape, index)
-            return self._writer.read(prepared, step, self._shape, index)
-        except StatementError as error:
-            return error
-
-    def end(self) -> None:
-        """A transaction left open cannot stay in a group."""
-        if self._inside:
-            raise _LeaveError
-
-    def _control(self, kind: Kind) -> None:
-        if kind is Kind.BEGIN:
-            if self._inside:
-                raise _misplaced("cannot start a transaction within a transaction")
-            self._writer.begin()
-            self._inside = True
-        elif kind is Kind.COMMIT:
-            if not self._inside:
-                raise _misplaced("cannot commit - no transaction is active")
-            self._writer.commit()
-            self._inside = False
-        else:
-            if not self._inside:
-                raise _misplaced("cannot rollback - no transaction is active")
-            self._writer.rollback()
-            self._inside = False
-
-
-_CONTROL: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
-_PLAIN: Final = Step("", want_rows=False)
-_LASTING_KEPT: Final = 256
-_SQLITE_ERROR: Final = 1
-_FOREIGN_KEY: Final = 787
-
 
 def _nobody(_job: Job) -> None:
     """Nobody waits for this job."""
-
-
-def _misplaced(text: str) -> StatementError:
-    return hrana.sqlite_error(text, _SQLITE_ERROR)
-
-
-def _foreign_key() -> StatementError:
-    return hrana.sqlite_error("FOREIGN KEY constraint failed", _FOREIGN_KEY)

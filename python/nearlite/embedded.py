@@ -78,6 +78,7 @@ class _Route:
 
 # ---------------------------------------------------------------- replicas of this process
 
+
 class _Shared:
     """One replica of this process and how many connections use it.
 

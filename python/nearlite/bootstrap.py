@@ -41,6 +41,11 @@ def boot_id() -> str:
         return secrets.token_hex(16)  # never equal to an earlier one: always check the pages
 
 
+def _inode(path: Path) -> str:
+    """What a file keeps when it is given another name, and through a restart of the system."""
+    return str(os.stat(path).st_ino)
+
+
 class Folder:
     """``<db>-nearlite/`` beside a replica."""
 
@@ -84,6 +89,8 @@ class Folder:
                 self.part.unlink()
             yield
         finally:
+            # Unlocked, not only closed: a child forked meanwhile has a copy of the descriptor.
+            fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def place(self) -> None:
@@ -92,7 +99,7 @@ class Folder:
         Raises:
           NotAReplicaError: a file of that name appeared meanwhile.
         """
-        self._write_durably(self._unsynced, boot_id())
+        self._write_durably(self._unsynced, f"{boot_id()} {_inode(self.part)}")
         # Rule C3: a -wal of a database that is gone would be replayed over the new file.
         for suffix in ("-wal", "-shm", "-journal"):
             if self.database.exists():
@@ -126,9 +133,13 @@ class Folder:
         return self._unsynced.exists()
 
     def may_be_torn(self) -> bool:
-        """Placed without a sync, and the system has gone down since."""
+        """Placed without a sync, and the system has gone down since.
+
+        False for any other file that has got the name meanwhile: that one is not ours to judge.
+        """
         try:
-            return self._unsynced.read_text() != boot_id()
+            boot, _, inode = self._unsynced.read_text().partition(" ")
+            return boot != boot_id() and inode == _inode(self.database)
         except FileNotFoundError:
             return False
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from collections.abc import Iterator
 from sqlite3 import complete_statement
@@ -43,6 +42,7 @@ from nearlite.http import Token, normalise_url
 from nearlite.position import Position
 from nearlite.remote import _token_of_environment
 from nearlite.replica import ProgressCallback, Replica, SyncResult
+from nearlite.sharing import abandon, acquire, release
 from nearlite.upstream import NOTHING, Stream
 
 _KEPT_ROUTES: Final = 512
@@ -72,47 +72,6 @@ class _Route:
         self.flags = statement.flags
         self.names: Names = statement.parameters
         self.reads_main = bool(statement.flags & flags.MAIN)
-
-
-# ---------------------------------------------------------------- replicas of this process
-
-_shared: dict[tuple[object, ...], tuple[Replica, int]] = {}
-_shared_lock = threading.Lock()
-
-
-def _forked() -> None:
-    global _shared_lock  # noqa: PLW0603
-    _shared_lock = threading.Lock()
-    _shared.clear()  # the parent's threads and sockets do not live here
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
-def _acquire(key: tuple[object, ...], make: Any) -> Replica:
-    with _shared_lock:
-        found = _shared.get(key)
-        if found is None:
-            replica: Replica = make()
-            replica.open()
-            found = (replica, 0)
-        _shared[key] = (found[0], found[1] + 1)
-        return found[0]
-
-
-def _release(key: tuple[object, ...], pid: int) -> None:
-    if pid != os.getpid():
-        return
-    with _shared_lock:
-        found = _shared.get(key)
-        if found is None:
-            return
-        replica, users = found
-        if users > 1:
-            _shared[key] = (replica, users - 1)
-            return
-        del _shared[key]
-        replica.close()
 
 
 # ---------------------------------------------------------------- the connection
@@ -161,13 +120,14 @@ class ReplicaConnection(ForwardingConnection):
         path = _checked_path(database, uri=uri)
         token = auth_token or _token_of_environment
         key = (path, normalise_url(sync_url), token)
-        self._replica = _acquire(
+        self._replica = acquire(
             key,
             lambda: Replica(
                 path, sync_url, token=token, timeout=network_timeout, progress=progress
             ),
         )
-        self._let_go = weakref.finalize(self, _release, key, os.getpid())
+        self._let_go = weakref.finalize(self, abandon, key, os.getpid())
+        self._let_go.atexit = False  # sharing.py sees to the end of the process
         self._visible = read_your_writes
         self._routes: dict[str, _Route] = {}
         self._epoch = 0
@@ -185,7 +145,7 @@ class ReplicaConnection(ForwardingConnection):
                 self._replica.background.every(sync_interval)
         except BaseException:
             self._open = False
-            self._let_go()
+            self._release()
             raise
 
     def __repr__(self) -> str:
@@ -499,7 +459,13 @@ class ReplicaConnection(ForwardingConnection):
         with contextlib.suppress(Error):
             self._stream.close()
         self._database.close()
-        self._let_go()
+        self._release()
+
+    def _release(self) -> None:
+        """Give the shared replica up, on this thread; once."""
+        found = self._let_go.detach()
+        if found is not None:
+            release(*found[2])
 
 
 def super_word(connection: ReplicaConnection, sql: str) -> None:

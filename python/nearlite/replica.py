@@ -223,10 +223,18 @@ class Replica:
 
     # ------------------------------------------------------------------ state
 
-    def state(self) -> State:
-        """Where the file stands, as every reader sees it."""
-        with self._applying:
+    def state(self, *, wait: float | None = None) -> State:
+        """Where the file stands, as every reader sees it.
+
+        Args:
+          wait: seconds to wait for another thread that applies; None: network_timeout.
+        """
+        if not self._applying.acquire(timeout=self.timeout if wait is None else wait):
+            raise _is_applying()
+        try:
             return self._live().state()
+        finally:
+            self._applying.release()
 
     def _live(self) -> Applier:
         if self._applier is None:
@@ -262,7 +270,7 @@ class Replica:
         try:
             if not self._verified:
                 self._verify()
-            state = self.state()
+            state = self.state(wait=_left(deadline))
             local = Local(state.position, state.hash)
             pull = Pull(local, compress=not self.transport.loopback, wait=wait)
             result = self._run(pull, deadline)
@@ -344,7 +352,7 @@ class Replica:
         small = header.count <= _ONE_CALL_PAGES
         chunks = list(reader.chunks()) if small else []
         if not self._applying.acquire(timeout=_left(deadline)):
-            raise SyncError("another thread is applying", action="try again")
+            raise _is_applying()
         try:
             applier = self._live()
             if small:
@@ -386,7 +394,7 @@ class Replica:
         path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
         if visible:
-            state = self.state()
+            state = self.state(wait=_left(deadline))
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
         with self.transport.request(
@@ -465,6 +473,14 @@ class Replica:
                 if self._verified:
                     self.folder.remember()
         self.transport.close()
+
+
+def _is_applying() -> SyncError:
+    return SyncError(
+        "another thread of this process has been applying a large change all the time",
+        state="nothing was changed by this call",
+        action="try again",
+    )
 
 
 def _left(deadline: Deadline) -> float:

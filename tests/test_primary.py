@@ -214,3 +214,8 @@ def test_an_empty_generation_is_not_rolled(primary):
     before = primary.state().position
     assert primary.roll()
     assert primary.state().position == before
+
+
+def test_the_log_is_readable_by_the_owner_alone(tmp_path: Path) -> None:
+    with Primary.open(tmp_path / "data.db"):
+        assert (tmp_path / "data.db-nearlite").stat().st_mode & 0o077 == 0

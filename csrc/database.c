@@ -367,6 +367,9 @@ static int database_configure(nl_db *db, int flags, nl_error *err)
     if (rc == SQLITE_OK) {
         rc = sqlite3_db_config(db->sqlite, SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0, NULL);
     }
+    if (rc == SQLITE_OK && (flags & NL_OPEN_DEFENSIVE)) {
+        rc = sqlite3_db_config(db->sqlite, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
+    }
     if (rc == SQLITE_OK && (flags & NL_OPEN_NO_CHECKPOINT)) {
         rc = sqlite3_db_config(db->sqlite, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
         if (rc == SQLITE_OK) rc = sqlite3_wal_autocheckpoint(db->sqlite, 0);

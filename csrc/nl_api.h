@@ -220,6 +220,7 @@ typedef struct nl_stmt nl_stmt;  /* one compiled statement of it */
 #define NL_OPEN_CREATE 4
 #define NL_OPEN_URI 64
 #define NL_OPEN_NO_CHECKPOINT 256    /* closing it never checkpoints, and no commit does */
+#define NL_OPEN_DEFENSIVE 512        /* SQL cannot damage the file: no raw pages, no shadow tables */
 
 /* What the last statement of a connection did; read in place through nl_db_status(). */
 typedef struct nl_status {

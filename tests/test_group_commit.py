@@ -407,3 +407,23 @@ def test_nothing_is_answered_before_its_commit(bench: Bench) -> None:
         job.resolve = look
     bench.group(*jobs)
     assert seen == [5] * 5
+
+
+def test_a_failure_of_our_own_is_told_to_everybody_in_the_group(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Session.run
+
+    def failing(self: Session, prepared: Any, step: Any, **more: Any) -> bytes:
+        if step.args and step.args[0] == 2:
+            raise MemoryError
+        return run(self, prepared, step, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "run", failing)
+        jobs = [bench.job(insert(i)) for i in (1, 2, 3)]
+        bench.group(*jobs)
+    assert [job.failure.code for job in jobs if job.failure] == ["INTERNAL_ERROR"] * 3
+    assert bench.ask("SELECT count(*) FROM t") == [(0,)]
+    bench.group(*[bench.job(insert(i)) for i in (1, 2, 3)])
+    assert bench.ask("SELECT count(*) FROM t") == [(3,)]

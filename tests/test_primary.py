@@ -303,3 +303,8 @@ def test_a_primary_is_of_no_use_in_the_child_of_a_fork_and_unharmed_in_the_paren
         [sys.executable, "-c", FORK, str(tmp_path / "data.db")], capture_output=True, text=True
     )
     assert done.stdout == "done\n", done.stderr
+
+
+def test_the_log_is_readable_by_the_owner_alone(tmp_path: Path) -> None:
+    with Primary.open(tmp_path / "data.db"):
+        assert (tmp_path / "data.db-nearlite").stat().st_mode & 0o077 == 0

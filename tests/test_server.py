@@ -937,3 +937,18 @@ def test_sigterm_ends_in_time_with_everything_kept(tmp_path: Path) -> None:
     assert stock.execute("SELECT a FROM t").fetchall() == [(1,)]
     assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     stock.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE sqlite_dbpage SET data = zeroblob(4096) WHERE pgno = 2",
+        "INSERT INTO words_data(id, block) VALUES(99, 'x')",
+        "PRAGMA schema_version = 1",
+    ],
+)
+def test_a_client_cannot_damage_the_file(client: Client, sql: str) -> None:
+    client.run("CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(word)")
+    (error,) = client.run(sql)
+    assert "message" in error
+    assert client.rows("PRAGMA quick_check") == [["ok"]]

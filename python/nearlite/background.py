@@ -12,6 +12,8 @@ import fcntl
 import logging
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -40,11 +42,16 @@ class Work(Protocol):
 
 
 class Election:
-    """Who syncs: the process that holds the lock file. Not a POSIX lock, which close() would drop."""
+    """Who syncs: the process that holds the lock file. Not a POSIX lock, which close() would drop.
+
+    The lock lives as long as any copy of its descriptor: the child of a fork closes its copies at once,
+    or nobody could win after the parent has ended.
+    """
 
     def __init__(self, folder: Folder) -> None:
         self._path = folder.sync_lock
         self._fd: int | None = None
+        _elections.add(self)
 
     def won(self) -> bool:
         """Hold the lock, or try to take it."""
@@ -66,6 +73,17 @@ class Election:
             os.close(fd)
 
 
+_elections: weakref.WeakSet[Election] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for election in list(_elections):
+        election.close()  # this copy; the parent's holds the lock
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Background:
     """Runs until :meth:`stop`; asked for work by :meth:`every`, :meth:`checkpoint`, :meth:`flush`."""
 
@@ -75,6 +93,7 @@ class Background:
         self._wake = threading.Condition()
         self._interval: float | None = None
         self._sync_now = False
+        self._synced_at = time.monotonic()
         self._checkpoint = False
         self._flush = False
         self._stopping = False
@@ -126,8 +145,8 @@ class Background:
         while True:
             with self._wake:
                 if not (self._stopping or self._sync_now or self._checkpoint or self._flush):
-                    timed_out = not self._wake.wait(self._interval)
-                    self._sync_now = self._sync_now or (timed_out and self._interval is not None)
+                    self._wake.wait(self._until_due())
+                    self._sync_now = self._sync_now or self._until_due() == 0
                 if self._stopping:
                     return
                 sync, self._sync_now = self._sync_now, False
@@ -135,10 +154,17 @@ class Background:
                 flush, self._flush = self._flush, False
             if sync:
                 self._guarded("sync", self._sync)
+                self._synced_at = time.monotonic()
             if checkpoint:
                 self._guarded("checkpoint", self._replica.checkpoint)
             if flush:
                 self._guarded("sync to disk", self._to_disk)
+
+    def _until_due(self) -> float | None:
+        """Seconds until the next sync, however often there is other work; None: none is due."""
+        if self._interval is None:
+            return None
+        return max(0.0, self._synced_at + self._interval - time.monotonic())
 
     def _guarded(self, what: str, work: Callable[[], object]) -> None:
         """Failures are kept and logged once until something else happens; the thread goes on.

@@ -50,6 +50,11 @@ def _locked(fd: int) -> bool:
     return True
 
 
+def _inode(path: Path) -> str:
+    """What a file keeps when it is given another name, and through a restart of the system."""
+    return str(os.stat(path).st_ino)
+
+
 class Folder:
     """``<db>-nearlite/`` beside a replica."""
 
@@ -106,6 +111,8 @@ class Folder:
                 self.part.unlink()
             yield
         finally:
+            # Unlocked, not only closed: a child forked meanwhile has a copy of the descriptor.
+            fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def place(self) -> None:
@@ -114,7 +121,7 @@ class Folder:
         Raises:
           NotAReplicaError: a file of that name appeared meanwhile.
         """
-        self._write_durably(self._unsynced, boot_id())
+        self._write_durably(self._unsynced, f"{boot_id()} {_inode(self.part)}")
         # Rule C3: a -wal of a database that is gone would be replayed over the new file.
         for suffix in ("-wal", "-shm", "-journal"):
             if self.database.exists():
@@ -148,9 +155,13 @@ class Folder:
         return self._unsynced.exists()
 
     def may_be_torn(self) -> bool:
-        """Placed without a sync, and the system has gone down since."""
+        """Placed without a sync, and the system has gone down since.
+
+        False for any other file that has got the name meanwhile: that one is not ours to judge.
+        """
         try:
-            return self._unsynced.read_text() != boot_id()
+            boot, _, inode = self._unsynced.read_text().partition(" ")
+            return boot != boot_id() and inode == _inode(self.database)
         except FileNotFoundError:
             return False
 

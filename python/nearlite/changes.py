@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ _HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 _T = TypeVar("_T")
+
+log = logging.getLogger("nearlite.server")
 
 
 class PageSet(Protocol):
@@ -189,12 +192,19 @@ class Feed:
             start, state_hash, compress = replica
             # What was written is written: whatever stands in the way of a page set is for the
             # replica's next sync to hear.
-            with contextlib.suppress(HttpError):
+            try:
                 answer = await self._newer(start, state_hash, compress)
+            except HttpError:
+                pass
+            except (errors.Error, OSError):  # a damaged page, a full disk
+                log.exception("a write could not be shown to the replica that sent it")
         prefix = answer_prefix(body)
         kind = ANSWER_TYPE.encode()
         if answer is None:
-            await self._answering.whole(send, 200, prefix, kind, (_at(to), _NO_STORE))
+            headers: Headers = (_at(to), _NO_STORE)
+            if replica is None:
+                headers = (*headers, _INSIDE)
+            await self._answering.whole(send, 200, prefix, kind, headers)
         else:
             await self._stream(send, answer, (_at(answer.to), _NO_STORE), prefix, kind)
 
@@ -312,6 +322,8 @@ class Feed:
 
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
+# A transaction is open on the stream: there is nothing of it to show yet.
+_INSIDE: Final = (b"nearlite-autocommit", b"0")
 _PRIVATE: Final = (b"cache-control", b"private")
 
 

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from sqlite3 import complete_statement
 from typing import Any, Final, Literal
 
@@ -45,6 +43,7 @@ from nearlite.http import Token, normalise_url
 from nearlite.position import Position
 from nearlite.remote import _token_of_environment
 from nearlite.replica import ProgressCallback, Replica, SyncResult
+from nearlite.sharing import abandon, acquire, release
 from nearlite.upstream import NOTHING, Stream
 
 _KEPT_ROUTES: Final = 512
@@ -74,84 +73,6 @@ class _Route:
         self.flags = statement.flags
         self.names: Names = statement.parameters
         self.reads_main = bool(statement.flags & flags.MAIN)
-
-
-# ---------------------------------------------------------------- replicas of this process
-
-
-class _Shared:
-    """One replica of this process and how many connections use it.
-
-    Whoever wants this replica waits on `opening`, nobody else: a first download can take long.
-    """
-
-    __slots__ = ("opening", "replica", "users")
-
-    def __init__(self) -> None:
-        self.opening = threading.Lock()
-        self.replica: Replica | None = None
-        self.users = 0
-
-
-_shared: dict[tuple[object, ...], _Shared] = {}
-_shared_lock = threading.Lock()  # of the dictionary and the counts; never held while anything waits
-_gone: deque[tuple[object, ...]] = deque()  # keys of connections that have ended
-
-
-def _forked() -> None:
-    global _shared_lock  # noqa: PLW0603
-    _shared_lock = threading.Lock()
-    _shared.clear()  # the parent's threads and sockets do not live here
-    _gone.clear()
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
-def _acquire(key: tuple[object, ...], make: Callable[[], Replica]) -> Replica:
-    with _shared_lock:
-        shared = _shared.setdefault(key, _Shared())
-        shared.users += 1
-    _settle()
-    try:
-        with shared.opening:
-            if shared.replica is None:
-                replica = make()
-                replica.open()
-                shared.replica = replica
-            return shared.replica
-    except BaseException:
-        _release(key, os.getpid())
-        raise
-
-
-def _release(key: tuple[object, ...], pid: int) -> None:
-    """A connection has ended. May run inside a garbage collection, hence on any thread, anywhere."""
-    if pid == os.getpid():
-        _gone.append(key)
-        _settle()
-
-
-def _settle() -> None:
-    """Close the replicas nobody uses any more.
-
-    Without waiting for the lock: whoever holds it (perhaps this very thread, below a garbage
-    collection) settles after letting it go.
-    """
-    while _gone and _shared_lock.acquire(blocking=False):
-        unused: Replica | None = None
-        try:
-            key = _gone.popleft() if _gone else None
-            shared = _shared.get(key) if key is not None else None
-            if key is not None and shared is not None:
-                shared.users -= 1
-                if shared.users <= 0:
-                    del _shared[key]
-                    unused = shared.replica
-        finally:
-            _shared_lock.release()
-        if unused is not None:
-            unused.close()
 
 
 # ---------------------------------------------------------------- the connection
@@ -200,13 +121,14 @@ class ReplicaConnection(ForwardingConnection):
         path = _checked_path(database, uri=uri)
         token = auth_token or _token_of_environment
         key = (path, normalise_url(sync_url), token)
-        self._replica = _acquire(
+        self._replica = acquire(
             key,
             lambda: Replica(
                 path, sync_url, token=token, timeout=network_timeout, progress=progress
             ),
         )
-        self._let_go = weakref.finalize(self, _release, key, os.getpid())
+        self._let_go = weakref.finalize(self, abandon, key, os.getpid())
+        self._let_go.atexit = False  # sharing.py sees to the end of the process
         self._visible = read_your_writes
         self._routes: dict[str, _Route] = {}
         self._local_statements = self._statements
@@ -222,7 +144,7 @@ class ReplicaConnection(ForwardingConnection):
                 self._replica.background.every(sync_interval)
         except BaseException:
             self._open = False
-            self._let_go()
+            self._release()
             raise
 
     def __repr__(self) -> str:
@@ -551,7 +473,13 @@ class ReplicaConnection(ForwardingConnection):
         with contextlib.suppress(Error):
             self._stream.close()
         self._database.close()
-        self._let_go()
+        self._release()
+
+    def _release(self) -> None:
+        """Give the shared replica up, on this thread; once."""
+        found = self._let_go.detach()
+        if found is not None:
+            release(*found[2])
 
 
 def _checked_path(database: Any, *, uri: bool) -> str:

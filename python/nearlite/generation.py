@@ -95,18 +95,18 @@ class Generations:
         Should that fail (the disk is full), nothing may be shown before it has succeeded: `settle`
         tries again.
         """
-        _, page1 = self.tail.look(0)
-        self._begun = (
-            msgspec.structs.replace(
-                self.state,
-                generation=generation,
-                base=base_of(now),
-                wal=Wal(now.salt, now.frame, now.checksum) if now.bound else None,
-                seen=self.look_at_file(page1),
-                archived=archived,
-            ),
-            now.frame,
+        begun = msgspec.structs.replace(
+            self.state,
+            generation=generation,
+            base=base_of(now),
+            wal=Wal(now.salt, now.frame, now.checksum) if now.bound else None,
+            seen=None,  # asks for a comparison at the next start
+            archived=archived,
         )
+        self._begun = (begun, now.frame)  # first: what follows reads files, and may fail
+        _, page1 = self.tail.look(0)
+        seen = self.look_at_file(page1)
+        self._begun = (msgspec.structs.replace(begun, seen=seen), now.frame)
         self.settle()
 
     @property

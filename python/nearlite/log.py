@@ -50,7 +50,8 @@ class Log:
         real = Path(database).resolve()
         self.database = real
         self.folder = real.with_name(real.name + "-nearlite")
-        self.folder.mkdir(exist_ok=True)
+        # Archives hold page images, and the database itself may be for its owner's eyes alone.
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

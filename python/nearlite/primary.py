@@ -169,7 +169,12 @@ class Primary:
     def connect(self, *, readonly: bool = False, busy_ms: int = 5000) -> Database:
         """A connection for SQL: it never checkpoints, and syncs as the durability says."""
         database = Database(
-            self.path, readonly=readonly, create=False, busy_ms=busy_ms, checkpoint=False
+            self.path,
+            readonly=readonly,
+            create=False,
+            busy_ms=busy_ms,
+            checkpoint=False,
+            defensive=True,  # SQL comes from clients
         )
         database.exec(f"PRAGMA synchronous={self.durability.upper()}")
         return database

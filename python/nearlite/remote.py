@@ -23,6 +23,7 @@ from nearlite.errors import (
 )
 from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Deadline, Token, Transport
+from nearlite.sync import state_of_request
 from nearlite.upstream import Stream
 
 SCHEMES: Final = ("http://", "https://", "libsql://")
@@ -89,7 +90,8 @@ class RemoteConnection(ForwardingConnection):
                     return response.read(wire.MAX_JSON)
                 except ValueError as error:
                     raise AnswerError(
-                        f"the primary's answer was refused: {error}", state=""
+                        f"the primary's answer was refused: {error}",
+                        state="the request was carried out",
                     ) from None
             code, message = wire.decode_error(response.error_body())
             raise _refused(response.status, code, message)
@@ -158,7 +160,9 @@ def _refused(status: int, code: str, message: str) -> SyncError:
     action = "check auth_token" if status == 401 else ""
     where = f"HTTP {status} {code}" if code else f"HTTP {status}"
     error = kind(
-        f"the primary refused: {message} ({where})", state="nothing was executed", action=action
+        f"the primary refused: {message} ({where})",
+        state=state_of_request(status, code),
+        action=action,
     )
     error.code = code
     return error

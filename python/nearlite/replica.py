@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nearlite import wire
+from nearlite._native._lib import BusyError, FormatError, HashError
 from nearlite._native._lib import DiskFullError as NativeDiskFullError
-from nearlite._native._lib import FormatError, HashError
 from nearlite._native.applier import Applier, Bootstrap, State
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.background import CHECKPOINT_FRAMES, Background
@@ -36,7 +36,18 @@ from nearlite.errors import (
 )
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.position import Position
-from nearlite.sync import Action, Apply, Done, Fetch, Local, Overlay, Pull, Seed, refusal
+from nearlite.sync import (
+    Action,
+    Apply,
+    Done,
+    Fetch,
+    Local,
+    Overlay,
+    Pull,
+    Seed,
+    refusal,
+    state_of_request,
+)
 
 _log = logging.getLogger("nearlite")
 
@@ -137,12 +148,10 @@ class Replica:
             if created:
                 self._create(deadline)
             self._verified = created or self.folder.is_as_we_left_it()
-            self._applier = self._open_applier()
-            if self.folder.may_be_torn() and not self._survived(self._applier):
-                self._applier.close()
+            if self.folder.may_be_torn() and not self._survived():
                 self._discard_and_create()
-                self._applier = self._open_applier()
                 self._verified = True
+            self._applier = self._open_applier()
         except BaseException:
             self._applier = None
             self.transport.close()
@@ -165,9 +174,21 @@ class Replica:
             raise _not_a_replica(self.path, error) from error
         return applier
 
-    def _survived(self, applier: Applier) -> bool:
-        """Whether a file that was placed before it was synced outlived a restart of the system."""
-        state, found = applier.full_hash()
+    def _survived(self) -> bool:
+        """Whether a file that was placed before it was synced outlived a restart of the system.
+
+        What is left otherwise is most often a file of zero bytes, or one without its page 1.
+        """
+        try:
+            applier = Applier(self.path)
+            try:
+                state, found = applier.full_hash()
+            finally:
+                applier.close()
+        except BusyError:
+            raise  # somebody works with it: nothing is known
+        except Error:
+            return False
         return found == state.hash
 
     def _discard_and_create(self) -> None:
@@ -176,13 +197,15 @@ class Replica:
             "%s: the system went down before the new replica was on the disk; creating it again",
             self.path,
         )
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path + suffix)
-        self._create(None)
+        self._create(None, torn=True)
 
-    def _create(self, deadline: Deadline | None) -> None:
+    def _create(self, deadline: Deadline | None, *, torn: bool = False) -> None:
+        """Create the file; `torn`: in place of the one there, unless another process has done so."""
         with self.folder.creating(self.timeout):
+            if torn and self.folder.may_be_torn():
+                for suffix in ("", "-wal", "-shm"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.path + suffix)
             if os.path.exists(self.path):
                 return  # another process was faster
             _log.info("%s: creating the replica from %s", self.path, self.transport.url)
@@ -199,10 +222,18 @@ class Replica:
 
     # ------------------------------------------------------------------ state
 
-    def state(self) -> State:
-        """Where the file stands, as every reader sees it."""
-        with self._applying:
+    def state(self, *, wait: float | None = None) -> State:
+        """Where the file stands, as every reader sees it.
+
+        Args:
+          wait: seconds to wait for another thread that applies; None: network_timeout.
+        """
+        if not self._applying.acquire(timeout=self.timeout if wait is None else wait):
+            raise _is_applying()
+        try:
             return self._live().state()
+        finally:
+            self._applying.release()
 
     def _live(self) -> Applier:
         if self._applier is None:
@@ -239,7 +270,7 @@ class Replica:
         try:
             if not self._verified:
                 self._verify()
-            state = self.state()
+            state = self.state(wait=_left(deadline))
             local = Local(state.position, state.hash)
             pull = Pull(local, compress=not self.transport.loopback, wait=wait)
             result = self._run(pull, deadline)
@@ -331,14 +362,14 @@ class Replica:
         """Apply the set that `reader` is about to deliver; None when the replica has moved."""
         small = header.count <= _ONE_CALL_PAGES
         chunks = list(reader.chunks()) if small else []
-        if not self._applying.acquire(timeout=deadline.left()):
-            raise SyncError("another thread is applying", action="try again")
+        if not self._applying.acquire(timeout=_left(deadline)):
+            raise _is_applying()
         try:
             applier = self._live()
             if small:
-                state = applier.apply(header, chunks, wait=deadline.left())
+                state = applier.apply(header, chunks, wait=_left(deadline))
             else:
-                state = _apply_streamed(applier, header, reader, deadline.left())
+                state = _apply_streamed(applier, header, reader, _left(deadline))
         except SyncError:
             raise
         except (Error, MemoryError) as error:
@@ -376,7 +407,7 @@ class Replica:
         path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
         if visible:
-            state = self.state()
+            state = self.state(wait=_left(deadline))
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
         with self.transport.request(
@@ -386,7 +417,11 @@ class Replica:
                 code, message = wire.decode_error(response.error_body())
                 local = None if state is None else Local(state.position, state.hash)
                 raise refusal(
-                    response.status, code, message, local, state="nothing was carried out"
+                    response.status,
+                    code,
+                    message,
+                    local,
+                    state=state_of_request(response.status, code),
                 )
             if response.header("content-type") != wire.ANSWER_TYPE:
                 return response.read(wire.MAX_JSON)
@@ -404,12 +439,12 @@ class Replica:
             if reader.at_end():
                 moved = state is not None and position not in ("", str(state.position))
                 if moved and response.header("nearlite-autocommit") != "0":
-                    self.sync(timeout=deadline.left())
+                    self.sync(timeout=_left(deadline))
                 return bytes(answer)
             header = reader.header()
             applied = self._apply(header, reader, deadline)
             if applied is None and not header.target.precedes(self.state().position):
-                self.sync(timeout=deadline.left())
+                self.sync(timeout=_left(deadline))
         except SyncError as error:
             error.state = f"the request was carried out on the primary; {error.state}"
             raise
@@ -456,6 +491,26 @@ class Replica:
                 if self._verified:
                     self.folder.remember()
         self.transport.close()
+
+
+def _is_applying() -> SyncError:
+    return SyncError(
+        "another thread of this process has been applying a large change all the time",
+        state="nothing was changed by this call",
+        action="try again",
+    )
+
+
+def _left(deadline: Deadline) -> float:
+    """Seconds until it. Raises SyncError when it has passed."""
+    try:
+        return deadline.left()
+    except TimeoutError as error:
+        raise SyncError(
+            f"the answer came too late to be applied: {error}",
+            state="the replica is as it was before",
+            action="call sync() again",
+        ) from None
 
 
 def _apply_streamed(

@@ -162,6 +162,20 @@ class Roller(Generic[StateT]):
             )
             log.sync_folder()
             faults.hit(_TABLE)
+            # Before the WAL is emptied: after that, positions of the old generation must not be given
+            # out again, so nothing that can fail stands between there and `save_begun`.
+            entry = generations.archive_entry(index, foreign=False, size=size)
+            archived = tuple(
+                retained(
+                    (*state.archived, entry),
+                    database_bytes=now.pages * tail.page_size,
+                    index_bytes=self._index_bytes(),
+                    now=now_ms(),
+                    retain_bytes=self._retain_bytes,
+                    retain_seconds=self._retain_seconds,
+                    held=held,
+                )
+            )
             tail.roll_finish()
         except BusyError as error:
             archive.rename(part)
@@ -172,18 +186,8 @@ class Roller(Generic[StateT]):
                 archive.rename(part)
             raise
         faults.hit(_EMPTIED)
+        generations.save_begun(state.generation + 1, archived, tail.state())
         self.close()
-        entry = generations.archive_entry(index, foreign=False, size=size)
-        archived = retained(
-            (*state.archived, entry),
-            database_bytes=now.pages * tail.page_size,
-            index_bytes=self._index_bytes(),
-            now=now_ms(),
-            retain_bytes=self._retain_bytes,
-            retain_seconds=self._retain_seconds,
-            held=held,
-        )
-        generations.save_begun(state.generation + 1, tuple(archived), tail.state())
         faults.hit(_DONE)
         return True
 

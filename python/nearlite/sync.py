@@ -194,6 +194,17 @@ class Pull:
         return self._changes(local)
 
 
+def state_of_request(status: int, code: str) -> str:
+    """What became of SQL that was answered with an error status instead of results.
+
+    Our server refuses before it runs anything, with two exceptions: an answer that came out too large,
+    and a failure of its own. Of a gateway in between (502, 504) nothing is known.
+    """
+    if code == "RESPONSE_TOO_LARGE" or (status >= 500 and code != "SHUTTING_DOWN"):
+        return "the request had been sent and may have been carried out"
+    return "nothing was carried out"
+
+
 def refusal(
     status: int, code: str, message: str, local: Local | None, *, state: str = ""
 ) -> SyncError:

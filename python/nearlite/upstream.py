@@ -34,8 +34,8 @@ SEND_BYTES: Final = 8 << 20
 """Parameters of `executemany` sent in one request, bytes of JSON."""
 _STORED_BYTES: Final = 5000  # longest SQL text that a server stores under a number
 _LOST: Final = (
-    "the transaction on the primary was lost with the connection to it; the primary rolls it back. "
-    "Call rollback() and start again"
+    "the transaction on the primary was lost with the connection to it; unless its COMMIT was what had "
+    "been sent, the primary rolls it back. Call rollback() and start again"
 )
 
 Send = Callable[[bytes, bool], bytes]

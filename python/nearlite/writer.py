@@ -125,8 +125,7 @@ class Writer:
                 stop = stop or self._gather(jobs)
                 self._work(jobs)
             except Exception:  # a thread that ends would hang everybody
-                log.exception("the writer failed; the group was rolled back")
-                self._abandon(jobs)
+                log.exception("the writer failed")
             finally:
                 self._turn.release(ticket)
             if stop:
@@ -148,7 +147,12 @@ class Writer:
         """Run jobs in one group or several, deliver each as soon as its group is durable."""
         waiting = [job for job in jobs if self._startable(job)]
         while waiting:
-            group = self._group(waiting)
+            try:
+                group = self._group(waiting)
+            except Exception:  # whoever waits must hear of it
+                log.exception("the writer failed; the group was rolled back")
+                self._abandon(waiting)
+                return
             waiting = waiting[len(group) :]
             self._deliver(group)
         if self._host.roll_due:
@@ -172,10 +176,11 @@ class Writer:
             self._session.rollback()
         except StatementError:
             log.exception("rollback failed")
-        left = [job for job in jobs if not job.finished and job.failure is None]
-        for job in left:
-            job.failure = StatementError("Internal error; nothing was changed", "INTERNAL_ERROR")
-        self._deliver(left)
+        self._deliver(
+            self._failed(
+                jobs, StatementError("Internal error; nothing was changed", "INTERNAL_ERROR")
+            )
+        )
 
     def _group(self, jobs: list[Job]) -> list[Job]:
         """Commit the first of `jobs` together; answers those that are done."""

@@ -109,6 +109,7 @@ class Database:
       uri: read `path` as a URI when it starts with ``file:``.
       busy_ms: milliseconds to wait for a lock; negative: for ever.
       checkpoint: False: neither a commit nor closing ever checkpoints.
+      defensive: SQL cannot damage the file (SQLITE_DBCONFIG_DEFENSIVE).
 
     Raises:
       OperationalError: it cannot be opened.
@@ -126,6 +127,7 @@ class Database:
         uri: bool = False,
         busy_ms: int = 5000,
         checkpoint: bool = True,
+        defensive: bool = False,
     ) -> None:
         flags = lib.NL_OPEN_READONLY if readonly else lib.NL_OPEN_READWRITE
         if create and not readonly:
@@ -134,6 +136,8 @@ class Database:
             flags |= lib.NL_OPEN_URI
         if not checkpoint:
             flags |= lib.NL_OPEN_NO_CHECKPOINT
+        if defensive:
+            flags |= lib.NL_OPEN_DEFENSIVE
         name = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
         err = new_error()
         out = ffi.new("nl_db **")

@@ -115,6 +115,23 @@ def test_browsers_may_ask_from_anywhere(client: Client) -> None:
     assert "POST" in reply.headers["access-control-allow-methods"]
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1:5173", 200),
+    ],
+)
+def test_without_a_token_a_foreign_page_cannot_write(
+    client: Client, origin: str, status: int
+) -> None:
+    body = json.dumps({"requests": [execute("SELECT 1"), CLOSE]}).encode()
+    reply = client.request("POST", "/v2/pipeline", body, origin=origin, content_type="text/plain")
+    assert reply.status == status
+
+
 def test_repeated_slashes_are_collapsed(client: Client) -> None:
     body = json.dumps({"requests": [execute("SELECT 1"), CLOSE]}).encode()
     assert client.request("POST", "//v2///pipeline", body).status == 200

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import socket
 import threading
@@ -14,7 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nearlite import errors
-from nearlite.server import App
+from nearlite.server import App, is_loopback
 
 log = logging.getLogger("nearlite.server")
 
@@ -89,16 +88,6 @@ def listen(address: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise errors.ProgrammingError(f"an address is written HOST:PORT, not {address!r}")
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - ":8080" is all of them
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_exposure(host: str, *, auth_token: str | None, no_auth: bool) -> None:

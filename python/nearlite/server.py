@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from nearlite import hrana
 from nearlite.changes import Feed, Source
@@ -204,6 +206,12 @@ class App:
     def _authorize(self, scope: Scope) -> None:
         expected = self._token
         if expected is None:
+            if _is_foreign(scope):
+                raise HttpError(
+                    403,
+                    "FORBIDDEN",
+                    "Without a token only pages of this machine may ask; start the server with one",
+                )
             return
         given = header(scope, b"authorization")
         if given is None:
@@ -359,6 +367,30 @@ def _not_allowed(methods: bytes) -> HttpError:
     return HttpError(
         405, "METHOD_NOT_ALLOWED", "The method is not allowed here", ((b"allow", methods),)
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_foreign(scope: Scope) -> bool:
+    """Whether a browser asks on behalf of a page that comes neither from here nor from this server.
+
+    A server without a token trusts whoever reaches it. Any web page reaches the loopback address of
+    the machine that shows it, with a request that needs no preflight (text/plain).
+    """
+    origin = header(scope, b"origin")
+    if origin is None:
+        return False
+    there = urlsplit(origin.decode("latin-1"))
+    host = header(scope, b"host") or b""
+    return there.netloc.encode() != host and not is_loopback(there.hostname or "")
 
 
 def _unauthorized(why: str) -> HttpError:

@@ -142,7 +142,8 @@ static int changes_load(nl_tail *t, uint32_t at, uint32_t n, uint8_t *pages, nl_
             uint8_t *page = out + (size_t)j * t->page_size;
             if (first + j > t->pages) {
                 memset(page, 0, t->page_size); /* a snapshot's page that was cut off meanwhile */
-            } else if (nl_page_hash(page, t->page_size, first + j) != t->table[first + j - 1]) {
+            } else if (nl_page_hash(page, t->page_size, first + j) !=
+                       (t->expected ? t->expected[at + i + j] : t->table[first + j - 1])) {
                 rc = nl_fail(err, NL_E_HASH, "page %u on disk is not what was committed", first + j);
                 if (err) err->page = first + j;
             }
@@ -195,4 +196,51 @@ int nl_tail_answer(
     nl_chunk_header_encode(&(nl_chunk_header){0}, body + n);
     *written = fixed + n;
     return NL_OK;
+}
+
+/* ------------------------------------------------------------------ a reader of its own */
+
+/*
+** A large selection is read by a handle of its own, so that commits and small answers go on meanwhile.
+** Its snapshot has to be the one the selection was made in: when another process committed between the
+** two, the owner selects again.
+*/
+int nl_tail_detach(nl_tail *t, nl_tail **out, nl_error *err)
+{
+    nl_tail *r = NULL;
+    int rc = NL_OK;
+
+    *out = NULL;
+    if (!t->reading) return nl_fail(err, NL_E_MISUSE, "no read transaction is open");
+    r = sqlite3_malloc64(sizeof *r);
+    if (r == NULL) return nl_fail(err, NL_E_NOMEM, "out of memory");
+    memset(r, 0, sizeof *r);
+    r->forks = t->forks;
+    r->pinned = -1;
+    r->page_size = t->page_size;
+    r->lock_page = t->lock_page;
+    r->pages = t->pages;
+    const size_t n = t->sel_count;
+    r->sel = sqlite3_malloc64((n + 1) * sizeof *r->sel);
+    r->expected = sqlite3_malloc64((n + 1) * sizeof *r->expected);
+    if (r->sel == NULL || r->expected == NULL) rc = nl_fail(err, NL_E_NOMEM, "out of memory");
+    for (size_t i = 0; rc == NL_OK && i < n; i++) {
+        r->sel[i] = t->sel[i];
+        r->expected[i] = t->table[t->sel[i] - 1];
+    }
+    r->sel_count = t->sel_count;
+    if (rc == NL_OK) rc = tail_connect(sqlite3_db_filename(t->db, "main"), &r->db, err);
+    if (rc == NL_OK) rc = tail_enter(r, err);
+    if (rc == NL_OK) {
+        const WalIndexHdr *mine = &tail_wal(t)->hdr, *its = &tail_wal(r)->hdr;
+        if (mine->mxFrame != its->mxFrame || memcmp(mine->aSalt, its->aSalt, 8) != 0) {
+            rc = nl_fail(err, NL_E_BUSY, "another commit came in between");
+        }
+    }
+    if (rc != NL_OK) {
+        nl_tail_close(r);
+        r = NULL;
+    }
+    *out = r;
+    return rc;
 }

@@ -450,7 +450,7 @@ int nl_hrana_run(
     nl_error *err);
 int nl_hrana_more(nl_stmt *s, size_t target, nl_hrana_report *out, nl_error *err);
 
-/* ------------------------------------------------------------------ tail (tail.c, changes.c) */
+/* ------------------------------------------------------------------ tail (tail.c, base.c, changes.c) */
 
 /* The primary's reader of one WAL: connections, pin, page-hash table. One thread at a time. */
 typedef struct nl_tail nl_tail;
@@ -525,6 +525,10 @@ int nl_tail_chunk(
     size_t *written,        /* OUT */
     uint64_t *digest,       /* OUT */
     nl_error *err);
+/* A handle of its own on the finished selection and the transaction it was made in: nl_tail_chunk
+** reads from it beside whatever the tail does next; nl_tail_close ends it. NL_E_BUSY: a commit came in
+** between; select again. */
+int nl_tail_detach(nl_tail *t, nl_tail **out, nl_error *err);
 /* Finish the selection; if it is one chunk and fits, write the whole set (header, chunk, end) to out.
 ** *written == 0: it does not; set->count holds how many pages there are. */
 int nl_tail_answer(

@@ -83,9 +83,8 @@ int nl_roll_begin(nl_tail *t, int wait_ms, nl_error *err)
     Wal *pWal = tail_wal(t);
     const int64_t wait = (int64_t)wait_ms * 1000;
 
-    if (!t->ready || t->reading || t->rolling) {
-        return nl_fail(err, NL_E_MISUSE, "the tail is not ready to roll");
-    }
+    if (tail_idle(t, err) != NL_OK) return NL_E_MISUSE;
+    if (!t->ready) return nl_fail(err, NL_E_RESET, "the tail has no base, or lost its pin");
     int rc = roll_lock(t, WAL_CKPT_LOCK, wait);
     if (rc == SQLITE_OK) {
         pWal->ckptLock = 1;
@@ -163,5 +162,5 @@ int nl_roll_finish(nl_tail *t, nl_error *err)
 
 void nl_roll_abort(nl_tail *t)
 {
-    if (t->rolling) roll_unlock(t);
+    if (t->rolling && t->forks == nl_forks()) roll_unlock(t);
 }

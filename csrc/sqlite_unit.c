@@ -62,6 +62,7 @@
 ** by __has_include: ccache would hand out an object that was made before the file existed. */
 #include "apply.c"
 #include "tail.c"
+#include "base.c"
 #include "changes.c"
 #include "roll.c"
 

@@ -32,7 +32,8 @@
 **       a WAL that is not fully copied is not reset.
 ** A plain BEGIN; SELECT on a fully copied WAL gives READ_LOCK(0) and satisfies neither.
 **
-** FILES  tail.c pins and takes frames; changes.c makes page sets; roll.c ends a generation.
+** FILES  tail.c pins and takes frames; base.c begins generations and tells what is known; changes.c
+**        makes page sets; roll.c ends a generation.
 **
 ** THREADS  one at a time; the owner (primary.py) holds a mutex.
 */
@@ -55,6 +56,7 @@ struct nl_tail {
     sqlite3 *db;            /* R */
     sqlite3 *pin[2];        /* at most one inside a transaction, but while a pin moves */
     int pinned;             /* index of the pin that holds, or -1 */
+    uint32_t forks;         /* nl_forks() at birth: in the child of a fork the handle is dead */
     uint32_t page_size;     /* bytes */
     uint32_t lock_page;     /* page that does not exist (rule B6) */
 
@@ -87,6 +89,7 @@ struct nl_tail {
     uint64_t *bits;         /* bitmap, used when sel_mapped */
     uint32_t bits_size;     /* words allocated */
     int sel_mapped;
+    uint64_t *expected;     /* hashes of sel[] in a detached reader, which has no table; else NULL */
 
     uint8_t *block;         /* TAIL_BLOCK + one frame of 65,536 bytes */
 };
@@ -180,18 +183,6 @@ static int tail_broken(nl_error *err, uint32_t number)
     nl_fail(err, NL_E_RESET, "frame %u of the WAL does not continue the one before it", number);
     if (err) err->frame = number;
     return NL_E_RESET;
-}
-
-static const tail_commit *tail_find_commit(const nl_tail *t, uint32_t frame)
-{
-    uint32_t low = 0, high = t->commits;
-
-    while (low < high) {
-        uint32_t mid = low + (high - low) / 2;
-        if (t->commit[mid].frame < frame) low = mid + 1;
-        else high = mid;
-    }
-    return low < t->commits && t->commit[low].frame == frame ? &t->commit[low] : NULL;
 }
 
 /* ------------------------------------------------------------------ reading files */
@@ -407,10 +398,6 @@ static void tail_unpin(nl_tail *t)
     t->pinned = -1;
 }
 
-int nl_tail_repin(nl_tail *t, nl_error *err)
-{
-    return tail_repin(t, err);
-}
 
 /* ------------------------------------------------------------------ open and close */
 
@@ -440,6 +427,7 @@ int nl_tail_open(const char *path, nl_tail **out, nl_error *err)
     *out = NULL;
     if (t == NULL) return nl_fail(err, NL_E_NOMEM, "out of memory");
     memset(t, 0, sizeof *t);
+    t->forks = nl_forks();
     t->pinned = -1;
     rc = tail_connect(path, &t->db, err);
     for (int i = 0; rc == NL_OK && i < 2; i++) rc = tail_connect(path, &t->pin[i], err);
@@ -468,7 +456,8 @@ done:
 
 void nl_tail_close(nl_tail *t)
 {
-    if (t == NULL) return;
+    /* An inherited handle is left as it is: closing it would reach into the parent's locks. */
+    if (t == NULL || t->forks != nl_forks()) return;
     if (t->rolling) nl_roll_abort(t);
     nl_tail_end(t);
     tail_unpin(t);
@@ -479,6 +468,7 @@ void nl_tail_close(nl_tail *t)
     sqlite3_free(t->commit);
     sqlite3_free(t->stage);
     sqlite3_free(t->sel);
+    sqlite3_free(t->expected);
     sqlite3_free(t->bits);
     sqlite3_free(t->block);
     sqlite3_free(t);
@@ -486,11 +476,21 @@ void nl_tail_close(nl_tail *t)
 
 /* ------------------------------------------------------------------ read transactions on R */
 
+/* Neither reading nor rolling, and not inherited by fork. */
+static int tail_idle(const nl_tail *t, nl_error *err)
+{
+    if (t->forks != nl_forks()) {
+        return nl_fail(err, NL_E_MISUSE, "the primary was opened before a fork, by the parent process");
+    }
+    if (t->reading || t->rolling) return nl_fail(err, NL_E_MISUSE, "the tail is already in use");
+    return NL_OK;
+}
+
 static int tail_enter(nl_tail *t, nl_error *err)
 {
     int changed = 0, rc = SQLITE_OK;
 
-    if (t->reading || t->rolling) return nl_fail(err, NL_E_MISUSE, "the tail is already reading");
+    if (tail_idle(t, err) != NL_OK) return NL_E_MISUSE;
     for (int waited = 0; waited < TAIL_WAIT_MS * 10; waited++) {
         rc = sqlite3WalBeginReadTransaction(tail_wal(t), &changed);
         if ((rc & 0xff) != SQLITE_BUSY) break;
@@ -508,6 +508,11 @@ void nl_tail_end(nl_tail *t)
     sqlite3WalEndReadTransaction(wal);
     memset(&wal->hdr, 0, sizeof wal->hdr); /* see the essay: the pager's cache is not current */
     t->reading = 0;
+}
+
+int nl_tail_repin(nl_tail *t, nl_error *err)
+{
+    return tail_idle(t, err) == NL_OK ? tail_repin(t, err) : NL_E_MISUSE;
 }
 
 int nl_tail_begin(nl_tail *t, nl_error *err)
@@ -559,210 +564,4 @@ int nl_tail_look(nl_tail *t, uint32_t frame, nl_tail_state *out, uint8_t page1[1
     if (rc == NL_OK) memcpy(page1, t->block, 100);
     nl_tail_end(t);
     return rc;
-}
-
-/* ------------------------------------------------------------------ the base of a generation */
-
-/* A generation begins at t->frame with what table, pages and hash say. */
-static int tail_set_base(nl_tail *t, nl_error *err)
-{
-    int rc = tail_grow((void **)&t->commit, &t->commits_size, 1, sizeof *t->commit, err);
-    if (rc != NL_OK) return rc;
-    t->start = t->frame;
-    t->commit[0] = (tail_commit){.frame = t->frame, .pages = t->pages, .hash = t->hash};
-    t->commits = 1;
-    t->ready = 1;
-    return NL_OK;
-}
-
-int nl_tail_load(
-    nl_tail *t,
-    const uint8_t *table,
-    uint32_t pages,
-    const nl_tail_state *at,
-    nl_error *err)
-{
-    int rc = tail_grow((void **)&t->table, &t->table_size, pages, sizeof *t->table, err);
-    if (rc != NL_OK) return rc;
-    t->hash = 0;
-    for (uint32_t i = 0; i < pages; i++) {
-        t->table[i] = nl_get64(table + 8 * (size_t)i);
-        t->hash ^= t->table[i];
-    }
-    t->pages = pages;
-    t->frame = at->frame;
-    t->bound = 0;
-    if (at->bound && at->frame != 0) { /* at frame 0 the WAL's header is the seed: bind later */
-        rc = tail_read_header(t, err);
-        if (rc != NL_OK) return rc;
-        memcpy(t->chain.salt, at->salt, sizeof t->chain.salt);
-        memcpy(t->chain.sum, at->checksum, sizeof t->chain.sum);
-        t->bound = 1;
-    }
-    return tail_set_base(t, err);
-}
-
-int nl_tail_rebase(nl_tail *t, nl_error *err)
-{
-    if (!t->ready || t->reading || t->rolling) {
-        return nl_fail(err, NL_E_MISUSE, "the tail cannot begin a generation now");
-    }
-    return tail_set_base(t, err);
-}
-
-/* Database size of R's snapshot. A fresh wal-index of an empty WAL says 0: then the file decides. */
-static int tail_snapshot_pages(nl_tail *t, uint32_t *pages, nl_error *err)
-{
-    i64 bytes = 0;
-
-    *pages = tail_wal(t)->hdr.nPage;
-    if (*pages != 0) return NL_OK;
-    int rc = sqlite3OsFileSize(tail_pager(t)->fd, &bytes);
-    if (rc != SQLITE_OK) return tail_sqlite(err, t, rc);
-    *pages = (uint32_t)(((uint64_t)bytes + t->page_size - 1) / t->page_size);
-    return NL_OK;
-}
-
-/* Inside R's transaction: hash every page into table[0..pages). */
-static int tail_hash_all(nl_tail *t, uint64_t *table, uint32_t pages, uint64_t *hash, nl_error *err)
-{
-    const uint32_t fit = TAIL_BLOCK / t->page_size;
-    int rc = NL_OK;
-
-    *hash = 0;
-    for (uint32_t p = 1; rc == NL_OK && p <= pages; p += fit) {
-        uint32_t n = pages - p + 1 < fit ? pages - p + 1 : fit;
-        rc = tail_read_run(t, p, n, t->block, err);
-        if (rc == NL_OK) *hash ^= nl_page_hashes(t->block, t->page_size, p, n, table + p - 1);
-    }
-    return rc;
-}
-
-int nl_tail_scan(nl_tail *t, nl_error *err)
-{
-    uint32_t pages = 0;
-    int rc = tail_enter(t, err);
-
-    if (rc != NL_OK) return rc;
-    const WalIndexHdr *hdr = &tail_wal(t)->hdr;
-    t->ready = 0;
-    rc = tail_snapshot_pages(t, &pages, err);
-    if (rc == NL_OK) {
-        rc = tail_grow((void **)&t->table, &t->table_size, pages, sizeof *t->table, err);
-    }
-    if (rc == NL_OK) rc = tail_hash_all(t, t->table, pages, &t->hash, err);
-    if (rc == NL_OK) {
-        t->pages = pages;
-        t->frame = t->live = hdr->mxFrame;
-        t->bound = 0;
-        if (hdr->mxFrame != 0) rc = tail_bind(t, err);
-        memcpy(t->chain.sum, hdr->aFrameCksum, sizeof t->chain.sum);
-    }
-    if (rc == NL_OK) rc = tail_set_base(t, err);
-    nl_tail_end(t);
-    return rc;
-}
-
-int nl_tail_verify(nl_tail *t, uint64_t *hash, uint32_t *bad, nl_error *err)
-{
-    *hash = 0;
-    *bad = 0;
-    if (!t->reading) return nl_fail(err, NL_E_MISUSE, "no read transaction is open");
-    uint64_t *all = sqlite3_malloc64(8 * (uint64_t)t->pages + 8);
-    if (all == NULL) return nl_fail(err, NL_E_NOMEM, "out of memory");
-    int rc = tail_hash_all(t, all, t->pages, hash, err);
-    for (uint32_t i = 0; rc == NL_OK && i < t->pages && *bad == 0; i++) {
-        if (all[i] != t->table[i]) *bad = i + 1;
-    }
-    sqlite3_free(all);
-    return rc;
-}
-
-/* ------------------------------------------------------------------ what is known */
-
-int nl_tail_lookup(const nl_tail *t, uint32_t frame, uint32_t *pages, uint64_t *hash)
-{
-    const tail_commit *c = tail_find_commit(t, frame);
-
-    if (c == NULL) return 0;
-    *pages = c->pages;
-    *hash = c->hash;
-    return 1;
-}
-
-void nl_tail_table(const nl_tail *t, uint32_t first, uint32_t n, uint8_t *out)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t p = first + i;
-        nl_put64(out + 8 * (size_t)i, p >= 1 && p <= t->pages ? t->table[p - 1] : 0);
-    }
-}
-
-int nl_tail_read_wal(nl_tail *t, uint64_t offset, size_t n, uint8_t *out, nl_error *err)
-{
-    int rc = tail_os_read(tail_wal(t)->pWalFd, out, n, offset);
-    return rc == SQLITE_OK ? NL_OK : tail_sqlite(err, t, rc);
-}
-
-uint32_t nl_tail_commits(const nl_tail *t, uint32_t after, uint8_t *out, uint32_t max)
-{
-    uint32_t n = 0, i = t->commits;
-
-    while (i > 0 && t->commit[i - 1].frame > after) i--;
-    for (; i < t->commits && n < max; i++, n++) {
-        if (out == NULL) continue;
-        nl_put32(out + 16 * (size_t)n, t->commit[i].frame);
-        nl_put32(out + 16 * (size_t)n + 4, t->commit[i].pages);
-        nl_put64(out + 16 * (size_t)n + 8, t->commit[i].hash);
-    }
-    return n;
-}
-
-uint32_t nl_tail_frames(const nl_tail *t, uint32_t after, uint8_t *out, uint32_t max)
-{
-    uint32_t n = 0;
-
-    if (after < t->start) after = t->start;
-    for (uint32_t f = after; f < t->frame && n < max; f++, n++) {
-        nl_put32(out + 4 * (size_t)n, t->pgno[f - t->start]);
-    }
-    return n;
-}
-
-int nl_tail_index(nl_tail *t, uint8_t *out, uint32_t max, uint32_t *pairs, nl_error *err)
-{
-    uint32_t highest = 0, n = 0;
-
-    for (uint32_t f = t->start; f < t->frame; f++) {
-        if (t->pgno[f - t->start] > highest) highest = t->pgno[f - t->start];
-    }
-    uint32_t *last = sqlite3_malloc64(4 * (uint64_t)highest + 4);
-    if (last == NULL) return nl_fail(err, NL_E_NOMEM, "no memory for the index of a generation");
-    memset(last, 0, 4 * (size_t)highest + 4);
-    for (uint32_t f = t->start; f < t->frame; f++) last[t->pgno[f - t->start]] = f + 1;
-    for (uint32_t p = 1; p <= highest; p++) {
-        if (last[p] == 0) continue;
-        if (out != NULL && n < max) {
-            nl_put32(out + 8 * (size_t)n, p);
-            nl_put32(out + 8 * (size_t)n + 4, last[p]);
-        }
-        n++;
-    }
-    sqlite3_free(last);
-    *pairs = n;
-    return NL_OK;
-}
-
-/* ------------------------------------------------------------------ tests */
-
-int nl_test_pending_byte(uint32_t offset)
-{
-#ifdef NL_TEST
-    sqlite3_test_control(SQLITE_TESTCTRL_PENDING_BYTE, offset);
-    nl_lock_byte_use(offset);
-    return NL_OK;
-#else
-    (void)offset;
-    return NL_E_MISUSE;
-#endif
 }

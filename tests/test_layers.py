@@ -52,6 +52,7 @@ C_ORDER = [
     "rows",
     "apply",
     "tail",
+    "base",
     "changes",
     "roll",
     "counters",

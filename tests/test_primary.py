@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pagemodel import PageModel
 from stock import Stock, dump, run
 
-from nearlite import errors
+from nearlite import answers, errors
+from nearlite._native._lib import HashError
+from nearlite.answers import Pending
 from nearlite.position import Position
 from nearlite.primary import Primary
 
@@ -214,3 +218,88 @@ def test_an_empty_generation_is_not_rolled(primary):
     before = primary.state().position
     assert primary.roll()
     assert primary.state().position == before
+
+
+def test_commits_go_on_while_a_large_answer_is_read(primary, monkeypatch):
+    """The answer is of the moment it was asked for, and nobody waits for it."""
+    model = bootstrap(primary)
+    execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(randomblob(9000000))")
+    asked = primary.state()
+    encode, during = Pending.encode, []
+
+    def encode_slowly(pending):
+        during.append(execute(primary, "UPDATE t SET a = randomblob(9000000)"))
+        during.append(primary.state().position)
+        during.append(primary.roll())
+        return encode(pending)
+
+    monkeypatch.setattr(Pending, "encode", encode_slowly)
+    assert follow(primary, model) > 2000
+    monkeypatch.undo()
+    assert during[0] == during[1] > asked.position
+    assert not during[2]  # the reader of the answer needed the WAL
+    assert (model.at, model.hash) == (asked.position, asked.hash)
+    assert primary.roll()
+    follow(primary, model)
+    assert model.hash == primary.verify()[0]
+
+
+def test_a_very_large_answer_goes_through_a_file(primary, monkeypatch):
+    model = bootstrap(primary)
+    execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(randomblob(9000000))")
+    monkeypatch.setattr(answers, "_IN_MEMORY", 1 << 20)
+    before = set(Path(primary.path + "-nearlite").iterdir())
+    answer = primary.changes(model.at, model.claimed)
+    assert set(Path(primary.path + "-nearlite").iterdir()) == before  # unlinked
+    pieces = list(answer)
+    assert sum(map(len, pieces)) == answer.size > 9_000_000
+    model.take(pieces)
+    assert model.hash == primary.state().hash
+
+
+def test_a_rotten_page_is_an_error_and_no_answer(primary):
+    execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(randomblob(20000))")
+    model = bootstrap(primary)
+    execute(primary, "UPDATE t SET a = randomblob(20001)")
+    wal = Path(primary.path + "-wal")
+    with wal.open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"rot")
+    with pytest.raises(HashError, match="not what was committed"):
+        follow(primary, model)
+    state_hash, bad = primary.verify()
+    assert bad > 0
+    assert state_hash != primary.state().hash
+
+
+FORK = """
+import os, sys
+from nearlite._native._lib import MisuseError
+from nearlite.primary import Primary
+with Primary.open(sys.argv[1]) as primary:
+    database = primary.connect()
+    database.exec("CREATE TABLE t(a)")
+    before = primary.after_commit()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            primary.state()
+        except MisuseError as error:
+            code = 0 if "fork" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    database.exec("INSERT INTO t VALUES(1)")
+    assert primary.after_commit() > before
+    database.close()
+    assert primary.roll()
+print("done")
+"""
+
+
+def test_a_primary_is_of_no_use_in_the_child_of_a_fork_and_unharmed_in_the_parent(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(tmp_path / "data.db")], capture_output=True, text=True
+    )
+    assert done.stdout == "done\n", done.stderr

@@ -288,6 +288,17 @@ def test_a_replica_file_is_refused_with_what_to_do(tmp_path):
     assert path.read_bytes() == data
 
 
+def test_pages_with_a_reserved_tail_are_refused(tmp_path):
+    path = tmp_path / "data.db"
+    Primary.open(path).close()
+    data = bytearray(path.read_bytes())
+    data[20] = 8  # reserved bytes, and the empty schema page's content area before them
+    data[105:107] = (4096 - 8).to_bytes(2, "big")
+    path.write_bytes(data)
+    with pytest.raises(errors.NotSupportedError, match="reserved tail"):
+        Primary.open(path)
+
+
 def test_a_second_owner_is_refused_and_told_what_to_do(tmp_path):
     path = tmp_path / "data.db"
     with Primary.open(path), pytest.raises(errors.OperationalError, match="already served") as no:

@@ -1,7 +1,8 @@
 """Page sets of the primary, encoded: from the position of a replica to now.
 
-Small ones are one call of C, kept for others who ask the same; large ones go through an unlinked file,
-so that memory stays bounded and no slow client holds up a roll.
+Small ones are one call of C and kept for others who ask the same. Large ones are read through a handle
+of their own, beside commits and small answers; very large ones go through an unlinked file. In no case
+does a client's pace hold a transaction open, so that a slow one never holds up a roll.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, Final
 
 from nearlite import errors
 from nearlite._native.frames import SetHeader, lock_page
-from nearlite._native.tail import chunk_pages
+from nearlite._native.tail import Reader, chunk_pages
 from nearlite.generation import Generations
 from nearlite.logstate import now_ms
 from nearlite.position import Position
@@ -21,10 +23,15 @@ from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview
 
-_IN_MEMORY: Final = 8 << 20
-"""Bytes of an answer kept in memory."""
-_READ: Final = 1 << 20
+_AT_ONCE: Final = 1 << 20
+"""Bytes of pages that are read while everybody waits: less than a millisecond."""
+_CACHED_BYTES: Final = 4 << 20
 _CACHED: Final = 8
+_IN_MEMORY: Final = 32 << 20
+"""Bytes of pages of an answer that is kept in memory while it is sent."""
+_READ: Final = 1 << 20
+
+Key = tuple[Position, Position, bool]
 
 
 class Answer:
@@ -56,6 +63,34 @@ class Answer:
             close()
 
 
+class Pending:
+    """A large page set that is still to be encoded, outside the owner's mutex.
+
+    Args:
+      reader: on the pages of the set.
+      head: its header.
+      compress: allow zstd chunks.
+      folder: for the unlinked file.
+    """
+
+    def __init__(self, reader: Reader, head: SetHeader, folder: Path, *, compress: bool) -> None:
+        self._reader = reader
+        self._head = head
+        self._folder = folder
+        self._compress = compress
+
+    def encode(self) -> Answer:
+        """Encode it and let go of the transaction."""
+        pieces = _pieces(self._reader, self._head, compress=self._compress)
+        try:
+            if self._head.count * self._head.page_size > _IN_MEMORY:
+                return _spooled(self._head.target, pieces, self._folder)
+            kept = [bytes(piece) for piece in pieces]
+            return Answer(self._head.target, sum(map(len, kept)), iter(kept))
+        finally:
+            self._reader.close()
+
+
 class Answers:
     """Builds page sets inside a read transaction of the tail.
 
@@ -68,12 +103,21 @@ class Answers:
     def __init__(self, generations: Generations) -> None:
         self._g = generations
         self._tail = generations.tail
-        self._cache: dict[tuple[Position, Position, bool], bytes] = {}
+        self._cache: dict[Key, bytes] = {}
         self.commit_ms = now_ms()
 
-    def changes(self, start: Position, state_hash: int | None, *, compress: bool) -> Answer | None:
-        """What `Primary.changes` answers; inside begin/end."""
-        tail = self._tail
+    def changes(
+        self, start: Position, state_hash: int | None, *, compress: bool, wait: bool
+    ) -> Answer | Pending | None:
+        """What `Primary.changes` answers; inside begin/end.
+
+        Args:
+          start, state_hash, compress: as there.
+          wait: encode a large set here and now instead of answering Pending.
+
+        Raises:
+          BusyError: a commit came in between: begin again.
+        """
         to = self._g.position
         known = self._known(start, to)
         if state_hash is not None and state_hash != known:
@@ -85,19 +129,22 @@ class Answers:
             )
         if start == to:
             return None
-        key = (start, to, compress)
-        data = self._cache.get(key)
+        data = self._cache.get((start, to, compress))
         if data is None:
             if not self._g.select(start):
                 raise self._gone(start)
             head = self.header(start, known)
-            count, data = tail.answer(head)
+            count, data = self._tail.answer(head)
             if data is None or compress:
-                pieces = self._pieces(replace(head, count=count), compress=compress)
+                head = replace(head, count=count)
+                if count * self._tail.page_size > _AT_ONCE and not wait:
+                    reader = self._tail.detach()
+                    return Pending(reader, head, self._g.log.folder, compress=compress)
+                pieces = _pieces(self._tail, head, compress=compress)
                 if count * self._tail.page_size > _IN_MEMORY:
-                    return self._spool(to, pieces)
+                    return _spooled(to, pieces, self._g.log.folder)
                 data = b"".join(bytes(piece) for piece in pieces)
-            self._remember(key, data)
+            self._remember((start, to, compress), data)
         return Answer(to, len(data), iter((data,)))
 
     def _known(self, start: Position, to: Position) -> int:
@@ -139,34 +186,10 @@ class Answers:
             snapshot=start is None,
         )
 
-    def _pieces(self, head: SetHeader, *, compress: bool) -> Iterator[Buffer]:
-        """Inside begin/end, of the finished selection. A piece is overwritten by the next but one."""
-        yield head.encode()
-        step = chunk_pages(self._tail.page_size)
-        for at in range(0, head.count, step):
-            yield from self._chunk(at, min(step, head.count - at), compress=compress)
-        yield END_OF_SET
-
-    def _chunk(self, at: int, n: int, *, compress: bool) -> tuple[bytes, Buffer]:
-        body, digest = self._tail.chunk(at, n)
-        header, stored = chunk_pieces(RawChunk(body, n, digest), compress=compress)
-        return header, stored
-
-    def _spool(self, to: Position, pieces: Iterator[Buffer]) -> Answer:
-        """Encode into an unlinked file: memory stays bounded, and no client holds up a roll."""
-        spool = tempfile.TemporaryFile(dir=self._g.log.folder)  # noqa: SIM115 - closed by its reader
-        try:
-            for piece in pieces:
-                spool.write(piece)
-            size = spool.tell()
-            spool.seek(0)
-        except BaseException:
-            spool.close()
-            raise
-        return Answer(to, size, _read_out(spool))
-
-    def _remember(self, key: tuple[Position, Position, bool], data: bytes) -> None:
-        while len(self._cache) >= _CACHED or (self._cache and len(data) > _IN_MEMORY // 2):
+    def _remember(self, key: Key, data: bytes) -> None:
+        if len(data) > _CACHED_BYTES:
+            return
+        while len(self._cache) >= _CACHED:
             self._cache.pop(next(iter(self._cache)))
         self._cache[key] = data
 
@@ -182,6 +205,31 @@ def run_count(run: tuple[int, int], page_size: int) -> int:
     """Pages of a run, the lock-byte page not counted."""
     first, last = run
     return last - first + 1 - (1 if first <= lock_page(page_size) <= last else 0)
+
+
+def _pieces(reader: Reader, head: SetHeader, *, compress: bool) -> Iterator[Buffer]:
+    """Of a finished selection. A piece is overwritten when the next but one is asked for."""
+    yield head.encode()
+    step = chunk_pages(head.page_size)
+    for at in range(0, head.count, step):
+        n = min(step, head.count - at)
+        body, digest = reader.chunk(at, n)
+        yield from chunk_pieces(RawChunk(body, n, digest), compress=compress)
+    yield END_OF_SET
+
+
+def _spooled(to: Position, pieces: Iterator[Buffer], folder: Path) -> Answer:
+    """Encode into an unlinked file: memory stays bounded."""
+    spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by its reader
+    try:
+        for piece in pieces:
+            spool.write(piece)
+        size = spool.tell()
+        spool.seek(0)
+    except BaseException:
+        spool.close()
+        raise
+    return Answer(to, size, _read_out(spool))
 
 
 def _read_out(spool: IO[bytes]) -> Iterator[bytes]:

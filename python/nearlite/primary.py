@@ -1,8 +1,7 @@
 """The primary: owns a database, knows its position and state hash, answers with page sets.
 
-One mutex guards the tail and the log; it is held for microseconds by commits and small answers. Nobody
-waits for a client while holding it: an answer is complete (in memory, or in an unlinked file when it
-is large) before it is handed out.
+One mutex guards the tail and the log; it is held for microseconds by commits and small answers, and
+never while a large answer is read or a client is waited for.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from nearlite._native.frames import (
     chunk_size,
     lock_page,
 )
-from nearlite._native.tail import Tail, WalResetError
-from nearlite.answers import Answer, Answers, run_count, snapshot_runs
+from nearlite._native.tail import BusyError, MisuseError, Tail, WalResetError
+from nearlite.answers import Answer, Answers, Pending, run_count, snapshot_runs
 from nearlite.datafile import move_schema, prepare_file, refuse_replica
 from nearlite.generation import Generations
 from nearlite.log import Log
@@ -38,6 +37,8 @@ from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 _LOG = logging.getLogger("nearlite")
 
 ROLL_BYTES: Final = 16 << 20
+_ATTEMPTS: Final = 5
+"""To begin a large set between two commits, before everybody has to wait for it."""
 _RETRY_FIRST: Final = 0.5
 _RETRY_LAST: Final = 30.0
 
@@ -136,7 +137,10 @@ class Primary:
         tail = None
         try:
             created = prepare_file(log.database)
-            tail = Tail(str(log.database))
+            try:
+                tail = Tail(str(log.database))
+            except MisuseError as error:
+                raise errors.NotSupportedError(f"{path}: {error}. Nothing was changed") from None
             refuse_replica(tail, log.database)
             startup = StartUp(
                 Generations(log, tail),
@@ -273,12 +277,19 @@ class Primary:
         frozen = self._roller.frozen
         if frozen is not None and (start, state_hash) == (frozen.position, frozen.hash):
             return None
-        with self._mutex:
-            self._begin()
-            try:
-                return self._answers.changes(start, state_hash, compress=compress)
-            finally:
-                self._tail.end()
+        for attempt in range(_ATTEMPTS):
+            with self._mutex:
+                self._begin()
+                try:
+                    found = self._answers.changes(
+                        start, state_hash, compress=compress, wait=attempt == _ATTEMPTS - 1
+                    )
+                except BusyError:  # a commit in the middle of a large set's beginning
+                    continue
+                finally:
+                    self._tail.end()
+            return found.encode() if isinstance(found, Pending) else found
+        raise AssertionError("the last attempt never answers Pending")
 
     def snapshot(self, *, compress: bool = False) -> Answer:
         """All pages, as a stream of chunks; ``.to`` is the state it began at (p0).

@@ -6,10 +6,19 @@ One handle, one thread at a time: the owner (`nearlite.primary`) holds a mutex a
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nearlite._native._lib import BusyError, WalResetError, check, ffi, lib, new_error
+from nearlite._native._lib import (
+    BusyError,
+    MisuseError,
+    WalResetError,
+    check,
+    ffi,
+    lib,
+    new_error,
+)
 from nearlite._native.frames import (
     CHUNK_MAX_BYTES,
     CHUNK_MAX_PAGE_BYTES,
@@ -70,7 +79,47 @@ def _state(raw: Any) -> TailState:
     )
 
 
-class Tail:
+class Reader:
+    """Reads the chunks of one selection in the transaction it was made in."""
+
+    def __init__(self, handle: Any) -> None:
+        self._t = handle
+        self._err = new_error()
+        self._written = ffi.new("size_t *")
+        self._digest = ffi.new("uint64_t *")
+        self._body: Any = None
+
+    def _check(self, rc: int) -> None:
+        if rc:
+            check(rc, self._err)
+
+    def chunk(self, at: int, n: int) -> tuple[memoryview, int]:
+        """Pages number at..at+n of the gathered ones, as the raw body of a chunk.
+
+        Returns:
+          A body that the next call overwrites, and its digest.
+
+        Raises:
+          HashError: a page on disk is not what was committed.
+        """
+        if self._body is None:
+            self._body = ffi.new("uint8_t[]", CHUNK_MAX_BYTES)
+        size = len(self._body)
+        self._check(
+            lib.nl_tail_chunk(
+                self._t, at, n, self._body, size, self._written, self._digest, self._err
+            )
+        )
+        return memoryview(ffi.buffer(self._body, self._written[0])), self._digest[0]
+
+    def close(self) -> None:
+        """Release transaction, pin and connections; idempotent."""
+        if self._t is not None:
+            lib.nl_tail_close(self._t)
+            self._t = None
+
+
+class Tail(Reader):
     """A private connection on the primary's database, with the pin that keeps its WAL.
 
     Args:
@@ -82,24 +131,16 @@ class Tail:
     """
 
     def __init__(self, path: str) -> None:
-        out = ffi.new("nl_tail **")
-        self._err = new_error()
-        check(lib.nl_tail_open(path.encode(), out, self._err), self._err)
-        self._t = out[0]
+        out, err = ffi.new("nl_tail **"), new_error()
+        check(lib.nl_tail_open(os.fsencode(path), out, err), err)
+        super().__init__(out[0])
         self._raw = ffi.new("nl_tail_state *")
         self._count = ffi.new("uint32_t *")
-        self._written = ffi.new("size_t *")
-        self._digest = ffi.new("uint64_t *")
         self._hash = ffi.new("uint64_t *")
         self._small = ffi.new("uint8_t[]", _SMALL)
-        self._body: Any = None
         lib.nl_tail_get(self._t, self._raw)
         self.page_size: int = self._raw.page_size
         self.frame = 0
-
-    def _check(self, rc: int) -> None:
-        if rc:
-            check(rc, self._err)
 
     # ------------------------------------------------------------ base of a generation
 
@@ -273,24 +314,15 @@ class Tail:
         size = self._written[0]
         return head.count, bytes(ffi.buffer(self._small, size)) if size else None
 
-    def chunk(self, at: int, n: int) -> tuple[memoryview, int]:
-        """Pages number at..at+n of the gathered ones, as the raw body of a chunk.
-
-        Returns:
-          A body that the next call overwrites, and its digest.
+    def detach(self) -> Reader:
+        """A reader of its own on the finished selection, which goes on after `end`.
 
         Raises:
-          HashError: a page on disk is not what was committed.
+          BusyError: a commit came in between: `end`, `begin` and select again.
         """
-        if self._body is None:
-            self._body = ffi.new("uint8_t[]", CHUNK_MAX_BYTES)
-        size = len(self._body)
-        self._check(
-            lib.nl_tail_chunk(
-                self._t, at, n, self._body, size, self._written, self._digest, self._err
-            )
-        )
-        return memoryview(ffi.buffer(self._body, self._written[0])), self._digest[0]
+        out = ffi.new("nl_tail **")
+        self._check(lib.nl_tail_detach(self._t, out, self._err))
+        return Reader(out[0])
 
     # ------------------------------------------------------------ roll
 
@@ -330,15 +362,17 @@ class Tail:
         """Release the locks; the generation goes on. Idempotent."""
         lib.nl_roll_abort(self._t)
 
-    def close(self) -> None:
-        """Release pin and connections; idempotent."""
-        if self._t is not None:
-            lib.nl_tail_close(self._t)
-            self._t = None
-
 
 def _halves(text: str) -> tuple[str, str]:
     return text[:8], text[8:]
 
 
-__all__ = ["BusyError", "Tail", "TailState", "WalResetError", "chunk_pages"]
+__all__ = [
+    "BusyError",
+    "MisuseError",
+    "Reader",
+    "Tail",
+    "TailState",
+    "WalResetError",
+    "chunk_pages",
+]

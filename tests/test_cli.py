@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -277,6 +278,26 @@ def test_backup_does_not_replay_the_wal_of_a_database_that_is_gone(url, tmp_path
     (tmp_path / "out.db-wal").write_bytes(b"stale" * 1000)
     assert run("backup", url, tmp_path / "out.db").returncode == EXIT_OK
     assert not (tmp_path / "out.db-wal").exists()
+
+
+def test_restoring_as_documented_is_a_new_history_that_old_replicas_refuse(tmp_path):
+    with primary(tmp_path / "data.db") as before:
+        on_primary(before, "CREATE TABLE note(text)")
+        assert run("backup", before, tmp_path / "backup.db").returncode == EXIT_OK
+        on_primary(before, "INSERT INTO note VALUES ('after the backup')")
+        assert run("sync", before, tmp_path / "replica.db").returncode == EXIT_OK
+    for name in ("data.db", "data.db-wal", "data.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "data.db-nearlite")
+    (tmp_path / "backup.db").rename(tmp_path / "data.db")
+    with primary(tmp_path / "data.db") as after:
+        answer = run("sync", after, tmp_path / "replica.db")
+        again = run("sync", after, tmp_path / "new.db")
+    assert answer.returncode == EXIT_REFUSED
+    assert "another database" in answer.stderr
+    assert again.returncode == EXIT_OK
+    with closing(sqlite3.connect(tmp_path / "replica.db")) as stock:
+        assert stock.execute("SELECT text FROM note").fetchall() == [("after the backup",)]
 
 
 def test_shell_executes_a_script_from_a_pipe(url):

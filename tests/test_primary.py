@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -308,3 +310,21 @@ def test_a_primary_is_of_no_use_in_the_child_of_a_fork_and_unharmed_in_the_paren
 def test_the_log_is_readable_by_the_owner_alone(tmp_path: Path) -> None:
     with Primary.open(tmp_path / "data.db"):
         assert (tmp_path / "data.db-nearlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_roll_that_waits_for_a_writer_keeps_nobody_else_waiting(primary):
+    execute(primary, "CREATE TABLE t(a)")
+    writer = primary.connect()
+    writer.exec("BEGIN IMMEDIATE")
+    roll = threading.Thread(target=primary.roll, kwargs={"wait": 60.0})
+    roll.start()
+    begun = time.monotonic()
+    for _ in range(100):
+        primary.state()
+        primary.after_commit()
+    assert time.monotonic() - begun < 30
+    assert roll.is_alive()
+    writer.exec("COMMIT")
+    roll.join()
+    writer.close()
+    assert primary.state().position.generation == 2

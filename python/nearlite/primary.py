@@ -356,7 +356,7 @@ class Primary:
         """Archive the generation and empty the WAL. By the writer's thread, outside a transaction.
 
         Args:
-          wait: seconds to wait for writers of other processes.
+          wait: seconds to wait for writers, of this process or others.
 
         Returns:
           False when somebody needs the WAL: nothing is lost, it is tried again later.
@@ -367,7 +367,7 @@ class Primary:
         with self._rolling:
             try:
                 self.state()  # recovers first if anything has to be
-                done = self._roller.roll(wait_ms=round(wait * 1000), held=self._held())
+                done = self._roller.roll(wait=wait, held=self._held())
             except (OSError, errors.Error):
                 self._postpone()
                 raise
@@ -405,7 +405,7 @@ class Primary:
             if self._closed:
                 return
             try:
-                self._roller.roll(wait_ms=1000, held=None)
+                self._roller.roll(wait=1.0, held=None)
                 with self._mutex:
                     self._generations.stop()
             except (OSError, errors.Error) as error:

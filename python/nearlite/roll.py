@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
@@ -43,6 +44,8 @@ _TABLE = faults.declare("roll.3-table")
 _EMPTIED = faults.declare("roll.5-emptied")
 _DONE = faults.declare("roll.6-done")
 
+_SLICE_MS: Final = 5
+"""Waiting for a lock is done in slices, so that others get the mutex in between."""
 _COPY: Final = 1 << 20
 """Bytes of the WAL copied at a time, so that others get the mutex in between."""
 
@@ -85,11 +88,11 @@ class Roller(Generic[StateT]):
         self._part_generation = 0
         self._part_frames = 0
 
-    def roll(self, *, wait_ms: int, held: int | None) -> bool:
+    def roll(self, *, wait: float, held: int | None) -> bool:
         """End the running generation if it has frames.
 
         Args:
-          wait_ms: how long to wait for writers and checkpointers of other processes.
+          wait: seconds to wait for writers and checkpointers, of this process or others.
           held: oldest generation that a running snapshot needs, or None.
 
         Returns:
@@ -101,17 +104,23 @@ class Roller(Generic[StateT]):
         """
         if not self._prepare():
             return True
-        with self._mutex:
-            try:
-                self._tail.roll_begin(wait_ms)
-            except BusyError as error:
-                _LOG.info("roll postponed: %s", error)
+        deadline = time.monotonic() + wait
+        while True:
+            with self._mutex:
+                try:
+                    self._tail.roll_begin(_SLICE_MS)
+                except BusyError as error:
+                    reason = error
+                else:
+                    try:
+                        return self._section(held)
+                    finally:
+                        self.frozen = None
+                        self._tail.roll_abort()
+            if time.monotonic() >= deadline:
+                _LOG.info("roll postponed: %s", reason)
                 return False
-            try:
-                return self._section(held)
-            finally:
-                self.frozen = None
-                self._tail.roll_abort()
+            time.sleep(_SLICE_MS / 1000)
 
     def close(self) -> None:
         """Forget a part under way; idempotent."""

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -123,12 +124,8 @@ class Cluster(RuleBasedStateMachine):
         self.replicas[side].execute("INSERT OR IGNORE INTO kv VALUES(?, 'kept')", (key,))
         self.model = with_row
         self.committed(side)
-        try:
+        with pytest.raises(nearlite.IntegrityError):
             self.replicas[side].execute("INSERT INTO kv VALUES(100, 'new'), (?, 'again')", (key,))
-        except sqlite3.IntegrityError as error:
-            assert isinstance(error, nearlite.IntegrityError)
-        else:
-            raise AssertionError("a duplicate key was accepted")
 
     @rule(key=KEYS, value=st.integers(0, 9))
     def put_at_the_primary(self, key: int, value: int) -> None:

@@ -625,6 +625,12 @@ def test_a_body_that_does_not_come_is_answered(tmp_path: Path) -> None:
         raw.close()
 
 
+def test_requests_with_a_body_of_a_megabyte_follow_each_other(client: Client) -> None:
+    for _ in range(3):
+        answer = client.pipeline(execute("SELECT length(?)", "x" * (1 << 20)), CLOSE)
+        assert rows(outcome(answer["results"][0])) == [[1 << 20]]
+
+
 def test_a_head_that_never_ends_is_cut_off(shared: int) -> None:
     raw = socket.create_connection(("127.0.0.1", shared))
     raw.settimeout(10)

@@ -29,7 +29,7 @@ from nearlite.statements import Kind, Prepared
 READ_STEPS: Final = 200_000
 """Virtual machine steps that a read inside a group may take: some 2 ms."""
 LASTING_SECONDS: Final = 0.05
-"""A write that took longer than this runs outside of groups from then on."""
+"""A write that took more processor time than this runs outside of groups from then on."""
 
 Counters = tuple[int, int, int]
 
@@ -88,17 +88,19 @@ class Group:
 
     Attributes:
       lasting: texts that have been seen to last.
+      patience: seconds of processor time from which a write counts as lasting.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.lasting: OrderedDict[str, None] = OrderedDict()
+        self.patience = LASTING_SECONDS
 
     def job(self, job: Job) -> None:
         """Run what of a job can be part of the group; LostError when the transaction is gone."""
         native = self._session.native
+        # Each call into C gives the GIL away and has to win it back: there are as few as possible.
         native.set_counters(*job.start)
-        native.set_budget(READ_STEPS)
         job.counters = job.start
         job.results = []
         job.finished = 0
@@ -209,16 +211,20 @@ class Group:
         """Run a statement that only looks, within its budget."""
         if prepared.kind is not Kind.READ:
             raise _LeaveError
+        native = self._session.native
+        native.set_budget(READ_STEPS)
         try:
             return self._session.run(prepared, step, shape=shape, index=index)
         except OverrunError:
             raise _LeaveError from None
+        finally:
+            native.set_budget(-1)
 
     def write(self, prepared: Prepared, step: Step, shape: int | None, index: int) -> bytes:
         """Run a writing statement, uninterrupted; notes it when it lasts."""
         session = self._session
-        session.native.set_budget(-1)
-        began = time.monotonic()
+        # Of this thread's own time: a machine that is busy with others makes nothing last.
+        began = time.thread_time()
         try:
             return session.run(prepared, step, shape=shape, index=index)
         except StatementError:
@@ -226,8 +232,7 @@ class Group:
                 raise LostError from None
             raise
         finally:
-            session.native.set_budget(READ_STEPS)
-            if time.monotonic() - began > LASTING_SECONDS:
+            if time.thread_time() - began > self.patience:
                 self.lasting[step.sql] = None
                 if len(self.lasting) > _LASTING_KEPT:
                     self.lasting.popitem(last=False)

@@ -30,6 +30,8 @@ class _Protocol(HttpToolsProtocol):
     """uvicorn's protocol with the two limits it lacks: on a head that never comes, or never ends."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _in_head = True
+    _ended = False  # a message ended within the data that is being parsed
     _head_size = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -40,18 +42,26 @@ class _Protocol(HttpToolsProtocol):
         self._head_done()
         super().connection_lost(exc)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value)
-        if self._head_size > _HEAD_BYTES:
-            self.transport.abort()
-            return
-        super().on_header(name, value)
+    def data_received(self, data: bytes) -> None:
+        begun_in_head = self._in_head
+        super().data_received(data)
+        # Data that ended one message and began the next tells little of the latter's head.
+        if begun_in_head and self._in_head and not self._ended:
+            self._head_size += len(data)
+            if self._head_size > _HEAD_BYTES:
+                self.transport.abort()
+        self._ended = False
 
     def on_headers_complete(self) -> None:
         self._head_done()
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = self._ended = True
+
     def _head_done(self) -> None:
+        self._in_head = False
         self._head_size = 0
         if self._head_timer is not None:
             self._head_timer.cancel()

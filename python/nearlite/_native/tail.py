@@ -29,6 +29,9 @@ from nearlite._native.frames import (
 WAL_HEADER_SIZE: Final[int] = lib.NL_WAL_HEADER_SIZE
 FRAME_HEADER_SIZE: Final[int] = lib.NL_FRAME_HEADER_SIZE
 
+# Clearing 8 MiB that are written over at once costs as much as hashing them.
+_allocate: Any = ffi.new_allocator(should_clear_after_alloc=False)
+
 _SMALL: Final = 1 << 18
 """Bytes of the buffer for page sets that are laid out in one call."""
 
@@ -103,7 +106,7 @@ class Reader:
           HashError: a page on disk is not what was committed.
         """
         if self._body is None:
-            self._body = ffi.new("uint8_t[]", CHUNK_MAX_BYTES)
+            self._body = _allocate("uint8_t[]", CHUNK_MAX_BYTES)
         size = len(self._body)
         self._check(
             lib.nl_tail_chunk(

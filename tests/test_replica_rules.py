@@ -1,0 +1,283 @@
+"""Rules B and C of the replica's file: what stock SQLite, copies and old files must not lead to.
+
+The rules' other tests: B2 and B3 in test_apply.py and the crash tests, B6 in test_primary_writers.py,
+B7 in test_primary_restart.py, E in test_ofd.py, A and F beside primary and server.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import history
+import pytest
+from history import History, Moment
+from test_hostile import Scene, http
+
+from nearlite._native.applier import Applier, Bootstrap
+from nearlite.errors import NotAReplicaError, SyncError
+from nearlite.replica import Replica
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path)
+    yield made
+    made.replica.close()
+    made.server.close()
+
+
+def replica_of(moment: Moment, path: Path) -> Applier:
+    """A replica file at `moment`, made as a bootstrap makes it."""
+    head, chunks = history.page_set(None, moment)
+    file = Bootstrap(str(path), moment.page_size)
+    for chunk in chunks:
+        file.chunk(chunk)
+    file.finish(head)
+    file.close()
+    return Applier(str(path))
+
+
+def advance(applier: Applier, old: Moment, new: Moment) -> None:
+    head, chunks = history.page_set(old, new)
+    assert applier.apply(head, chunks, wait=5) is not None
+
+
+def stock(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, 0, isolation_level=None)
+
+
+def honest(scene: Scene) -> None:
+    """The replica stands at `old`, whole, and the next sync brings it to `new`."""
+    state, found = scene.replica._applier.full_hash()
+    assert state.hash == found == scene.old.hash
+    scene.server.raw = http(scene.body)
+    assert scene.replica.sync().position == scene.new.position
+    state, found = scene.replica._applier.full_hash()
+    assert state.hash == found == scene.new.hash
+
+
+# ---------------------------------------------------------------- B
+
+
+def full_vacuum(moment: Moment) -> Moment:
+    """The same state, claiming auto_vacuum=FULL: offset 64 of page 1 says "incremental"."""
+    first = bytearray(moment.pages[0])
+    assert first[64:68] == b"\0\0\0\1"
+    assert int.from_bytes(first[36:40], "big") > 0, "there must be free pages"
+    first[64:68] = bytes(4)
+    return replace(moment, pages=(bytes(first), *moment.pages[1:]))
+
+
+def test_rule_b1_an_apply_never_vacuums_the_replica(tmp_path: Path) -> None:
+    """With auto_vacuum=FULL and free pages, a commit of the btree would move pages by itself."""
+    source = History(tmp_path / "p.db", auto_vacuum=2)
+    source.step("CREATE TABLE t(a)", "INSERT INTO t SELECT zeroblob(100000)")
+    source.step("CREATE TABLE u(a)", "INSERT INTO u VALUES(1)")
+    old = full_vacuum(source.step("DELETE FROM t"))
+    new = full_vacuum(source.step("INSERT INTO u VALUES(2)"))
+    source.db.close()
+    applier = replica_of(old, tmp_path / "r.db")
+    advance(applier, old, new)
+    state, found = applier.full_hash()
+    assert (state.pages, state.hash) == (len(new.pages), found)
+    assert found == new.hash
+    with closing(stock(tmp_path / "r.db")) as c:
+        assert c.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    applier.close()
+
+
+def salts(path: Path) -> bytes:
+    with Path(f"{path}-wal").open("rb") as wal:
+        return wal.read(24)[16:]
+
+
+def test_rule_b4_the_wal_restarts_only_under_the_checkpoint_lock(scene: Scene) -> None:
+    """Somebody holds WAL_CKPT_LOCK (byte 121 of the -shm) as a checkpointer of any version does."""
+    applier = replica_of(scene.old, scene.path.with_name("b4.db"))
+    path = scene.path.with_name("b4.db")
+    advance(applier, scene.old, scene.new)
+    assert applier.checkpoint("passive", wait=0)[0] > 0  # all of it: the next writer may restart
+    before = salts(path)
+    shm = os.open(f"{path}-shm", os.O_RDWR)
+    fcntl.lockf(shm, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 121)
+    applying = threading.Thread(target=advance, args=(applier, scene.new, scene.newer))
+    applying.start()
+    applying.join(0.1)
+    assert applying.is_alive()
+    assert salts(path) == before
+    fcntl.lockf(shm, fcntl.LOCK_UN, 1, 121)
+    applying.join(10)
+    assert not applying.is_alive()
+    os.close(shm)
+    assert salts(path) != before
+    state, found = applier.full_hash()
+    assert state.hash == found == scene.newer.hash
+    applier.close()
+
+
+def test_rule_b5_a_long_reader_neither_stops_applies_nor_keeps_the_wal_for_ever(
+    scene: Scene,
+) -> None:
+    path = scene.path.with_name("b5.db")
+    applier = replica_of(scene.old, path)
+    reader = stock(path)
+    reader.execute("BEGIN")
+    before = reader.execute("SELECT * FROM t").fetchall()
+    here, there = scene.old, replace(scene.new, position=scene.old.position)
+    for i in range(40):
+        there = replace(there, position=replace(here.position, frame=here.position.frame + 1))
+        advance(applier, here, there)
+        applier.checkpoint("passive", wait=0)
+        assert reader.execute("SELECT * FROM t").fetchall() == before, i
+        here, there = there, replace(here, position=there.position)
+    grown = applier.state().wal_frames
+    assert grown > 40
+    reader.execute("COMMIT")
+    assert reader.execute("SELECT * FROM t").fetchall() == before  # an even number of flips
+    applier.checkpoint("restart", wait=1)
+    there = replace(there, position=replace(here.position, frame=here.position.frame + 1))
+    advance(applier, here, there)
+    assert applier.state().wal_frames < grown
+    reader.close()
+    applier.close()
+
+
+# ---------------------------------------------------------------- C
+
+
+def test_rule_c1_a_copy_that_is_not_what_its_header_says_is_found_out(
+    scene: Scene, tmp_path: Path
+) -> None:
+    """As `cp` of the main file in the middle of a checkpoint leaves it: page 1 new, another one old."""
+    scene.server.raw = http(scene.body)
+    scene.replica.sync()
+    scene.replica.close()
+    stale = next(n for n in history.changed(scene.old, scene.new) if n > 1)
+    for spoil in (False, True):
+        copy = tmp_path / f"copy-{spoil}.db"
+        shutil.copy(scene.path, copy)
+        if spoil:
+            with copy.open("r+b") as file:
+                file.seek((stale - 1) * 512)
+                file.write(scene.old.pages[stale - 1])
+            with closing(stock(copy)) as c:
+                assert c.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        scene.server.raw = http(history.wire_set(scene.new, scene.newer))
+        with closing(Replica(str(copy), scene.server.url, timeout=5.0)) as replica:
+            replica.open()
+            if not spoil:
+                assert replica.sync().position == scene.newer.position
+                continue
+            with pytest.raises(SyncError, match="does not hold what its header says") as caught:
+                replica.sync()
+            assert caught.value.data_at_risk
+            assert replica.state().position == scene.new.position
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_rule_c2_a_backup_is_no_replica_at_that_position(
+    scene: Scene, tmp_path: Path, mode: str
+) -> None:
+    target = tmp_path / "backup.db"
+    with closing(stock(target)) as c, closing(stock(scene.path)) as source:
+        c.execute("PRAGMA page_size=512")
+        c.execute(f"PRAGMA journal_mode={mode}")
+        c.execute("CREATE TABLE own(a)")
+        source.backup(c)
+    before = target.read_bytes()
+    scene.server.raw = http(scene.body)
+    replica = Replica(str(target), scene.server.url, timeout=5.0)
+    with closing(replica), pytest.raises(SyncError):
+        replica.open()
+        replica.sync()
+    with closing(stock(target)) as c:
+        assert c.execute("SELECT count(*) FROM t").fetchone() == (40,)
+    assert len(target.read_bytes()) == len(before)
+
+
+def test_rule_c3_side_files_of_a_deleted_database_never_meet_the_new_one(scene: Scene) -> None:
+    path = scene.path.with_name("c3.db")
+    old = stock(path)
+    old.execute("PRAGMA journal_mode=WAL")
+    old.execute("CREATE TABLE secret(a)")
+    old.execute("INSERT INTO secret VALUES('old')")
+    wal = Path(f"{path}-wal").read_bytes()
+    old.close()
+    path.unlink()
+    Path(f"{path}-wal").write_bytes(wal)
+    Path(f"{path}-journal").write_bytes(b"\xd9\xd5\x05\xf9 \xa1c\xd7" + bytes(600))
+    scene.server.raw = http(history.wire_set(None, scene.old))
+    with closing(Replica(str(path), scene.server.url, timeout=5.0)) as replica:
+        replica.open()
+        with closing(stock(path)) as c:
+            assert c.execute("SELECT name FROM sqlite_schema").fetchall() == [("t",)]
+            assert c.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO t VALUES(1000, 'x')",
+        "DELETE FROM t",
+        "CREATE TABLE x(a)",
+        "DROP TABLE t",
+        "PRAGMA user_version=7",
+        "ANALYZE",
+        "VACUUM",
+        "PRAGMA journal_mode=DELETE",
+        "BEGIN IMMEDIATE",
+        "REINDEX",
+        "PRAGMA incremental_vacuum",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+        "PRAGMA optimize",
+        "BEGIN EXCLUSIVE",
+    ],
+)
+def test_rule_c4_nothing_that_stock_sqlite_does_changes_a_replica(scene: Scene, sql: str) -> None:
+    with closing(stock(scene.path)) as c:
+        try:
+            c.execute(sql).fetchall()
+        except sqlite3.OperationalError as error:
+            assert "readonly" in str(error) or "locked" in str(error)  # noqa: PT017 - or nothing
+    honest(scene)
+
+
+def test_rule_c4_a_backup_into_a_replica_is_refused(scene: Scene) -> None:
+    with closing(stock(scene.path)) as c, closing(sqlite3.connect(":memory:")) as source:
+        source.execute("CREATE TABLE intruder(a)")
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            source.backup(c)
+    honest(scene)
+
+
+def test_rule_c4_the_last_close_of_stock_sqlite_keeps_the_position(scene: Scene) -> None:
+    scene.server.raw = http(scene.body)
+    scene.replica.sync()
+    scene.replica.close()
+    with closing(stock(scene.path)) as c:
+        c.execute("SELECT * FROM t").fetchall()
+    assert not Path(f"{scene.path}-wal").exists()
+    again = Replica(str(scene.path), scene.server.url, timeout=5.0)
+    again.open()
+    with closing(again):
+        assert again.state().position == scene.new.position
+        scene.server.raw = http(history.wire_set(scene.new, scene.newer))
+        assert again.sync().position == scene.newer.position
+
+
+def test_a_file_that_is_no_replica_is_never_overwritten(scene: Scene, tmp_path: Path) -> None:
+    path = tmp_path / "mine.db"
+    with closing(stock(path)) as c:
+        c.execute("CREATE TABLE mine(a)")
+    before = path.read_bytes()
+    with pytest.raises(NotAReplicaError):
+        Replica(str(path), scene.server.url, timeout=5.0).open()
+    assert path.read_bytes() == before

@@ -246,7 +246,7 @@ def test_rule_c4_nothing_that_stock_sqlite_does_changes_a_replica(scene: Scene, 
         try:
             c.execute(sql).fetchall()
         except sqlite3.OperationalError as error:
-            assert "readonly" in str(error) or "locked" in str(error)  # noqa: PT017 - or nothing
+            assert "readonly" in str(error) or "locked" in str(error)
     honest(scene)
 
 

@@ -21,6 +21,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, object]
+) -> None:
+    """What else the machine was doing belongs to the figures."""
+    machine_info["load"] = os.getloadavg()[0]
+
+
 @pytest.fixture
 def pairs(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Pairs:
     """Measures a figure as interleaved pairs; see pairs.py."""

@@ -137,7 +137,11 @@ def machine_of(benchmarks: dict[str, Any]) -> str:
     name = " ".join(str(cpu.get("brand_raw") or platform.processor() or "unknown CPU").split())
     day = benchmarks["datetime"][:10]
     system = f"{platform.system()} {platform.machine()}, CPython {platform.python_version()}"
-    return f"{name}, {os.cpu_count()} cores, {system}, {day}"
+    line = f"{name}, {os.cpu_count()} cores, {system}, {day}"
+    load = benchmarks["machine_info"].get("load")
+    if load is None or load < 0.5:
+        return line
+    return f"{line}; other programs were running (load {load:.1f} before the first benchmark)"
 
 
 def print_table(results: list[Result], machine: str) -> None:

@@ -715,6 +715,8 @@ con.executescript("pragma journal_mode=wal; create table t(a)")
 locked = nearlite.connect({str(tmp_path / "x.db")!r}, timeout=60)
 if {work.startswith("locked")}:
     con.execute("begin immediate")
+# a program started in the background of a shell ignores SIGINT
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sent = []
 def send():
     sent.append(time.monotonic())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -260,6 +261,7 @@ class Stream:
         self._send = send
         self._baton: str | None = None
         self._lost = False
+        self._pid = os.getpid()
         self.in_transaction = False
         self.compiled = True
         self.total_changes = 0
@@ -374,7 +376,8 @@ class Stream:
 
     def close(self) -> None:
         """Give the stream up; an open transaction is rolled back. Never raises for the network."""
-        if self._baton is not None and not self._lost:
+        # In the child of a fork the stream is the parent's, with the transaction it may have open.
+        if self._baton is not None and not self._lost and self._pid == os.getpid():
             try:
                 self._pipeline([], visible=False, keep=False)
             except Error:
@@ -408,6 +411,11 @@ class Stream:
           visible: as `execute`.
           keep: a transaction may be open afterwards. Otherwise the stream is closed.
         """
+        if self._pid != os.getpid():
+            raise ProgrammingError(
+                "the connection was opened before a fork, by the parent process, and works only "
+                "there; nothing was done. Open a new connection in the child"
+            )
         if self._lost:
             raise OperationalError(_LOST)
         while True:

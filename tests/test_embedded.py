@@ -200,7 +200,7 @@ def test_sync_brings_what_others_wrote(served):
     assert result.position == con.position
     assert rows(con, "select count(*) from t") == [(3,)]
     assert con.sync().pages == 0
-    assert con.lag == 0.0
+    assert 0 <= con.lag < 30
 
 
 def test_rows_half_read_do_not_hide_a_write(served):

@@ -191,6 +191,14 @@ def test_what_does_not_compile_here_is_the_primarys_to_judge(served):
         con.execute("select * from stale")
 
 
+def test_infinity_reaches_the_primary_and_comes_back(served):
+    con = served.replica(isolation_level=None)
+    for number in (float("inf"), float("-inf")):
+        con.execute("insert into t(b) values(?)", (number,))
+        found = con.execute("select b, typeof(b) from t order by rowid desc limit 1").fetchone()
+        assert found == served.remote().execute("select ?, 'real'", (number,)).fetchone()
+
+
 def test_sync_brings_what_others_wrote(served):
     con = served.replica()
     served.remote(isolation_level=None).execute("insert into t(b) values('three')")

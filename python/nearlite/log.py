@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -240,7 +241,10 @@ class Log:
     # ------------------------------------------------------------ retention
 
     def tidy(self, state: State) -> None:
-        """Remove whatever the state does not name: parts, old tables, old journals, dropped archives."""
+        """Remove what the state does not name: parts, old tables, old journals, dropped archives.
+
+        Only files with names of this module's kinds: the folder may hold what others put there.
+        """
         keep = {"lock", "state.json", f"{state.position(state.base.frame)}.hashes"}
         keep.add(_journal_name(state))
         for old in state.archived:
@@ -249,8 +253,11 @@ class Log:
             if old.bytes:
                 keep.add(f"{at}.wal")
         for path in self.folder.iterdir():
-            if path.name not in keep and path.is_file():
+            if path.name not in keep and path.suffix in _SUFFIXES and path.is_file():
                 path.unlink()
+
+
+_SUFFIXES: Final = frozenset((".part", ".hashes", ".index", ".wal", ".journal"))
 
 
 def _journal_name(state: State) -> str:

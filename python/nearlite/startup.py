@@ -235,7 +235,8 @@ class StartUp:
         state, seen = self.generations.state, self.generations.state.seen
         if seen is not None:
             now = self.generations.look_at_file(page1)
-            if (now.device, now.inode) != (seen.device, seen.inode) or now.change < seen.change:
+            # Not the device: its number may be another one after each start of the system.
+            if now.inode != seen.inode or now.change < seen.change:
                 return True
         # The same WAL, shorter than it was: only a loss of power under `normal` excuses that.
         known = journal.frame if journal else state.wal.frame if state.wal else 0

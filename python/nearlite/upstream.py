@@ -171,7 +171,6 @@ def value_of(value: Any) -> Request:
 
     Raises:
       OverflowError: an integer beyond 64 signed bits.
-      NotSupportedError: infinity, which JSON has no number for.
     """
     if value is None:
         return {"type": "null"}
@@ -182,8 +181,8 @@ def value_of(value: Any) -> Request:
     if isinstance(value, float):
         if math.isnan(value):
             return {"type": "null"}  # as SQLite stores it
-        if math.isinf(value):
-            raise NotSupportedError("an infinite number cannot be sent to a primary")
+        if math.isinf(value):  # a number too large for a double: what SQLite itself prints
+            return {"type": "float", "value": msgspec.Raw(b"1e999" if value > 0 else b"-1e999")}
         return {"type": "float", "value": value}
     if isinstance(value, str):
         return {"type": "text", "value": value}

@@ -293,12 +293,18 @@ static int apply_bulk(nl_applier *a, const nl_chunk *c, uint32_t from) {
     nl_wal_chain chain = {a->page_size, wal->hdr.bigEndCksum != 0,
                           {nl_get32(salt), nl_get32(salt + 4)},
                           {wal->hdr.aFrameCksum[0], wal->hdr.aFrameCksum[1]}};
+    const int native = nl_wal_native(&chain);
     for (uint32_t i = from; i < c->count;) {
         uint32_t n = 0;
         for (; n < room && i + n < c->count; n++) {
-            nl_frame_encode(&chain, c->pgnos[i + n], 0,
-                            c->pages + (size_t)(i + n) * a->page_size,
-                            a->buffer + (size_t)n * frame_size);
+            const uint8_t *page = c->pages + (size_t)(i + n) * a->page_size;
+            uint8_t *frame = a->buffer + (size_t)n * frame_size;
+            if (native) {
+                nl_frame_header_encode(&chain, c->pgnos[i + n], 0, c->shares[i + n], frame);
+                memcpy(frame + NL_FRAME_HEADER_SIZE, page, a->page_size);
+            } else { /* a WAL begun on a machine of the other byte order */
+                nl_frame_encode(&chain, c->pgnos[i + n], 0, page, frame);
+            }
         }
         int rc = apply_flush(a, c->pgnos + i, n);
         if (rc != SQLITE_OK) return rc;
@@ -334,6 +340,18 @@ done:
         return err != NULL ? err->code : NL_E_SQLITE;
     }
     *out = a;
+    return NL_OK;
+}
+
+int nl_applier_adopt(nl_applier *a, const nl_state *at, const uint64_t *hashes, nl_error *err) {
+    if (apply_idle(a, err) != NL_OK) return NL_E_MISUSE;
+    apply_table_forget(a);
+    a->hash_pages = 0;
+    if (apply_table_fit(a, at->pages) != SQLITE_OK) {
+        return nl_fail(err, NL_E_NOMEM, "no memory for the page-hash table");
+    }
+    if (at->pages > 0) memcpy(a->hash, hashes, at->pages * sizeof *hashes);
+    a->at = at->position;
     return NL_OK;
 }
 
@@ -457,7 +475,7 @@ static int apply_account(nl_applier *a, const nl_chunk *c) {
 
 int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err) {
     if (!a->open) return nl_fail(err, NL_E_MISUSE, "no page set is being applied");
-    if (c->page_size != a->page_size || c->pgnos[0] <= a->last ||
+    if (c->shares == NULL || c->page_size != a->page_size || c->pgnos[0] <= a->last ||
         c->pgnos[c->count - 1] > a->set.pages || c->count > a->set.count - a->count) {
         return nl_fail(err, NL_E_FORMAT, "the chunk does not continue its page set");
     }

@@ -119,6 +119,12 @@ uint64_t nl_bootstrap_hash(const nl_bootstrap *b, uint32_t pages) {
     return sum;
 }
 
+void nl_bootstrap_hashes(const nl_bootstrap *b, uint64_t *out, uint32_t pages) {
+    uint32_t known = pages < b->pages ? pages : b->pages;
+    if (known > 0) memcpy(out, b->hash, known * sizeof *out);
+    if (pages > known) memset(out + known, 0, (pages - known) * sizeof *out);
+}
+
 /* Every page of 1..pages is there but the lock-byte page, which never travels. */
 static uint32_t bootstrap_missing(const nl_bootstrap *b, uint32_t pages) {
     uint32_t lock = nl_lock_page(b->page_size);

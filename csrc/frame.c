@@ -45,6 +45,10 @@ uint32_t nl_fib_down[NL_FIB_HIGH + NL_FIB_LOW + 1];
 static const nl_simd *frame_simd = &nl_simd_base;
 static uint32_t frame_lock_byte = 0x40000000;
 
+/* How a page moves the checksum before it (simd_level.h): F(N-1), F(N), F(N+1) modulo 2^32 for the N
+** words of a page of 512 << i bytes. */
+static uint32_t frame_leap[8][3];
+
 int nl_simd_best(void)
 {
 #if defined(__x86_64__)
@@ -72,6 +76,22 @@ int nl_simd_use(int level)
     return frame_simd->level;
 }
 
+/* F(n-1), F(n), F(n+1) for an even power of two n, by F(2k) = F(k) (F(k+1) + F(k-1)) and
+** F(2k+1) = F(k+1)^2 + F(k)^2. */
+static void frame_leap_of(uint32_t n, uint32_t f[3])
+{
+    uint32_t below = 0, at = 1; /* F(0), F(1) */
+    for (uint32_t k = 1; k < n; k *= 2) {
+        uint32_t above = below + at;
+        uint32_t twice = at * (above + below), next = above * above + at * at;
+        below = next - twice;
+        at = twice;
+    }
+    f[0] = below;
+    f[1] = at;
+    f[2] = below + at;
+}
+
 /* Before any thread of ours exists, so that nothing needs to be atomic afterwards. */
 __attribute__((constructor)) static void frame_load(void)
 {
@@ -79,6 +99,7 @@ __attribute__((constructor)) static void frame_load(void)
     nl_fib(1) = 1;
     for (int i = 2; i <= NL_FIB_HIGH; i++) nl_fib(i) = nl_fib(i - 1) + nl_fib(i - 2);
     for (int i = -1; i >= -NL_FIB_LOW; i--) nl_fib(i) = nl_fib(i + 2) - nl_fib(i + 1);
+    for (int i = 0; i < 8; i++) frame_leap_of(128u << i, frame_leap[i]);
     nl_simd_use(nl_simd_best());
 }
 
@@ -169,23 +190,38 @@ uint32_t nl_frames_verify(
     return i;
 }
 
-void nl_frame_encode(
-    nl_wal_chain *chain, uint32_t pgno, uint32_t commit, const uint8_t *page, uint8_t *out)
+int nl_wal_native(const nl_wal_chain *chain)
 {
-    assert(pgno > 0);
+    return (chain->big_endian != 0) == FRAME_HOST_BIG;
+}
+
+void nl_frame_header_encode(
+    nl_wal_chain *chain, uint32_t pgno, uint32_t commit, const uint32_t share[2],
+    uint8_t out[NL_FRAME_HEADER_SIZE])
+{
+    const uint32_t *f = frame_leap[__builtin_ctz(chain->page_size) - 9];
+    uint32_t s[2] = {chain->sum[0], chain->sum[1]};
+
+    assert(pgno > 0 && nl_page_size_valid(chain->page_size));
     nl_put32(out, pgno);
     nl_put32(out + 4, commit);
     nl_put32(out + 8, chain->salt[0]);
     nl_put32(out + 12, chain->salt[1]);
-    nl_wal_checksum(out, 8, chain->big_endian, chain->sum);
-    if ((chain->big_endian != 0) == FRAME_HOST_BIG) {
-        frame_simd->checksum_copy(out + NL_FRAME_HEADER_SIZE, page, chain->page_size, chain->sum);
-    } else { /* a WAL begun on a machine of the other byte order: correct, not hurried */
-        memcpy(out + NL_FRAME_HEADER_SIZE, page, chain->page_size);
-        nl_wal_checksum(page, chain->page_size, chain->big_endian, chain->sum);
-    }
+    nl_wal_checksum(out, 8, chain->big_endian, s);
+    chain->sum[0] = f[0] * s[0] + f[1] * s[1] + share[0];
+    chain->sum[1] = f[1] * s[0] + f[2] * s[1] + share[1];
     nl_put32(out + 16, chain->sum[0]);
     nl_put32(out + 20, chain->sum[1]);
+}
+
+void nl_frame_encode(
+    nl_wal_chain *chain, uint32_t pgno, uint32_t commit, const uint8_t *page, uint8_t *out)
+{
+    uint32_t share[2] = {0, 0};
+
+    nl_wal_checksum(page, chain->page_size, chain->big_endian, share);
+    nl_frame_header_encode(chain, pgno, commit, share, out);
+    memcpy(out + NL_FRAME_HEADER_SIZE, page, chain->page_size);
 }
 
 /* ---------------------------------------------------------------- hashes */

@@ -395,6 +395,10 @@ int nl_applier_checkpoint(
     nl_error *err);
 /* Hash every page: `hash` beside the header's own claim in `at`. Fills the page-hash table. */
 int nl_applier_full_hash(nl_applier *a, nl_state *at, uint64_t *hash, nl_error *err);
+/* Take over a table of page hashes that belongs to `at`: the next changes then read no old page back.
+** hashes[i] is that of page i + 1; 0 = not known; at->pages entries. Forgotten unless the file stands at
+** `at` when a set is applied; a wrong entry makes the set's state hash differ, and it is refused. */
+int nl_applier_adopt(nl_applier *a, const nl_state *at, const uint64_t *hashes, nl_error *err);
 /* Flush the database file itself to the disk (fdatasync), through a connection of its own. */
 int nl_sync_database(const char *path, nl_error *err);
 
@@ -408,6 +412,8 @@ uint64_t nl_bootstrap_hash(const nl_bootstrap *b, uint32_t pages);   /* XOR over
 /* Check completeness and state hash, write page 1 with the replica header, cut to size. */
 int nl_bootstrap_finish(nl_bootstrap *b, const nl_state *at, nl_error *err);
 int nl_bootstrap_sync(nl_bootstrap *b, nl_error *err);
+/* Hashes of pages 1..pages as they are in the file; 0 = no such page. */
+void nl_bootstrap_hashes(const nl_bootstrap *b, uint64_t *out, uint32_t pages);
 void nl_bootstrap_close(nl_bootstrap *b);
 
 

@@ -33,6 +33,12 @@ static const uint8_t pageset_magic[8] = {'N', 'L', 'S', 'E', 'T', '\r', '\n', 0x
 #define PAGESET_ALIGN 64                       /* pages start at a multiple of this within a body */
 #define PAGESET_LINEAGE_VERSION 28             /* top 4 bits of a lineage: a version, now 0 */
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define PAGESET_HOST_BIG 1
+#else
+#define PAGESET_HOST_BIG 0
+#endif
+
 /* ---------------------------------------------------------------- set header */
 
 static void pageset_put_position(uint8_t *p, const nl_position *position)
@@ -321,18 +327,42 @@ static int pageset_check_table(
     return NL_OK;
 }
 
-/* One allocation holds the struct, the hashes, the page numbers and the pairs to be digested. */
+/* One allocation holds the struct, the hashes, the shares, the page numbers and the pairs to be
+** digested. */
 static nl_chunk *pageset_allocate(uint32_t count, uint8_t **pairs)
 {
     size_t n = count;
-    nl_chunk *c = malloc(sizeof *c + n * (sizeof *c->hashes + sizeof *c->pgnos + 12));
+    nl_chunk *c = malloc(
+        sizeof *c + n * (sizeof *c->hashes + sizeof *c->shares + sizeof *c->pgnos + 12));
 
     if (!c) return NULL;
     c->count = count;
     c->hashes = (uint64_t *)(void *)(c + 1);
-    c->pgnos = (uint32_t *)(void *)(c->hashes + n);
+    c->shares = (uint32_t (*)[2])(void *)(c->hashes + n);
+    c->pgnos = (uint32_t *)(void *)(c->shares + n);
     *pairs = (uint8_t *)(c->pgnos + n);
     return c;
+}
+
+/* Everything that is ever computed from a page's bytes, while they are in the nearest cache: the one
+** pass over memory that has just arrived. The processor's own prefetching ends at each 4 KiB, hence
+** ours, one page ahead (measured: 252 instead of 334 ns a page; the shares come along for 17 ns). */
+static void pageset_compute(nl_chunk *c, uint8_t *pairs)
+{
+    const size_t size = c->page_size, ahead = size < 4096 ? size : 4096;
+
+    for (uint32_t i = 0; i < c->count; i++) {
+        const uint8_t *page = c->pages + i * size;
+        if (i + 1 < c->count) {
+            for (size_t at = 0; at < ahead; at += 64) __builtin_prefetch(page + size + at);
+        }
+        c->hashes[i] = nl_page_hash(page, c->page_size, c->pgnos[i]);
+        pageset_pair(pairs, i, c->pgnos[i], c->hashes[i]);
+        if (c->shares) {
+            c->shares[i][0] = c->shares[i][1] = 0;
+            nl_wal_checksum(page, size, PAGESET_HOST_BIG, c->shares[i]);
+        }
+    }
 }
 
 int nl_chunk_verify(
@@ -360,11 +390,8 @@ int nl_chunk_verify(
     c->pages = body + nl_chunk_pages_offset(c->count);
     rc = pageset_check_table(c, set, body, after, err);
     if (rc) goto done;
-    for (uint32_t i = 0; i < c->count; i++) {
-        const uint8_t *page = c->pages + (size_t)i * c->page_size;
-        c->hashes[i] = nl_page_hash(page, c->page_size, c->pgnos[i]);
-        pageset_pair(pairs, i, c->pgnos[i], c->hashes[i]);
-    }
+    if (set->flags & NL_SET_SNAPSHOT) c->shares = NULL;
+    pageset_compute(c, pairs);
     if (nl_xxh3(pairs, 12 * (size_t)c->count, 0) != head->digest) { /* (8) */
         rc = nl_fail(err, NL_E_HASH, "a chunk of %u pages from page %u on does not have the"
             " announced digest", c->count, c->pgnos[0]);

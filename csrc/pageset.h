@@ -15,6 +15,8 @@ struct nl_chunk {
     const uint8_t *pages;   /* borrowed: count * page_size bytes, in the order of pgnos */
     uint32_t *pgnos;        /* owned: strictly ascending, at least one */
     uint64_t *hashes;       /* owned: nl_page_hash of each */
+    uint32_t (*shares)[2];  /* owned: share of each in a WAL's checksum (frame.h), in the machine's
+                            ** byte order; NULL in a snapshot, which goes into no WAL */
 };
 
 #endif

@@ -18,10 +18,6 @@ typedef struct nl_simd {
     ** swap: the words are of the other byte order than this machine's. */
     void (*checksum)(const uint8_t *data, size_t n, int swap, uint32_t s[2]);
 
-    /* The same in the machine's byte order, copying the bytes to dst on the way. */
-    void (*checksum_copy)(
-        uint8_t *restrict dst, const uint8_t *restrict data, size_t n, uint32_t s[2]);
-
     uint64_t (*xxh3)(const void *data, size_t n, uint64_t seed);
 
     /* XXH3 of a page, byte 18 and bytes 72..91 counted as zero. */

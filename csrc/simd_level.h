@@ -96,38 +96,31 @@ LEVEL_INLINE uint32_t level_sum(const level_vec *v)
     return sum;
 }
 
-/* The vector at byte offset `at`: copied to dst when there is one, in the wanted byte order. */
-LEVEL_INLINE level_vec level_load(uint8_t *dst, const uint8_t *data, int at, int swap)
+/* The vector at byte offset `at`, in the wanted byte order. */
+LEVEL_INLINE level_vec level_load(const uint8_t *data, int at, int swap)
 {
     level_vec x = *(const level_mem *)(const void *)(data + at);
-    if (dst) *(level_mem *)(void *)(dst + at) = x;
     if (swap) {
         x = (((x << 8) | (x >> 24)) & 0x00ff00ffu) | (((x << 24) | (x >> 8)) & 0xff00ff00u);
     }
     return x;
 }
 
-/* One block of a size known at compile time; dst and swap are literals too, so that each use
-** becomes straight code. Words run upwards in memory, so lane k of a step has r = S-1-k. */
-LEVEL_INLINE void level_block(
-    uint8_t *dst,           /* NULL, or where the bytes are copied to */
-    const uint8_t *data,
-    int bytes,
-    int swap,
-    uint32_t s[2]
-)
+/* One block of a size known at compile time; swap is a literal too, so that each use becomes
+** straight code. Words run upwards in memory, so lane k of a step has r = S-1-k. */
+LEVEL_INLINE void level_block(const uint8_t *data, int bytes, int swap, uint32_t s[2])
 {
     const level_vec lucas = (level_vec){0} + (nl_fib(LEVEL_S + 1) + nl_fib(LEVEL_S - 1));
     level_vec b1[LEVEL_CHAINS], b2[LEVEL_CHAINS];
     LEVEL_UNROLL
     for (int c = 0; c < LEVEL_CHAINS; c++) {
-        b1[c] = level_load(dst, data, LEVEL_BYTES * c, swap);
+        b1[c] = level_load(data, LEVEL_BYTES * c, swap);
         b2[c] = (level_vec){0};
     }
     for (int at = LEVEL_STEP; at < bytes; at += LEVEL_STEP) {
         LEVEL_UNROLL
         for (int c = 0; c < LEVEL_CHAINS; c++) {
-            level_vec x = level_load(dst, data, at + LEVEL_BYTES * c, swap);
+            level_vec x = level_load(data, at + LEVEL_BYTES * c, swap);
             level_vec b = (x - b2[c]) + lucas * b1[c];
             b2[c] = b1[c];
             b1[c] = b;
@@ -150,33 +143,21 @@ LEVEL_INLINE void level_block(
     s[1] = nl_fib(words) * s1 + nl_fib(words + 1) * s2 + level_sum(&sum2);
 }
 
-LEVEL_INLINE void level_blocks(
-    uint8_t *dst, const uint8_t *data, size_t n, int swap, uint32_t s[2])
+LEVEL_INLINE void level_blocks(const uint8_t *data, size_t n, int swap, uint32_t s[2])
 {
     size_t at = 0;
-    for (; n - at >= LEVEL_LARGE; at += LEVEL_LARGE) {
-        level_block(dst ? dst + at : NULL, data + at, LEVEL_LARGE, swap, s);
-    }
-    for (; n - at >= LEVEL_SMALL; at += LEVEL_SMALL) {
-        level_block(dst ? dst + at : NULL, data + at, LEVEL_SMALL, swap, s);
-    }
-    if (dst) memcpy(dst + at, data + at, n - at);
+    for (; n - at >= LEVEL_LARGE; at += LEVEL_LARGE) level_block(data + at, LEVEL_LARGE, swap, s);
+    for (; n - at >= LEVEL_SMALL; at += LEVEL_SMALL) level_block(data + at, LEVEL_SMALL, swap, s);
     level_checksum_scalar(data + at, n - at, swap, s);
 }
 
 static void level_checksum(const uint8_t *data, size_t n, int swap, uint32_t s[2])
 {
     if (swap) {
-        level_blocks(NULL, data, n, 1, s);
+        level_blocks(data, n, 1, s);
     } else {
-        level_blocks(NULL, data, n, 0, s);
+        level_blocks(data, n, 0, s);
     }
-}
-
-static void level_checksum_copy(
-    uint8_t *restrict dst, const uint8_t *restrict data, size_t n, uint32_t s[2])
-{
-    level_blocks(dst, data, n, 0, s);
 }
 
 #else /* no vector multiplication worth having: 32-bit lanes came with SSE4.1 */
@@ -184,13 +165,6 @@ static void level_checksum_copy(
 static void level_checksum(const uint8_t *data, size_t n, int swap, uint32_t s[2])
 {
     level_checksum_scalar(data, n, swap, s);
-}
-
-static void level_checksum_copy(
-    uint8_t *restrict dst, const uint8_t *restrict data, size_t n, uint32_t s[2])
-{
-    memcpy(dst, data, n);
-    level_checksum_scalar(data, n, 0, s);
 }
 #endif
 
@@ -217,5 +191,5 @@ static uint64_t level_xxh3_masked(const uint8_t *page, size_t n, uint64_t seed)
 }
 
 const nl_simd LEVEL_TABLE = {
-    LEVEL_NUMBER, level_checksum, level_checksum_copy, level_xxh3, level_xxh3_masked,
+    LEVEL_NUMBER, level_checksum, level_xxh3, level_xxh3_masked,
 };

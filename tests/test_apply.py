@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import history
@@ -12,20 +13,25 @@ import pytest
 from history import History, Moment
 
 from nearlite._native._lib import HashError, NotReplicaError, PositionError
-from nearlite._native.applier import Applier, Bootstrap
+from nearlite._native.applier import Applier, Bootstrap, Hashes
 
 SIZES = [512, 1024, 4096, 65536]
 
 
 def replica_of(moment: Moment, path: Path) -> Applier:
     """A replica file at `moment`, made as a bootstrap makes it."""
+    bootstrapped(moment, path)
+    return Applier(str(path))
+
+
+def bootstrapped(moment: Moment, path: Path) -> Hashes:
     head, chunks = history.page_set(None, moment)
     file = Bootstrap(str(path), moment.page_size)
     for chunk in chunks:
         file.chunk(chunk)
-    file.finish(head)
+    known = file.finish(head)
     file.close()
-    return Applier(str(path))
+    return known
 
 
 def apply(applier: Applier, old: Moment, new: Moment) -> None:
@@ -194,6 +200,54 @@ def test_a_set_that_leads_to_another_state_is_rolled_back(source: History, tmp_p
         applier.apply(head, chunks, wait=1)
     check_equal(applier, tmp_path / "r.db", old)
     applier.close()
+
+
+def spoil(path: Path, moment: Moment, number: int) -> None:
+    """Overwrite a page of the database file behind SQLite's back."""
+    with path.open("r+b") as file:
+        file.seek((number - 1) * moment.page_size)
+        file.write(bytes(moment.page_size))
+
+
+def test_with_a_bootstraps_hashes_no_old_page_is_read(source: History, tmp_path: Path) -> None:
+    old = source.step("CREATE TABLE t(id INTEGER PRIMARY KEY, a)", fill(300))
+    new = source.step("UPDATE t SET a='new' WHERE id=200")
+    replaced = history.changed(old, new)[-1]
+    path = tmp_path / "r.db"
+    known = bootstrapped(old, path)
+    spoil(path, old, replaced)  # whoever reads it back finds another state hash
+    with closing(Applier(str(path))) as without, pytest.raises(HashError):
+        apply(without, old, new)
+    with closing(Applier(str(path))) as applier:
+        applier.adopt(known)
+        apply(applier, old, new)
+        check_equal(applier, path, new)
+
+
+def test_hashes_of_another_position_are_forgotten(source: History, tmp_path: Path) -> None:
+    old = source.step("CREATE TABLE t(id INTEGER PRIMARY KEY, a)", fill(300))
+    middle = source.step("UPDATE t SET a='middle' WHERE id=200", fill(900))
+    new = source.step("UPDATE t SET a='new' WHERE id=200")
+    path = tmp_path / "r.db"
+    known = bootstrapped(old, path)
+    with closing(Applier(str(path))) as one, closing(Applier(str(path))) as two:
+        two.adopt(known)
+        apply(one, old, middle)  # another process was faster
+        apply(two, middle, new)
+        check_equal(two, path, new)
+
+
+def test_wrong_hashes_make_a_set_refused_once(source: History, tmp_path: Path) -> None:
+    old = source.step("CREATE TABLE t(id INTEGER PRIMARY KEY, a)", fill(300))
+    new = source.step("UPDATE t SET a='new' WHERE id=200")
+    path = tmp_path / "r.db"
+    known = bootstrapped(old, path)
+    with closing(Applier(str(path))) as applier:
+        applier.adopt(Hashes(known.at, bytes(known.table[:-8][::-1]) + known.table[-8:]))
+        with pytest.raises(HashError):
+            apply(applier, old, new)
+        apply(applier, old, new)
+        check_equal(applier, path, new)
 
 
 def test_position_is_checked_under_the_write_lock(source: History, tmp_path: Path) -> None:

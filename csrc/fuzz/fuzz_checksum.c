@@ -1,6 +1,6 @@
 /*
 ** Invariant: every level of instructions computes the WAL checksum and XXH3 that plain C computes,
-** for any bytes at any alignment, copies what it is asked to copy, and reads nothing else.
+** for any bytes at any alignment, and reads nothing else.
 */
 #include "target.h"
 
@@ -12,7 +12,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     const uint32_t shift = data[0] % 64;
     const size_t size = n - 1, words = size / 8 * 8;
     uint8_t *block = target_alloc(shift + size), *bytes = block + shift;
-    uint8_t *copy = target_alloc(words);
     uint32_t start[2] = {(uint32_t)n * 2654435761u, ~(uint32_t)n};
 
     if (size) memcpy(bytes, data + 1, size);
@@ -24,18 +23,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
             nl_simd_scalar.checksum(bytes, words, swap, expected);
             target_level(level)->checksum(bytes, words, swap, sums);
             REQUIRE(memcmp(expected, sums, sizeof sums) == 0);
-            if (swap) continue;
-            memcpy(sums, start, sizeof sums);
-            memset(copy, 0xa5, words);
-            target_level(level)->checksum_copy(copy, bytes, words, sums);
-            REQUIRE(memcmp(expected, sums, sizeof sums) == 0);
-            REQUIRE(memcmp(copy, bytes, words) == 0);
         }
         nl_simd_use(level);
         REQUIRE(hash == nl_xxh3(bytes, size, n));
         nl_simd_use(0);
     }
-    free(copy);
     free(block);
     return 0;
 }

@@ -42,6 +42,19 @@ def _state(c: Any) -> State:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """Page hashes of a whole database.
+
+    Attributes:
+      at: the ``nl_state *`` they belong to.
+      table: 8 bytes a page, in the machine's byte order.
+    """
+
+    at: Any
+    table: bytes
+
+
 class Applier:
     """The writer of one replica file: a private connection that may lift its write protection.
 
@@ -146,6 +159,14 @@ class Applier:
         check(lib.nl_applier_full_hash(self._live(), self._out, found, self._err), self._err)
         return _state(self._out), found[0]
 
+    def adopt(self, known: Hashes) -> None:
+        """Take over page hashes, so that the next changes read no old page back.
+
+        They are forgotten again unless the file stands where they belong.
+        """
+        table = ffi.from_buffer("uint64_t[]", known.table)
+        check(lib.nl_applier_adopt(self._live(), known.at, table, self._err), self._err)
+
     def close(self) -> None:
         """Idempotent."""
         handle, self._handle = self._handle, None
@@ -174,14 +195,21 @@ class Bootstrap:
         """XOR of the page hashes of pages 1..pages as they are in the file."""
         return int(lib.nl_bootstrap_hash(self._handle, pages))
 
-    def finish(self, header: SetHeader) -> None:
-        """Make it a replica that stands at the header's target; checks completeness and hash."""
+    def finish(self, header: SetHeader) -> Hashes:
+        """Make it a replica that stands at the header's target; checks completeness and hash.
+
+        Returns:
+          what the file's first :class:`Applier` may adopt.
+        """
         at = ffi.new("nl_state *")
         at.position = header.native().to
         at.hash = header.hash_target
         at.pages = header.pages
         at.page_size = header.page_size
         check(lib.nl_bootstrap_finish(self._handle, at, self._err), self._err)
+        table = bytearray(8 * header.pages)
+        lib.nl_bootstrap_hashes(self._handle, ffi.from_buffer("uint64_t[]", table), header.pages)
+        return Hashes(at, bytes(table))
 
     def sync(self) -> None:
         """Fsync."""

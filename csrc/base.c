@@ -79,7 +79,7 @@ static int tail_hash_all(nl_tail *t, uint64_t *table, uint32_t pages, uint64_t *
     *hash = 0;
     for (uint32_t p = 1; rc == NL_OK && p <= pages; p += fit) {
         uint32_t n = pages - p + 1 < fit ? pages - p + 1 : fit;
-        rc = tail_read_run(t, p, n, t->block, err);
+        rc = tail_read_pages(t, NULL, p, n, t->block, err);
         if (rc == NL_OK) *hash ^= nl_page_hashes(t->block, t->page_size, p, n, table + p - 1);
     }
     return rc;

@@ -127,27 +127,24 @@ int nl_tail_selected(nl_tail *t, uint32_t *count, nl_error *err)
 
 /* ------------------------------------------------------------------ their images */
 
-/* The images of sel[at .. at + n) as R sees them; each must hash to what was committed. */
+/* The images of sel[at .. at + n) as R sees them; each must hash to what was committed. The hashes
+** go to t->image, so that nobody computes them twice. */
 static int changes_load(nl_tail *t, uint32_t at, uint32_t n, uint8_t *pages, nl_error *err)
 {
-    int rc = NL_OK;
-
-    for (uint32_t i = 0, run; rc == NL_OK && i < n; i += run) {
-        const uint32_t first = t->sel[at + i];
-        uint8_t *out = pages + (size_t)i * t->page_size;
-        for (run = 1; i + run < n && t->sel[at + i + run] == first + run; run++) {}
-        if (NL_FAULT("tail.read-page")) return nl_fail_sqlite(err, NULL, SQLITE_IOERR_READ);
-        rc = tail_read_run(t, first, run, out, err);
-        for (uint32_t j = 0; rc == NL_OK && j < run; j++) {
-            uint8_t *page = out + (size_t)j * t->page_size;
-            if (first + j > t->pages) {
-                memset(page, 0, t->page_size); /* a snapshot's page that was cut off meanwhile */
-            } else if (nl_page_hash(page, t->page_size, first + j) !=
-                       (t->expected ? t->expected[at + i + j] : t->table[first + j - 1])) {
-                rc = nl_fail(err, NL_E_HASH, "page %u on disk is not what was committed", first + j);
-                if (err) err->page = first + j;
-            }
+    if (NL_FAULT("tail.read-page")) return nl_fail_sqlite(err, NULL, SQLITE_IOERR_READ);
+    int rc = tail_grow((void **)&t->image, &t->image_size, n, sizeof *t->image, err);
+    if (rc == NL_OK) rc = tail_read_pages(t, t->sel + at, 0, n, pages, err);
+    for (uint32_t i = 0; rc == NL_OK && i < n; i++) {
+        const uint32_t pgno = t->sel[at + i];
+        uint8_t *page = pages + (size_t)i * t->page_size;
+        const int cut_off = pgno > t->pages; /* since the snapshot that carries it began */
+        if (cut_off) memset(page, 0, t->page_size);
+        t->image[i] = nl_page_hash(page, t->page_size, pgno);
+        if (cut_off || t->image[i] == (t->expected ? t->expected[at + i] : t->table[pgno - 1])) {
+            continue;
         }
+        rc = nl_fail(err, NL_E_HASH, "page %u on disk is not what was committed", pgno);
+        if (err) err->page = pgno;
     }
     return rc;
 }
@@ -171,7 +168,8 @@ int nl_tail_chunk(
     if (size == 0 || size > out_size) return nl_fail(err, NL_E_TOO_BIG, "no such chunk");
     int rc = changes_load(t, at, n, out + nl_chunk_pages_offset(n), err);
     if (rc != NL_OK) return rc;
-    return nl_chunk_encode(t->page_size, t->sel + at, NULL, n, out, out_size, written, digest, err);
+    return nl_chunk_encode(t->page_size, t->sel + at, NULL, t->image, n, out, out_size, written, digest,
+                           err);
 }
 
 int nl_tail_answer(

@@ -203,6 +203,7 @@ int nl_chunk_encode(
     uint32_t page_size,
     const uint32_t *pgnos,      /* strictly ascending, from 1, the lock-byte page not among them */
     const uint8_t *const *pages,
+    const uint64_t *hashes,     /* nl_page_hash of each, or NULL: not known yet */
     uint32_t count,             /* 1 .. NL_CHUNK_MAX_PAGES */
     uint8_t *out,
     size_t out_size,            /* at least nl_chunk_size(page_size, count) */

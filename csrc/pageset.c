@@ -253,6 +253,7 @@ int nl_chunk_encode(
     uint32_t page_size,
     const uint32_t *pgnos,
     const uint8_t *const *pages,
+    const uint64_t *hashes,
     uint32_t count,
     uint8_t *out,
     size_t out_size,
@@ -282,7 +283,8 @@ int nl_chunk_encode(
         if (pgnos[i] == 1) pageset_make_plain(page);
         nl_put32(entry, pgnos[i]);
         nl_put32(entry + 4, (uint32_t)NL_PAGE_RAW << 24 | page_size);
-        pageset_pair(pairs, i, pgnos[i], nl_page_hash(page, page_size, pgnos[i]));
+        pageset_pair(pairs, i, pgnos[i],
+            hashes ? hashes[i] : nl_page_hash(page, page_size, pgnos[i]));
     }
     memset(out + (size_t)count * PAGESET_ENTRY, 0, offset - (size_t)count * PAGESET_ENTRY);
     *digest = nl_xxh3(pairs, 12 * (size_t)count, 0);

@@ -89,9 +89,12 @@ struct nl_tail {
     uint64_t *bits;         /* bitmap, used when sel_mapped */
     uint32_t bits_size;     /* words allocated */
     int sel_mapped;
+    uint64_t *image;        /* hashes of the pages of a chunk that is being made */
+    uint32_t image_size;    /* entries allocated */
     uint64_t *expected;     /* hashes of sel[] in a detached reader, which has no table; else NULL */
 
     uint8_t *block;         /* TAIL_BLOCK + one frame of 65,536 bytes */
+    uint8_t *bounce;        /* NULL or TAIL_PIECE bytes: frames whose headers are not wanted */
 };
 
 static Pager *tail_pager(const nl_tail *t)
@@ -211,33 +214,73 @@ static uint64_t tail_frame_offset(const nl_tail *t, uint32_t frame)
            (uint64_t)(frame - 1) * (NL_FRAME_HEADER_SIZE + (uint64_t)t->page_size);
 }
 
-/* Inside R's transaction: n consecutive pages as the snapshot has them. Beyond the file: zeros. */
-static int tail_read_run(nl_tail *t, uint32_t first, uint32_t n, uint8_t *out, nl_error *err)
+/* Frames that one read brings along with the first: 30 of 4 KiB. */
+static uint32_t tail_frames_at_once(const nl_tail *t)
 {
-    Wal *wal = tail_wal(t);
-    const size_t size = t->page_size;
-    int rc = SQLITE_OK;
-    int file_read = 0; /* the run was read from the database file */
+    return TAIL_PIECE / (t->page_size + NL_FRAME_HEADER_SIZE);
+}
 
-    for (uint32_t i = 0; i < n; i++) {
-        u32 frame = 0;
-        rc = sqlite3WalFindFrame(wal, first + i, &frame);
-        if (rc == SQLITE_OK && frame == 0 && !file_read) {
-            rc = tail_os_read(tail_pager(t)->fd, out + i * size, (n - i) * size,
-                              (uint64_t)(first + i - 1) * size);
+/* n frames that follow one another in the WAL, without their headers. */
+static int tail_read_frames(nl_tail *t, uint32_t frame, uint32_t n, uint8_t *out)
+{
+    const size_t size = t->page_size, step = size + NL_FRAME_HEADER_SIZE;
+    sqlite3_file *file = tail_wal(t)->pWalFd;
+    const uint64_t offset = tail_frame_offset(t, frame) + NL_FRAME_HEADER_SIZE;
+
+    if (n > 1 && t->bounce == NULL) t->bounce = sqlite3_malloc64(TAIL_PIECE);
+    if (n == 1 || t->bounce == NULL) {
+        int rc = SQLITE_OK;
+        for (uint32_t i = 0; rc == SQLITE_OK && i < n; i++) {
+            rc = tail_os_read(file, out + i * size, size, offset + i * step);
+        }
+        return rc;
+    }
+    int rc = tail_os_read(file, t->bounce, n * step - NL_FRAME_HEADER_SIZE, offset);
+    for (uint32_t i = 0; i < n; i++) memcpy(out + i * size, t->bounce + i * step, size);
+    return rc;
+}
+
+/* Inside R's transaction: n pages as the snapshot has them. What one transaction wrote lies side by
+** side in the WAL in the order of page numbers, so that a page set of it is few reads (a read for
+** each page took twice as long). Beyond the end of the file: zeros. */
+static int tail_read_pages(
+    nl_tail *t,
+    const uint32_t *pgnos,  /* ascending; NULL: n consecutive pages */
+    uint32_t first,         /* then the first of them */
+    uint32_t n,
+    uint8_t *out,           /* n pages */
+    nl_error *err
+)
+{
+    const size_t size = t->page_size;
+    const uint32_t most = tail_frames_at_once(t) > 1 ? tail_frames_at_once(t) : 1;
+    u32 frame = 0, next = 0;
+    int rc = n > 0 ? sqlite3WalFindFrame(tail_wal(t), pgnos ? pgnos[0] : first, &frame) : SQLITE_OK;
+
+    for (uint32_t i = 0, run; rc == SQLITE_OK && i < n; i += run, frame = next) {
+        const uint32_t page = pgnos ? pgnos[i] : first + i;
+        uint8_t *at = out + i * size;
+        for (run = 1; i + run < n; run++) {
+            const uint32_t then = pgnos ? pgnos[i + run] : first + i + run;
+            rc = sqlite3WalFindFrame(tail_wal(t), then, &next);
+            if (rc != SQLITE_OK) break;
+            if (frame == 0 ? next != 0 || then != page + run : next != frame + run || run == most) {
+                break;
+            }
+        }
+        if (rc == SQLITE_OK && frame != 0) {
+            rc = tail_read_frames(t, frame, run, at);
+        } else if (rc == SQLITE_OK) {
+            rc = tail_os_read(tail_pager(t)->fd, at, run * size, (uint64_t)(page - 1) * size);
             if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
-            file_read = 1;
-        } else if (rc == SQLITE_OK && frame != 0) {
-            rc = tail_os_read(wal->pWalFd, out + i * size, size,
-                              tail_frame_offset(t, frame) + NL_FRAME_HEADER_SIZE);
         }
         if (rc != SQLITE_OK) {
             rc = nl_fail_sqlite(err, NULL, rc);
-            if (err) err->page = first + i;
+            if (err) err->page = page;
             return rc;
         }
     }
-    return NL_OK;
+    return rc == SQLITE_OK ? NL_OK : nl_fail_sqlite(err, NULL, rc); /* of the first look */
 }
 
 /* Whether R's wal-index speaks of the WAL that this generation is bound to. */
@@ -470,7 +513,9 @@ void nl_tail_close(nl_tail *t)
     sqlite3_free(t->sel);
     sqlite3_free(t->expected);
     sqlite3_free(t->bits);
+    sqlite3_free(t->image);
     sqlite3_free(t->block);
+    sqlite3_free(t->bounce);
     sqlite3_free(t);
 }
 
@@ -560,7 +605,7 @@ int nl_tail_look(nl_tail *t, uint32_t frame, nl_tail_state *out, uint8_t page1[1
         out->checksum[0] = nl_get32(head + 16);
         out->checksum[1] = nl_get32(head + 20);
     }
-    if (rc == NL_OK) rc = tail_read_run(t, 1, 1, t->block, err);
+    if (rc == NL_OK) rc = tail_read_pages(t, NULL, 1, 1, t->block, err);
     if (rc == NL_OK) memcpy(page1, t->block, 100);
     nl_tail_end(t);
     return rc;

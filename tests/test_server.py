@@ -754,6 +754,25 @@ def test_changes_since_a_position(client: Client) -> None:
     assert nothing.headers["cache-control"] == "no-store"
 
 
+def test_a_client_that_stands_still_holds_up_no_roll(tmp_path: Path) -> None:
+    app = app_of(tmp_path / "data.db", durability="normal", roll_bytes=1 << 20)
+    with serving(app) as port:
+        client, slow = Client(port), Client(port)
+        client.run("CREATE TABLE t(b)")
+        before = status(client)
+        client.run("INSERT INTO t VALUES (randomblob(60000000))")  # more than sockets take in
+        middle = status(client).position
+        slow.connection.request("GET", f"/nl/v1/changes/{before.position}")
+        answer = slow.connection.getresponse()
+        limit = time.monotonic() + 20
+        while status(client).position.generation == middle.generation:
+            assert time.monotonic() < limit
+            client.run("INSERT INTO t VALUES (1)")
+        header, pages = pages_of(answer.read())
+        assert header.header.target == middle
+        assert pages > 60_000_000 / 4096
+
+
 def test_a_long_poll_is_answered_by_the_next_commit(client: Client, shared: int) -> None:
     here = status(client).position
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -836,6 +855,7 @@ def test_a_transaction_brings_its_page_set_with_commit(client: Client) -> None:
     answer, page_set = sql(
         client, before, execute("BEGIN"), execute("INSERT INTO t VALUES (1, 'x')")
     )
+    assert [result["type"] for result in answer["results"]] == ["ok", "ok"], answer
     assert page_set == b""
     answer, page_set = sql(client, before, execute("COMMIT"), CLOSE, baton=answer["baton"])
     assert pages_of(page_set)[1] > 0

@@ -53,7 +53,7 @@ static void target_check(const nl_set_header *set, const nl_chunk_header *head, 
     REQUIRE(nl_chunk_last(c) == before);
     REQUIRE(nl_chunk_page(c, count, &before, &hash, pages) == NL_E_MISUSE);
     for (uint32_t i = 0; i < count; i++) (void)nl_chunk_page(c, i, &before, &hash, &pages[i]);
-    REQUIRE(nl_chunk_encode(set->page_size, pgnos, pages, count, again, n, &written, &digest, NULL)
+    REQUIRE(nl_chunk_encode(set->page_size, pgnos, pages, NULL, count, again, n, &written, &digest, NULL)
         == NL_OK);
     REQUIRE(written == n && digest == head->digest && memcmp(again, body, n) == 0);
     free(again);

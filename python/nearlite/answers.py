@@ -1,20 +1,29 @@
 """Page sets of the primary, encoded: from the position of a replica to now.
 
 Small ones are one call of C and kept for others who ask the same. Large ones are read through a handle
-of their own, beside commits and small answers; very large ones go through an unlinked file. In no case
-does a client's pace hold a transaction open, so that a slow one never holds up a roll.
+of their own, beside commits and small answers, and are sent while they are being read. A client's pace
+holds that handle's transaction open for `PATIENCE` at most, so that a slow one never holds up a roll:
+then the rest is read ahead, into memory or an unlinked file.
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Final
 
 from nearlite import errors
-from nearlite._native.frames import SetHeader, lock_page
+from nearlite._native.frames import (
+    CHUNK_HEADER_SIZE,
+    SET_HEADER_SIZE,
+    SetHeader,
+    chunk_size,
+    lock_page,
+)
 from nearlite._native.tail import Reader, chunk_pages
 from nearlite.generation import Generations
 from nearlite.logstate import now_ms
@@ -30,6 +39,9 @@ _CACHED: Final = 8
 _IN_MEMORY: Final = 32 << 20
 """Bytes of pages of an answer that is kept in memory while it is sent."""
 _READ: Final = 1 << 20
+_PIECE: Final = 256 << 10
+PATIENCE: Final = 0.25
+"""Seconds in which a client may take a large answer straight from the database."""
 
 Key = tuple[Position, Position, bool]
 
@@ -39,10 +51,13 @@ class Answer:
 
     Attributes:
       to: the position it leads to.
-      size: bytes, or None for a compressed snapshot, which is encoded while it is sent.
+      size: bytes, or None when it is compressed while it is sent.
+      patience: seconds after which `read_ahead` is due; None: it holds nothing that others wait for.
 
     Iterating yields the bytes, once; `close` releases what an answer not read to its end holds.
     """
+
+    patience: float | None = None
 
     def __init__(self, to: Position, size: int | None, chunks: Iterator[bytes]) -> None:
         self.to = to
@@ -54,7 +69,10 @@ class Answer:
 
     def read(self) -> bytes:
         """All of it at once."""
-        return b"".join(self._chunks)
+        return b"".join(self)
+
+    def read_ahead(self) -> None:
+        """Let go of what others wait for; the bytes stay the same."""
 
     def close(self) -> None:
         """Release what it holds; idempotent."""
@@ -63,32 +81,95 @@ class Answer:
             close()
 
 
-class Pending:
-    """A large page set that is still to be encoded, outside the owner's mutex.
+class LargeAnswer(Answer):
+    """A large page set, encoded as it is taken. `read_ahead` and iterating may be on two threads.
 
     Args:
-      reader: on the pages of the set.
+      reader: on the pages of the set, in a transaction of its own.
       head: its header.
+      folder: for an unlinked file.
       compress: allow zstd chunks.
-      folder: for the unlinked file.
     """
 
-    def __init__(self, reader: Reader, head: SetHeader, folder: Path, *, compress: bool) -> None:
-        self._reader = reader
-        self._head = head
-        self._folder = folder
-        self._compress = compress
+    patience = PATIENCE
 
-    def encode(self) -> Answer:
-        """Encode it and let go of the transaction."""
-        pieces = _pieces(self._reader, self._head, compress=self._compress)
-        try:
-            if self._head.count * self._head.page_size > _IN_MEMORY:
-                return _spooled(self._head.target, pieces, self._folder)
-            kept = [bytes(piece) for piece in pieces]
-            return Answer(self._head.target, sum(map(len, kept)), iter(kept))
-        finally:
+    def __init__(self, reader: Reader, head: SetHeader, folder: Path, *, compress: bool) -> None:
+        super().__init__(head.target, None if compress else _size(head), iter(()))
+        self._reader = reader
+        self._folder = folder
+        self._left = head.count * head.page_size
+        self._pieces = _pieces(reader, head, compress=compress)
+        self._taking = threading.Lock()
+        self._first: bytes | None = None
+        self._ahead: Iterator[bytes] | None = None
+
+    def start(self) -> None:
+        """Encode the beginning: what is wrong with its pages is heard before anything is sent."""
+        with self._taking:
+            try:
+                self._first = b"".join(islice(self._pieces, 3))
+            except BaseException:
+                self._reader.close()
+                raise
+
+    def __iter__(self) -> Iterator[bytes]:
+        first, self._first = self._first, None
+        if first is not None:
+            yield first
+        while pieces := self._take():
+            yield from pieces
+
+    def _take(self) -> list[bytes]:
+        with self._taking:
+            if self._ahead is not None:
+                return list(islice(self._ahead, 1))
+            return self._encode()
+
+    def _encode(self) -> list[bytes]:
+        """The next chunk with its header, copied once, in pieces; nothing at the end."""
+        header = next(self._pieces, None)
+        if header is None:
             self._reader.close()
+            return []
+        body = memoryview(next(self._pieces, b""))
+        self._left -= len(body)
+        pieces = [b"".join((header, body[:_PIECE]))]
+        pieces += [bytes(body[at : at + _PIECE]) for at in range(_PIECE, len(body), _PIECE)]
+        return pieces
+
+    def read_ahead(self) -> None:
+        """End the transaction: what is still to be taken goes to memory, or to a file if it is much.
+
+        What fails here is told to whoever takes the next bytes.
+        """
+        with self._taking:
+            if self._ahead is not None:
+                return
+            try:
+                if self._left > _IN_MEMORY:
+                    self._ahead = _read_out(_spool(self._pieces, self._folder)[0])
+                else:
+                    self._ahead = iter(
+                        [piece for pieces in iter(self._encode, []) for piece in pieces]
+                    )
+            except Exception as error:  # noqa: BLE001 - all of them
+                self._ahead = _failing(error)
+            finally:
+                self._reader.close()
+
+    def close(self) -> None:
+        """Release transaction, memory and file; idempotent."""
+        with self._taking:
+            self._reader.close()
+            ahead, self._ahead = self._ahead, iter(())
+        close = getattr(ahead, "close", None)
+        if close is not None:
+            close()
+
+
+def _failing(error: Exception) -> Iterator[bytes]:
+    raise error
+    yield b""
 
 
 class Answers:
@@ -108,12 +189,12 @@ class Answers:
 
     def changes(
         self, start: Position, state_hash: int | None, *, compress: bool, wait: bool
-    ) -> Answer | Pending | None:
+    ) -> Answer | None:
         """What `Primary.changes` answers; inside begin/end.
 
         Args:
           start, state_hash, compress: as there.
-          wait: encode a large set here and now instead of answering Pending.
+          wait: encode a large set here and now, not through a reader of its own.
 
         Raises:
           BusyError: a commit came in between: begin again.
@@ -139,10 +220,11 @@ class Answers:
                 head = replace(head, count=count)
                 if count * self._tail.page_size > _AT_ONCE and not wait:
                     reader = self._tail.detach()
-                    return Pending(reader, head, self._g.log.folder, compress=compress)
+                    return LargeAnswer(reader, head, self._g.log.folder, compress=compress)
                 pieces = _pieces(self._tail, head, compress=compress)
                 if count * self._tail.page_size > _IN_MEMORY:
-                    return _spooled(to, pieces, self._g.log.folder)
+                    spool, size = _spool(pieces, self._g.log.folder)
+                    return Answer(to, size, _read_out(spool))
                 data = b"".join(bytes(piece) for piece in pieces)
             self._remember((start, to, compress), data)
         return Answer(to, len(data), iter((data,)))
@@ -218,8 +300,18 @@ def _pieces(reader: Reader, head: SetHeader, *, compress: bool) -> Iterator[Buff
     yield END_OF_SET
 
 
-def _spooled(to: Position, pieces: Iterator[Buffer], folder: Path) -> Answer:
-    """Encode into an unlinked file: memory stays bounded."""
+def _size(head: SetHeader) -> int:
+    """Bytes of a page set whose chunks are not compressed."""
+    step = chunk_pages(head.page_size)
+    whole, rest = divmod(head.count, step)
+    bodies = whole * chunk_size(head.page_size, step)
+    if rest:
+        bodies += chunk_size(head.page_size, rest)
+    return SET_HEADER_SIZE + (whole + bool(rest) + 1) * CHUNK_HEADER_SIZE + bodies
+
+
+def _spool(pieces: Iterator[Buffer], folder: Path) -> tuple[IO[bytes], int]:
+    """Write them to an unlinked file, so that memory stays bounded; at its beginning, and its size."""
     spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by its reader
     try:
         for piece in pieces:
@@ -229,7 +321,7 @@ def _spooled(to: Position, pieces: Iterator[Buffer], folder: Path) -> Answer:
     except BaseException:
         spool.close()
         raise
-    return Answer(to, size, _read_out(spool))
+    return spool, size
 
 
 def _read_out(spool: IO[bytes]) -> Iterator[bytes]:

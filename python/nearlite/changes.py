@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final, Protocol, TypeVar
 from urllib.parse import parse_qs
 
@@ -24,6 +25,8 @@ SEEN_SECONDS: Final = 60.0
 _NEAR: Final = 64
 """Frames: a page set of at most so many pages is made on the event loop, a larger one in a thread."""
 _SEEN_MAX: Final = 10_000
+_BATCH: Final = 4
+"""Pieces of a page set that one visit to a thread brings."""
 _HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
@@ -45,6 +48,13 @@ class PageSet(Protocol):
 
     def __iter__(self) -> Iterator[bytes]:
         """Its bytes, once."""
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which `read_ahead` is due, if ever."""
+
+    def read_ahead(self) -> None:
+        """Let go of what others wait for."""
 
     def close(self) -> None:
         """Release what it holds."""
@@ -284,6 +294,7 @@ class Feed:
         kind: bytes = PAGE_SET_TYPE.encode(),
     ) -> None:
         """Send a page set, reading it in a thread as the client takes it."""
+        ahead: asyncio.Handle | None = None
         try:
             if answer.size is not None and answer.size + len(prefix) <= 64 << 10:
                 await self._answering.whole(send, 200, prefix + b"".join(answer), kind, headers)
@@ -294,14 +305,21 @@ class Feed:
             await self._answering.start(send, 200, kind, headers)
             if prefix:
                 await self._answering.piece(send, prefix)
+            if answer.patience is not None:
+                ahead = self._loop.call_later(
+                    answer.patience, self._loop.run_in_executor, None, answer.read_ahead
+                )
             pieces = iter(answer)
             while True:
-                piece = await self._thread(lambda: next(pieces, None))
-                if piece is None:
+                batch = await self._thread(lambda: list(islice(pieces, _BATCH)))
+                if not batch:
                     break
-                await self._answering.piece(send, piece)
+                for piece in batch:
+                    await self._answering.piece(send, piece)
             await self._answering.end(send)
         finally:
+            if ahead is not None:
+                ahead.cancel()
             await self._thread(answer.close)
 
     async def _thread(self, work: Callable[[], _T]) -> _T:

@@ -24,7 +24,7 @@ from nearlite._native.frames import (
     lock_page,
 )
 from nearlite._native.tail import BusyError, MisuseError, Tail, WalResetError
-from nearlite.answers import Answer, Answers, Pending, run_count, snapshot_runs
+from nearlite.answers import Answer, Answers, LargeAnswer, run_count, snapshot_runs
 from nearlite.datafile import move_schema, prepare_file, refuse_replica
 from nearlite.generation import Generations
 from nearlite.log import Log
@@ -293,8 +293,10 @@ class Primary:
                     continue
                 finally:
                     self._tail.end()
-            return found.encode() if isinstance(found, Pending) else found
-        raise AssertionError("the last attempt never answers Pending")
+            if isinstance(found, LargeAnswer):
+                found.start()
+            return found
+        raise AssertionError("the last attempt needs no reader of its own")
 
     def snapshot(self, *, compress: bool = False) -> Answer:
         """All pages, as a stream of chunks; ``.to`` is the state it began at (p0).

@@ -201,6 +201,7 @@ def seal(body: bytearray | memoryview, page_size: int, numbers: Sequence[int]) -
             page_size,
             ffi.new("uint32_t[]", list(numbers)),
             ffi.NULL,
+            ffi.NULL,
             len(numbers),
             out,
             len(body),

@@ -21,7 +21,6 @@ from nearlite._native._lib import (
 )
 from nearlite._native.frames import (
     CHUNK_MAX_BYTES,
-    CHUNK_MAX_PAGE_BYTES,
     CHUNK_MAX_PAGES,
     SetHeader,
 )
@@ -33,12 +32,17 @@ FRAME_HEADER_SIZE: Final[int] = lib.NL_FRAME_HEADER_SIZE
 _allocate: Any = ffi.new_allocator(should_clear_after_alloc=False)
 
 _SMALL: Final = 1 << 18
+_CHUNK_BYTES: Final = 1 << 20
 """Bytes of the buffer for page sets that are laid out in one call."""
 
 
 def chunk_pages(page_size: int) -> int:
-    """How many pages a full chunk carries."""
-    return min(CHUNK_MAX_PAGES, CHUNK_MAX_PAGE_BYTES // page_size)
+    """How many pages a full chunk carries.
+
+    A mebibyte, which fits into a processor's second cache together with its copy: whoever encodes or
+    applies it touches its bytes two or three times. The format allows more.
+    """
+    return max(1, min(CHUNK_MAX_PAGES, _CHUNK_BYTES // page_size))
 
 
 @dataclass(frozen=True, slots=True)

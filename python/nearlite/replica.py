@@ -16,26 +16,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import BusyError, FormatError, HashError
-from nearlite._native._lib import DiskFullError as NativeDiskFullError
-from nearlite._native.applier import Applier, Bootstrap, State
-from nearlite._native.frames import Chunk, SetHeader
+from nearlite._native._lib import BusyError
+from nearlite._native.applier import Applier, State
+from nearlite._native.frames import SetHeader
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.bootstrap import Folder
-from nearlite.errors import (
-    AnswerError,
-    DiskFullError,
-    Error,
-    NotAReplicaError,
-    OperationalError,
-    SyncError,
-)
+from nearlite.errors import AnswerError, DiskFullError, Error, OperationalError, SyncError
+from nearlite.failing import apply_failed, failure_of, is_applying, left, not_a_replica
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.position import Position
+from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
+from nearlite.seeding import SeedFile
 from nearlite.sync import (
     Action,
     Apply,
@@ -57,8 +51,6 @@ _ONE_CALL_PAGES = 1024
 # Rule B5: above this the applier waits, a little, for the readers of the old WAL to end.
 _RESTART_BYTES = 32 << 20
 _RESTART_WAIT = 0.2  # seconds; new readers are not disturbed, only this replica's lag grows
-_SQLITE_FULL = 13
-_SMALL_SET = 1 << 20  # bytes of a body that is read in one piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +68,6 @@ class SyncResult:
     pages: int
     bytes: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a long download is.
-
-    Attributes:
-      pages: pages received; `total_pages`: pages the primary announced.
-      bytes: bytes of body received.
-      seconds: since it began.
-    """
-
-    pages: int
-    total_pages: int
-    bytes: int
-    seconds: float
-
-
-ProgressCallback = Callable[[Progress], None]
 
 
 class Replica:
@@ -166,12 +139,12 @@ class Replica:
         try:
             applier = Applier(self.path)
         except Error as error:
-            raise _not_a_replica(self.path, error) from error
+            raise not_a_replica(self.path, error) from error
         try:
             applier.state()
         except Error as error:
             applier.close()
-            raise _not_a_replica(self.path, error) from error
+            raise not_a_replica(self.path, error) from error
         return applier
 
     def _survived(self) -> bool:
@@ -229,7 +202,7 @@ class Replica:
           wait: seconds to wait for another thread that applies; None: network_timeout.
         """
         if not self._applying.acquire(timeout=self.timeout if wait is None else wait):
-            raise _is_applying()
+            raise is_applying()
         try:
             return self._live().state()
         finally:
@@ -270,7 +243,7 @@ class Replica:
         try:
             if not self._verified:
                 self._verify()
-            state = self.state(wait=_left(deadline))
+            state = self.state(wait=left(deadline))
             local = Local(state.position, state.hash)
             pull = Pull(local, compress=not self.transport.loopback, wait=wait)
             result = self._run(pull, deadline)
@@ -298,10 +271,10 @@ class Replica:
     def _run(self, pull: Pull, deadline: Deadline) -> SyncResult:
         """Perform a pull's actions until it is done."""
         started = time.monotonic()
-        meter = _Meter(self._progress, started)
-        seed = _Seed(self)
+        meter = Meter(self._progress, started)
+        seed = SeedFile(self.folder)
         response: Response | None = None
-        reader: _SetReader | None = None
+        reader: SetReader | None = None
         try:
             action: Action = pull.start()
             while not isinstance(action, Done):
@@ -313,7 +286,7 @@ class Replica:
                         response.read(0)
                         action = pull.nothing_new()
                     elif response.status == 200:
-                        reader = _SetReader(response, meter)
+                        reader = SetReader(response, meter)
                         action = pull.header(reader.header())
                     else:
                         _refuse(pull, response)
@@ -325,7 +298,7 @@ class Replica:
             raise
         except (Error, MemoryError) as error:
             what = f"{self.path} could not be created"
-            raise _failure(what, error, "no local file was created") from error
+            raise failure_of(what, error, "no local file was created") from error
         except OSError as error:  # of the file system: the transport has its own exception
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise (DiskFullError if full else SyncError)(
@@ -342,7 +315,7 @@ class Replica:
         return SyncResult(action.position, meter.pages, meter.bytes, time.monotonic() - started)
 
     def _perform(
-        self, pull: Pull, action: Action, reader: _SetReader, seed: _Seed, deadline: Deadline
+        self, pull: Pull, action: Action, reader: SetReader, seed: SeedFile, deadline: Deadline
     ) -> Action:
         if isinstance(action, Apply):
             state = self._apply(action.header, reader, deadline)
@@ -358,22 +331,22 @@ class Replica:
 
     # ------------------------------------------------------------------ applying
 
-    def _apply(self, header: SetHeader, reader: _SetReader, deadline: Deadline) -> State | None:
+    def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
         """Apply the set that `reader` is about to deliver; None when the replica has moved."""
         small = header.count <= _ONE_CALL_PAGES
         chunks = list(reader.chunks()) if small else []
-        if not self._applying.acquire(timeout=_left(deadline)):
-            raise _is_applying()
+        if not self._applying.acquire(timeout=left(deadline)):
+            raise is_applying()
         try:
             applier = self._live()
             if small:
-                state = applier.apply(header, chunks, wait=_left(deadline))
+                state = applier.apply(header, chunks, wait=left(deadline))
             else:
-                state = _apply_streamed(applier, header, reader, _left(deadline))
+                state = _apply_streamed(applier, header, reader, left(deadline))
         except SyncError:
             raise
         except (Error, MemoryError) as error:
-            raise _apply_failed(self.path, error) from error
+            raise apply_failed(self.path, error) from error
         finally:
             self._applying.release()
             for chunk in chunks:
@@ -407,7 +380,7 @@ class Replica:
         path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
         if visible:
-            state = self.state(wait=_left(deadline))
+            state = self.state(wait=left(deadline))
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
         with self.transport.request(
@@ -430,21 +403,21 @@ class Replica:
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""
         position = response.header("nearlite-position")
-        reader = _SetReader(response, _Meter(None, 0.0))
+        reader = SetReader(response, Meter(None, 0.0))
         try:
-            size = int.from_bytes(_exactly(response, 4), "big")
+            size = int.from_bytes(exactly(response, 4), "big")
             if size > wire.MAX_JSON:
                 raise AnswerError(f"the primary announced {size} bytes of JSON")
-            answer = _exactly(response, size)
+            answer = exactly(response, size)
             if reader.at_end():
                 moved = state is not None and position not in ("", str(state.position))
                 if moved and response.header("nearlite-autocommit") != "0":
-                    self.sync(timeout=_left(deadline))
+                    self.sync(timeout=left(deadline))
                 return bytes(answer)
             header = reader.header()
             applied = self._apply(header, reader, deadline)
             if applied is None and not header.target.precedes(self.state().position):
-                self.sync(timeout=_left(deadline))
+                self.sync(timeout=left(deadline))
         except SyncError as error:
             error.state = f"the request was carried out on the primary; {error.state}"
             raise
@@ -493,28 +466,8 @@ class Replica:
         self.transport.close()
 
 
-def _is_applying() -> SyncError:
-    return SyncError(
-        "another thread of this process has been applying a large change all the time",
-        state="nothing was changed by this call",
-        action="try again",
-    )
-
-
-def _left(deadline: Deadline) -> float:
-    """Seconds until it. Raises SyncError when it has passed."""
-    try:
-        return deadline.left()
-    except TimeoutError as error:
-        raise SyncError(
-            f"the answer came too late to be applied: {error}",
-            state="the replica is as it was before",
-            action="call sync() again",
-        ) from None
-
-
 def _apply_streamed(
-    applier: Applier, header: SetHeader, reader: _SetReader, wait: float
+    applier: Applier, header: SetHeader, reader: SetReader, wait: float
 ) -> State | None:
     if not applier.begin(header, wait=wait):
         return None
@@ -528,149 +481,6 @@ def _apply_streamed(
         raise
 
 
-class _Seed:
-    """The temporary file of a bootstrap, if there is one."""
-
-    def __init__(self, replica: Replica) -> None:
-        self._folder = replica.folder
-        self._file: Bootstrap | None = None
-        self._last: SetHeader | None = None
-
-    def write(self, header: SetHeader, reader: _SetReader) -> int:
-        """Write a snapshot or lay changes over it; answers the state hash of what is there."""
-        if self._file is None:
-            self._file = Bootstrap(str(self._folder.part), header.page_size)
-        for chunk in reader.chunks():
-            with chunk:
-                self._file.chunk(chunk)
-        self._last = header
-        return self._file.hash(header.pages)
-
-    def place(self) -> None:
-        """Make it the replica; nothing when there was no bootstrap."""
-        if self._file is None or self._last is None:
-            return
-        self._file.finish(self._last)
-        self._file.close()
-        self._folder.place()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            with contextlib.suppress(FileNotFoundError):
-                self._folder.part.unlink()
-
-
-class _Meter:
-    """Counts what arrives and tells the user's callback, at most ten times a second."""
-
-    def __init__(self, progress: ProgressCallback | None, started: float) -> None:
-        self.pages = 0
-        self.bytes = 0
-        self.total = 0
-        self._progress = progress
-        self._started = started
-        self._next = 0.0
-
-    def chunk(self, pages: int) -> None:
-        self.pages += pages
-        if self._progress is None:
-            return
-        now = time.monotonic()
-        if now >= self._next or self.pages == self.total:
-            self._next = now + 0.1
-            self._progress(Progress(self.pages, self.total, self.bytes, now - self._started))
-
-
-class _SetReader:
-    """A page set out of a response: header first, then verified chunks."""
-
-    def __init__(self, response: Response, meter: _Meter) -> None:
-        self._response = response
-        self._meter = meter
-        self._events = self._read()
-        self._first: wire.Event | None = None
-
-    def _read(self) -> Iterator[wire.Event]:
-        reader = wire.PageSetReader()
-        while not reader.ended:
-            # A small set in one piece; a large one by its chunks, each used where it lies.
-            left = self._response.length
-            whole = left is not None and left <= _SMALL_SET
-            buffer = memoryview(bytearray(left if whole and left else reader.needed()))
-            have = 0
-            while have < len(buffer):
-                count = self._response.readinto(buffer[have:])
-                if count == 0:
-                    reader.close()  # raises AnswerError: truncated
-                    return
-                have += count
-                self._meter.bytes += count
-            yield from reader.receive(buffer)
-        if reader.rest or self._response.readinto(memoryview(bytearray(1))) != 0:
-            raise AnswerError("the primary sent more than one page set")
-
-    def at_end(self) -> bool:
-        """Whether there is no page set at all."""
-        return self._response.length == 0
-
-    def header(self) -> SetHeader:
-        """Raises AnswerError when what arrives is not a page set."""
-        event = next(self._events)
-        assert isinstance(event, wire.Header)
-        self._meter.total = max(self._meter.total, self._meter.pages + event.header.count)
-        return event.header
-
-    def chunks(self) -> Iterator[Chunk]:
-        """The verified chunks; the caller closes each."""
-        for event in self._events:
-            if isinstance(event, wire.Chunk):
-                self._meter.chunk(event.chunk.count)
-                yield event.chunk
-
-
-def _exactly(response: Response, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    have = 0
-    while have < size:
-        count = response.readinto(view[have:])
-        if count == 0:
-            raise AnswerError("the primary's answer was cut off")
-        have += count
-    return data
-
-
 def _refuse(pull: Pull, response: Response) -> None:
     code, message = wire.decode_error(response.error_body())
     pull.refused(response.status, code, message)
-
-
-def _not_a_replica(path: str, error: Exception) -> NotAReplicaError:
-    return NotAReplicaError(
-        f"{path} is not a nearlite replica: {error}",
-        state="the file was not touched",
-        action="choose another path, or move the file away to let a replica be created there",
-    )
-
-
-def _apply_failed(path: str, error: Error | MemoryError) -> SyncError:
-    """What an applier's failure means. Everything was rolled back in each case."""
-    return _failure(
-        f"the page set could not be applied to {path}", error, "the replica is as it was"
-    )
-
-
-def _failure(what: str, error: Error | MemoryError, state: str) -> SyncError:
-    """The exception of our tree for a failure below it."""
-    kind, action = SyncError, ""
-    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL
-    if isinstance(error, (HashError, FormatError)):
-        kind, action = AnswerError, "try again; if it fails again, run `nearlite verify`"
-    elif full or isinstance(error, NativeDiskFullError):
-        kind, action = DiskFullError, "make room on the disk and try again"
-    failure = kind(f"{what}: {error}", state=state, action=action)
-    for name in ("sqlite_errorcode", "sqlite_errorname"):
-        if hasattr(error, name):
-            setattr(failure, name, getattr(error, name))
-    return failure

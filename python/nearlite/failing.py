@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 from nearlite._native._lib import DiskFullError as NativeDiskFullError
@@ -62,3 +63,35 @@ def failure_of(what: str, error: Error | MemoryError, state: str) -> SyncError:
         if hasattr(error, name):
             setattr(failure, name, getattr(error, name))
     return failure
+
+
+def is_being_checked(path: str) -> SyncError:
+    """The time of a call was over before the hash of the whole file was known."""
+    return SyncError(
+        f"{path} is still being read in full, to make sure that it is what its header says",
+        state="nothing was changed by this call; the check goes on",
+        action="call sync() again; it takes as long as reading the file takes, once",
+    )
+
+
+def not_created(path: str, error: OSError) -> SyncError:
+    """The file system failed while the replica was being created."""
+    return _of_the_disk(f"{path} could not be created", error, "no local file was created")
+
+
+def not_kept(path: str, error: OSError) -> SyncError:
+    """The file system failed where a page set was to wait until it is whole."""
+    return _of_the_disk(
+        f"a page set for {path} could not be kept until it was whole",
+        error,
+        "the replica is as it was",
+    )
+
+
+def _of_the_disk(what: str, error: OSError, state: str) -> SyncError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (DiskFullError if full else SyncError)(
+        f"{what}: {error.strerror}",
+        state=state,
+        action="make room on the disk and try again" if full else "",
+    )

@@ -4,14 +4,14 @@ Everything that many connections of a process share lives in one :class:`Replica
 only writer of the file here), the transport, what is known of the primary, and the background
 thread. Connections read the file themselves.
 
-Locks: ``_applying`` guards the applier and is never held while waiting for the network, except that
-a page set larger than memory is applied as it arrives. Nothing here is held while user code runs.
+Locks: ``_applying`` guards the applier; neither it nor the write lock of the file is held while the
+network is waited for, or while user code runs.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
-import errno
 import logging
 import os
 import threading
@@ -22,10 +22,20 @@ from nearlite import wire
 from nearlite._native._lib import BusyError
 from nearlite._native.applier import Applier, State
 from nearlite._native.frames import SetHeader
+from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.bootstrap import Folder
-from nearlite.errors import AnswerError, DiskFullError, Error, OperationalError, SyncError
-from nearlite.failing import apply_failed, failure_of, is_applying, left, not_a_replica
+from nearlite.errors import AnswerError, Error, OperationalError, SyncError
+from nearlite.failing import (
+    apply_failed,
+    failure_of,
+    is_applying,
+    is_being_checked,
+    left,
+    not_a_replica,
+    not_created,
+    not_kept,
+)
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
@@ -45,9 +55,6 @@ from nearlite.sync import (
 
 _log = logging.getLogger("nearlite")
 
-# A set of at most this many pages is collected and applied in one call; a larger one is applied
-# chunk by chunk as it arrives, so that memory stays bounded.
-_ONE_CALL_PAGES = 1024
 # Rule B5: above this the applier waits, a little, for the readers of the old WAL to end.
 _RESTART_BYTES = 32 << 20
 _RESTART_WAIT = 0.2  # seconds; new readers are not disturbed, only this replica's lag grows
@@ -96,6 +103,8 @@ class Replica:
         self._applier: Applier | None = None
         self._keeper: Applier | None = None  # the background thread's, for checkpoints
         self._verified = False
+        self._checking = threading.Lock()  # guards `_check`
+        self._check: concurrent.futures.Future[None] | None = None
         self.wal_bytes = 0
         #: newest position of the primary that an answer named
         self.primary_position: Position | None = None
@@ -242,7 +251,7 @@ class Replica:
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
             if not self._verified:
-                self._verify()
+                self._verify(deadline)
             state = self.state(wait=left(deadline))
             local = Local(state.position, state.hash)
             pull = Pull(local, compress=not self.transport.loopback, wait=wait)
@@ -254,19 +263,39 @@ class Replica:
         self.equal_at = time.monotonic()
         return result
 
-    def _verify(self) -> None:
-        """Rule C1: a file that may be somebody's copy is hashed once before it is built upon."""
-        with self._applying:
-            state, found = self._live().full_hash()
-        if found != state.hash:
-            raise SyncError(
-                f"{self.path} does not hold what its header says: it was copied without its -wal, "
-                "or changed by something other than SQLite",
-                state=f"its header says {state.position}; nothing was written",
-                action="move the file away and connect again",
-                data_at_risk=True,
-            )
-        self._verified = True
+    def _verify(self, deadline: Deadline) -> None:
+        """Rule C1: a file that may be somebody's copy is hashed once before it is built upon.
+
+        That takes as long as reading the file takes: it is done beside everything else, and goes on
+        when a caller's time is over.
+        """
+        with self._checking:
+            if self._check is None:
+                self._check = concurrent.futures.Future()
+                threading.Thread(
+                    target=self._hash_file, args=(self._check,), name="nearlite-check", daemon=True
+                ).start()
+            check = self._check
+        try:
+            check.result(None if deadline.renewed else left(deadline))
+        except concurrent.futures.TimeoutError:
+            raise is_being_checked(self.path) from None
+        deadline.restart()
+
+    def _hash_file(self, check: concurrent.futures.Future[None]) -> None:
+        """On a thread and a connection of its own."""
+        try:
+            with contextlib.closing(Applier(self.path)) as applier:
+                state, found = applier.full_hash()
+            if found != state.hash:
+                raise _not_what_it_says(self.path, state)
+            self._verified = True
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the callers raise it
+            with self._checking:
+                self._check = None  # the next call looks again
+            check.set_exception(error)
+        else:
+            check.set_result(None)
 
     def _run(self, pull: Pull, deadline: Deadline) -> SyncResult:
         """Perform a pull's actions until it is done."""
@@ -300,11 +329,7 @@ class Replica:
             what = f"{self.path} could not be created"
             raise failure_of(what, error, "no local file was created") from error
         except OSError as error:  # of the file system: the transport has its own exception
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise (DiskFullError if full else SyncError)(
-                f"{self.path} could not be created: {error.strerror}",
-                state="no local file was created",
-            ) from error
+            raise not_created(self.path, error) from error
         except ValueError as error:  # a body beyond its bound
             raise AnswerError(f"the primary's answer was refused: {error}") from error
         finally:
@@ -332,25 +357,22 @@ class Replica:
     # ------------------------------------------------------------------ applying
 
     def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
-        """Apply the set that `reader` is about to deliver; None when the replica has moved."""
-        small = header.count <= _ONE_CALL_PAGES
-        chunks = list(reader.chunks()) if small else []
-        if not self._applying.acquire(timeout=left(deadline)):
-            raise is_applying()
+        """Receive a set, then apply it; None when the replica has moved and nothing was written."""
         try:
-            applier = self._live()
-            if small:
-                state = applier.apply(header, chunks, wait=left(deadline))
-            else:
-                state = _apply_streamed(applier, header, reader, left(deadline))
-        except SyncError:
-            raise
-        except (Error, MemoryError) as error:
-            raise apply_failed(self.path, error) from error
-        finally:
-            self._applying.release()
-            for chunk in chunks:
-                chunk.close()
+            arrived = Arrived.receive(header, reader, self.folder.path)
+        except OSError as error:
+            raise not_kept(self.path, error) from error
+        with contextlib.closing(arrived):
+            if not self._applying.acquire(timeout=left(deadline)):
+                raise is_applying()
+            try:
+                state = _apply_arrived(self._live(), arrived, deadline)
+            except SyncError:
+                raise
+            except (Error, MemoryError) as error:
+                raise apply_failed(self.path, error) from error
+            finally:
+                self._applying.release()
         if state is not None:
             self.wal_bytes = state.wal_frames * (state.page_size + 24)
             if state.wal_frames >= CHECKPOINT_FRAMES:
@@ -373,9 +395,9 @@ class Replica:
           OfflineError: no answer; its `state` says whether the write may have been carried out.
           SyncError: the request was carried out, but its result could not be applied here.
         """
-        if visible and not self._verified:
-            self._verify()
         deadline = deadline or Deadline(self.timeout, renewed=True)
+        if visible and not self._verified:
+            self._verify(deadline)
         headers = {"Content-Type": "application/json"}
         path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
@@ -466,19 +488,32 @@ class Replica:
         self.transport.close()
 
 
-def _apply_streamed(
-    applier: Applier, header: SetHeader, reader: SetReader, wait: float
-) -> State | None:
-    if not applier.begin(header, wait=wait):
+def _apply_arrived(applier: Applier, arrived: Arrived, deadline: Deadline) -> State | None:
+    wait = left(deadline)
+    if arrived.in_memory is not None:
+        return applier.apply(arrived.header, arrived.in_memory, wait=wait)
+    if not applier.begin(arrived.header, wait=wait):
         return None
     try:
-        for chunk in reader.chunks():
+        for chunk in arrived.chunks():
             with chunk:
+                if not deadline.renewed:
+                    left(deadline)
                 applier.chunk(chunk)
         return applier.commit()
     except BaseException:
         applier.rollback()
         raise
+
+
+def _not_what_it_says(path: str, state: State) -> SyncError:
+    return SyncError(
+        f"{path} does not hold what its header says: it was copied without its -wal, "
+        "or changed by something other than SQLite",
+        state=f"its header says {state.position}; nothing was written",
+        action="move the file away and connect again",
+        data_at_risk=True,
+    )
 
 
 def _refuse(pull: Pull, response: Response) -> None:

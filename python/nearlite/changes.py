@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import re
 import time
@@ -122,7 +123,7 @@ class Feed:
 
     async def status(self, send: Send, *, head: bool) -> None:
         """``GET status``."""
-        state = self._source.state()
+        state = self._state()
         status = Status(
             position=state.position,
             hash=state.hash,
@@ -139,7 +140,11 @@ class Feed:
         """``GET snapshot``."""
         self._note(scope)
         compress = _query(scope).get("z") == "1"
-        answer = await self._thread(lambda: self._source.snapshot(compress=compress))
+        try:
+            answer = await self._thread(lambda: self._source.snapshot(compress=compress))
+        except (OSError, errors.OperationalError) as error:
+            _refuse_if_full(error)
+            raise
         await self._stream(send, answer, (_at(answer.to), _NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
@@ -168,7 +173,8 @@ class Feed:
         """Position, hash and wish for compression of ``POST sql``; refuses what could never be synced.
 
         Raises:
-          HttpError: 409 when the replica belongs to another history: nothing may be written then.
+          HttpError: 409 when the replica belongs to another history, 507 when the disk is full: nothing
+            may be written then.
         """
         self._note(scope)
         text = header(scope, b"nearlite-position")
@@ -176,7 +182,7 @@ class Feed:
             raise HttpError(400, "BAD_REQUEST", "The header Nearlite-Position is missing")
         start = _position(text.decode("latin-1"))
         state_hash = header(scope, b"nearlite-hash")
-        here = self._source.state().position
+        here = self._state().position
         if start.lineage != here.lineage:
             raise HttpError(
                 409,
@@ -199,21 +205,21 @@ class Feed:
     ) -> None:
         """Answer ``POST sql``: a pipeline's JSON and, if `replica` is given, what changed since."""
         answer = None
-        to = self._source.state().position
-        if replica is not None:
-            start, state_hash, compress = replica
-            # What was written is written: whatever stands in the way of a page set is for the
-            # replica's next sync to hear.
-            try:
-                answer = await self._newer(start, state_hash, compress)
-            except HttpError:
-                pass
-            except (errors.Error, OSError):  # a damaged page, a full disk
-                log.exception("a write could not be shown to the replica that sent it")
+        # What was written is written: whatever stands in the way of a page set is for the replica's
+        # next sync to hear.
+        try:
+            at = _at(self._source.state().position)
+            if replica is not None:
+                start, state_hash, compress = replica
+                with contextlib.suppress(HttpError):
+                    answer = await self._newer(start, state_hash, compress)
+        except (errors.Error, OSError):  # a damaged page, a full disk
+            log.exception("a write could not be shown to the replica that sent it")
+            at = _UNKNOWN
         prefix = answer_prefix(body)
         kind = ANSWER_TYPE.encode()
         if answer is None:
-            headers: Headers = (_at(to), _NO_STORE)
+            headers: Headers = (at, _NO_STORE)
             if replica is None:
                 headers = (*headers, _INSIDE)
             await self._answering.whole(send, 200, prefix, kind, headers)
@@ -290,6 +296,13 @@ class Feed:
 
     # ------------------------------------------------------------------ page sets
 
+    def _state(self) -> State:
+        try:
+            return self._source.state()
+        except (OSError, errors.OperationalError) as error:
+            _refuse_if_full(error)
+            raise
+
     async def _newer(
         self, start: Position, state_hash: int | None, compress: bool
     ) -> PageSet | None:
@@ -308,6 +321,9 @@ class Feed:
             raise HttpError(409, "STATE_MISMATCH", error.message) from None
         except errors.HistoryGoneError as error:
             raise HttpError(410, "HISTORY_GONE", error.message) from None
+        except (OSError, errors.OperationalError) as error:
+            _refuse_if_full(error)
+            raise
 
     async def _stream(
         self,
@@ -361,8 +377,25 @@ _INSIDE: Final = (b"nearlite-autocommit", b"0")
 _PRIVATE: Final = (b"cache-control", b"private")
 
 
+# Nobody can say at the moment what a write has led to: the replica asks.
+_UNKNOWN: Final = (b"nearlite-position", b"unknown")
+_SQLITE_FULL: Final = 13
+
+
 def _at(position: Position) -> tuple[bytes, bytes]:
     return (b"nearlite-position", str(position).encode())
+
+
+def _refuse_if_full(error: OSError | errors.OperationalError) -> None:
+    """507 for a disk without room: commits that the log does not know are shown to nobody."""
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    else:
+        full = getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL
+    if full:
+        raise HttpError(
+            507, "DISK_FULL", "the primary's disk is full; what was committed is kept"
+        ) from error
 
 
 def _query(scope: Scope) -> dict[str, str]:

@@ -161,6 +161,7 @@ def test_a_log_that_cannot_be_written_hides_what_it_does_not_know(
         with pytest.raises(nearlite.DiskFullError) as caught:
             replica.execute("INSERT INTO t VALUES(2)")
         assert "was carried out on the primary" in caught.value.state
+        assert "do not repeat" in caught.value.action
         with pytest.raises(nearlite.DiskFullError) as caught:
             replica.execute("INSERT INTO t VALUES(3)")
         assert caught.value.state == "nothing was carried out"
@@ -217,3 +218,80 @@ def test_a_primary_killed_on_a_full_disk_loses_nothing(
         disk.start()
         disk.equal(replica)
         assert {row[0] for row in replica.execute("SELECT a FROM t")} == acknowledged
+
+
+# ---------------------------------------------------------------- the replica's disk
+
+REPLICA = """
+import sys
+from pathlib import Path
+import nearlite
+path, url, marker = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+
+def refused(work):
+    marker.touch()
+    try:
+        work()
+    except nearlite.DiskFullError as error:
+        assert "on the primary:" not in str(error), error
+        assert not error.data_at_risk
+        print(error.state)
+    else:
+        raise AssertionError("nobody noticed")
+    marker.unlink()
+
+def rows():
+    return replica.execute("SELECT count(*) FROM t").fetchone()[0]
+
+refused(lambda: nearlite.connect(path, sync_url=url))
+assert not path.exists()
+replica = nearlite.connect(path, sync_url=url, isolation_level=None)
+assert rows() == 1
+other = nearlite.connect(url, isolation_level=None)
+other.execute("INSERT INTO t VALUES(zeroblob(10000))")
+refused(replica.sync)
+assert rows() == 1
+refused(lambda: replica.execute("INSERT INTO t VALUES(3)"))
+assert rows() == 1
+replica.sync()
+assert rows() == 3
+for _ in range(4):  # more than is kept in memory
+    other.execute("INSERT INTO t VALUES(zeroblob(10000000))")
+refused(replica.sync)
+assert rows() == 3
+replica.sync()
+assert rows() == 7
+replica.close()
+"""
+
+
+def test_a_full_disk_of_the_replica_leaves_it_as_it_was(
+    make: Callable[..., Disk], library: Path, tmp_path: Path
+) -> None:
+    disk = make(roll="100MiB")
+    with closing(nearlite.connect(disk.url, isolation_level=None)) as remote:
+        remote.execute("CREATE TABLE t(a)")
+        remote.execute("INSERT INTO t VALUES(1)")
+    folder, marker = tmp_path / "small", tmp_path / "marker"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICA, folder / "replica.db", disk.url, marker],
+        env={
+            **os.environ,
+            "LD_PRELOAD": str(library),
+            "NL_FULL": str(marker),
+            "NL_DISK": str(folder),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "no local file was created",
+        "the replica is as it was",
+        "the request was carried out on the primary; the replica is as it was",
+        "the replica is as it was",
+    ]
+    assert run(folder / "replica.db", "PRAGMA integrity_check") == [["ok"]]

@@ -442,6 +442,9 @@ class Replica:
                 self.sync(timeout=left(deadline))
         except SyncError as error:
             error.state = f"the request was carried out on the primary; {error.state}"
+            error.action = (
+                "do not repeat it: when the cause is gone, sync() brings its effects here"
+            )
             raise
         self.primary_position = header.target
         self.equal_at = time.monotonic()

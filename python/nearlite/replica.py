@@ -25,7 +25,7 @@ from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.bootstrap import Folder
-from nearlite.errors import AnswerError, Error, OperationalError, SyncError
+from nearlite.errors import AnswerError, Error, SyncError
 from nearlite.failing import (
     apply_failed,
     failure_of,
@@ -52,12 +52,9 @@ from nearlite.sync import (
     refusal,
     state_of_request,
 )
+from nearlite.upkeep import WAL_LIMIT, Upkeep
 
 _log = logging.getLogger("nearlite")
-
-# Rule B5: above this the applier waits, a little, for the readers of the old WAL to end.
-_RESTART_BYTES = 32 << 20
-_RESTART_WAIT = 0.2  # seconds; new readers are not disturbed, only this replica's lag grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,16 @@ class SyncResult:
 class Replica:
     """The shared side of all connections of this process to one replica file.
 
-    Use :meth:`open`; construction does no I/O.
+    Args:
+      path: of the file.
+      url: of the primary.
+      token: bearer token, or a callable that answers one.
+      timeout: network_timeout of what nobody calls: opening, and syncs in the background.
+      progress: told of long downloads of those.
+      wal_limit: bytes of WAL from which the log says who is in the way.
+
+    Use :meth:`open`; construction does no I/O. Connections that share it have settings of their own,
+    and give them with each call.
     """
 
     def __init__(
@@ -91,17 +97,16 @@ class Replica:
         token: Token = None,
         timeout: float = 30.0,
         progress: ProgressCallback | None = None,
-        wal_limit: int = 64 << 20,
+        wal_limit: int = WAL_LIMIT,
     ) -> None:
         self.path = path
         self.timeout = timeout
         self.transport = Transport(url, token=token, timeout=timeout)
         self.folder = Folder(path)
-        self.wal_limit = wal_limit
         self._progress = progress
         self._applying = threading.Lock()
         self._applier: Applier | None = None
-        self._keeper: Applier | None = None  # the background thread's, for checkpoints
+        self._upkeep = Upkeep(path, wal_limit)
         self._verified = False
         self._checking = threading.Lock()  # guards `_check`
         self._check: concurrent.futures.Future[None] | None = None
@@ -236,18 +241,28 @@ class Replica:
 
     # ------------------------------------------------------------------ sync
 
-    def sync(self, *, timeout: float | None = None, wait: float = 0.0) -> SyncResult:
+    def sync(
+        self,
+        *,
+        timeout: float | None = None,
+        wait: float = 0.0,
+        network_timeout: float | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> SyncResult:
         """Bring the replica to the position that the primary has when asked.
 
         Args:
           timeout: seconds for the whole call. None: as long as it takes, but the primary may not
-            stand still for longer than the connection's network_timeout.
+            stand still for longer than network_timeout.
           wait: seconds the primary may wait for something new before it says that nothing is.
+          network_timeout: of the connection that asks; None: the one given at construction.
+          progress: of the connection that asks; likewise.
 
         Raises:
           SyncError: one of its subclasses; the replica is as it was.
         """
-        seconds = self.timeout if timeout is None else timeout
+        patience = self.timeout if network_timeout is None else network_timeout
+        seconds = patience if timeout is None else timeout
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
             if not self._verified:
@@ -255,7 +270,7 @@ class Replica:
             state = self.state(wait=left(deadline))
             local = Local(state.position, state.hash)
             pull = Pull(local, compress=not self.transport.loopback, wait=wait)
-            result = self._run(pull, deadline)
+            result = self._run(pull, deadline, progress)
         except Error as error:
             self.last_error = error
             raise
@@ -297,10 +312,12 @@ class Replica:
         else:
             check.set_result(None)
 
-    def _run(self, pull: Pull, deadline: Deadline) -> SyncResult:
+    def _run(
+        self, pull: Pull, deadline: Deadline, progress: ProgressCallback | None = None
+    ) -> SyncResult:
         """Perform a pull's actions until it is done."""
         started = time.monotonic()
-        meter = Meter(self._progress, started)
+        meter = Meter(progress or self._progress, started)
         seed = SeedFile(self.folder)
         response: Response | None = None
         reader: SetReader | None = None
@@ -381,12 +398,13 @@ class Replica:
 
     # ------------------------------------------------------------------ forwarding
 
-    def forward(self, body: bytes, *, visible: bool, deadline: Deadline | None = None) -> bytes:
+    def forward(self, body: bytes, *, visible: bool, network_timeout: float | None = None) -> bytes:
         """Send a Hrana pipeline to the primary; apply what it wrote before returning.
 
         Args:
           body: the pipeline request, JSON.
           visible: bring the replica to the state after the request (read-your-writes).
+          network_timeout: as for :meth:`sync`.
 
         Returns:
           the pipeline's answer, JSON.
@@ -395,7 +413,8 @@ class Replica:
           OfflineError: no answer; its `state` says whether the write may have been carried out.
           SyncError: the request was carried out, but its result could not be applied here.
         """
-        deadline = deadline or Deadline(self.timeout, renewed=True)
+        patience = self.timeout if network_timeout is None else network_timeout
+        deadline = Deadline(patience, renewed=True)
         if visible and not self._verified:
             self._verify(deadline)
         headers = {"Content-Type": "application/json"}
@@ -453,25 +472,8 @@ class Replica:
     # ------------------------------------------------------------------ upkeep and end
 
     def checkpoint(self) -> None:
-        """Keep the replica's WAL short (rule B5). Only the background thread calls it.
-
-        On a connection of its own: a checkpoint runs beside an apply and must not hold it up.
-        """
-        if self._keeper is None:
-            self._keeper = Applier(self.path)
-        frame_size = self._keeper.state().page_size + 24
-        frames, moved = self._keeper.checkpoint("passive", wait=0.0)
-        self.wal_bytes = 0 if frames == moved else frames * frame_size
-        if frames * frame_size > _RESTART_BYTES:
-            with contextlib.suppress(OperationalError):
-                self._keeper.checkpoint("restart", wait=_RESTART_WAIT)
-        if self.wal_bytes > self.wal_limit:
-            _log.warning(
-                "%s: the WAL has %d MiB because a reader keeps an old snapshot open; end that "
-                "read transaction to let it shrink. No data is at risk",
-                self.path,
-                self.wal_bytes >> 20,
-            )
+        """Keep the replica's WAL short (rule B5). Only the background thread calls it."""
+        self.wal_bytes = self._upkeep.checkpoint()
 
     def close(self) -> None:
         """Close the applier (checkpointing when it is the last user) and the connections."""
@@ -481,8 +483,8 @@ class Replica:
             return
         stopped = self.background.stop()
         with self._applying:
-            if stopped and self._keeper is not None:
-                self._keeper.close()
+            if stopped:
+                self._upkeep.close()
             applier, self._applier = self._applier, None
             if applier is not None:
                 applier.close()

@@ -194,6 +194,23 @@ def test_a_timeout_is_kept_when_the_primary_stands_still(tmp_path: Path, where: 
         assert scene.replica.last_error is None
 
 
+def test_each_call_may_have_a_network_timeout_of_its_own(tmp_path: Path) -> None:
+    """Connections share the replica, whose own is ten minutes here."""
+    server = Stalling()
+    scene = Scene(tmp_path, server, page_size=512, pages=10)
+    server.before = 0
+    with closing(server), closing(scene.replica):
+        try:
+            with pytest.raises(OfflineError, match="deadline"):
+                scene.replica.sync(network_timeout=0.2)
+            with pytest.raises(OfflineError, match="deadline") as caught:
+                scene.replica.forward(b"{}", visible=True, network_timeout=0.2)
+            assert "may have been carried out" in caught.value.state
+        finally:
+            server.go_on.set()
+        assert scene.stands_at(scene.old)
+
+
 def test_a_timeout_is_kept_when_the_primary_dribbles(tmp_path: Path) -> None:
     server = Dribbling()
     scene = Scene(tmp_path, server, page_size=512, pages=1200)

@@ -258,6 +258,55 @@ def test_a_result_beyond_the_limit_is_refused(client: Client) -> None:
     assert result["code"] == "RESPONSE_TOO_LARGE"
 
 
+TOO_MUCH = "INSERT INTO t(b) VALUES (1) RETURNING hex(zeroblob(35000000))"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [[], ["CREATE TEMP TABLE mine(a)"], ["BEGIN"], ["BEGIN", "SAVEPOINT s"]],
+    ids=["shared", "own", "transaction", "savepoint"],
+)
+def test_a_write_whose_answer_is_too_large_is_undone(client: Client, before: list[str]) -> None:
+    texts = [*before, "INSERT INTO t VALUES (7, 7)", TOO_MUCH, "INSERT INTO t VALUES (9, 9)"]
+    if "BEGIN" in before:
+        texts.append("COMMIT")
+    answer = client.pipeline(*[execute(sql) for sql in texts], CLOSE)
+    failed = [result["type"] == "error" for result in answer["results"]]
+    at = len(before) + 1
+    assert [i for i, bad in enumerate(failed) if bad] == [at]
+    assert answer["results"][at]["error"]["code"] == "RESPONSE_TOO_LARGE"
+    assert client.rows("SELECT a FROM t ORDER BY a") == [[7], [9]]
+
+
+def test_writes_with_rows_fail_on_a_stream_as_they_do_elsewhere(client: Client) -> None:
+    """They run in a savepoint there, which must not show."""
+    client.run(
+        "DROP TABLE IF EXISTS child",
+        "DROP TABLE IF EXISTS parent",
+        "CREATE TABLE parent(id INTEGER PRIMARY KEY)",
+        "CREATE TABLE child(p REFERENCES parent DEFERRABLE INITIALLY DEFERRED)",
+        "INSERT INTO t VALUES (1, 1)",
+    )
+    texts = [
+        "PRAGMA foreign_keys=ON",
+        "INSERT INTO child VALUES (5) RETURNING p",
+        "INSERT INTO t VALUES (2, 2) RETURNING a",
+        "INSERT INTO t VALUES (3, 3), (1, 1) RETURNING a",
+        "INSERT OR FAIL INTO t VALUES (4, 4), (1, 1) RETURNING a",
+        "INSERT OR ROLLBACK INTO t VALUES (5, 5), (1, 1) RETURNING a",
+        "BEGIN",
+        "INSERT INTO child VALUES (5) RETURNING p",
+        "INSERT INTO parent VALUES (5) RETURNING id",
+        "COMMIT",
+    ]
+    answer = client.pipeline(*[execute(sql) for sql in texts], GET_AUTOCOMMIT, CLOSE)
+    codes = [result.get("error", {}).get("extended_code") for result in answer["results"]]
+    assert codes == [None, 787, None, 1555, 1555, 1555, *[None] * 6]
+    assert answer["results"][-2]["response"]["is_autocommit"]
+    assert client.rows("SELECT a FROM t ORDER BY a") == [[1], [2], [4]]
+    assert client.rows("SELECT p FROM child") == [[5]]
+
+
 # ---------------------------------------------------------------- streams and transactions
 
 
@@ -968,10 +1017,22 @@ def test_sigterm_ends_in_time_with_everything_kept(tmp_path: Path) -> None:
         "UPDATE sqlite_dbpage SET data = zeroblob(4096) WHERE pgno = 2",
         "INSERT INTO words_data(id, block) VALUES(99, 'x')",
         "PRAGMA schema_version = 1",
+        "UPDATE sqlite_schema SET sql = 'CREATE TABLE t(x)' WHERE name = 't'",
     ],
 )
-def test_a_client_cannot_damage_the_file(client: Client, sql: str) -> None:
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        [execute("CREATE TEMP TABLE mine(a)"), execute("PRAGMA writable_schema=ON")],
+        [execute("BEGIN"), execute("PRAGMA writable_schema=ON")],
+    ],
+    ids=["shared", "own", "transaction"],
+)
+def test_a_client_cannot_damage_the_file(
+    client: Client, sql: str, before: list[dict[str, Any]]
+) -> None:
     client.run("CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(word)")
-    (error,) = client.run(sql)
-    assert "message" in error
+    answer = client.pipeline(*before, execute(sql), CLOSE)
+    assert "message" in answer["results"][len(before)]["error"]
     assert client.rows("PRAGMA quick_check") == [["ok"]]

@@ -237,6 +237,28 @@ def test_a_timeout_is_kept_when_another_process_holds_the_write_lock(
         assert scene.replica.sync(timeout=10).position == scene.new.position
 
 
+def test_a_timeout_is_kept_when_a_checkpointer_of_another_program_holds_its_lock(
+    tmp_path: Path, shm_locks: list[int]
+) -> None:
+    """Rule B4: the WAL is not begun anew meanwhile, and that wait belongs to the call, too."""
+    scene = Scene(tmp_path, Server(), page_size=512, pages=10)
+    scene.server.raw = http(history.wire_set(scene.old, scene.new))
+    with closing(scene.server), closing(scene.replica):
+        scene.replica.sync()
+        scene.replica.checkpoint()  # all of it: the next apply may begin the WAL anew
+        free = hold(scene.path, 121, 1, shm_locks)
+        scene.server.raw = http(history.wire_set(scene.new, scene.newer))
+        began = time.monotonic()
+        with pytest.raises(SyncError) as caught:
+            scene.replica.sync(timeout=0.2)
+        assert time.monotonic() - began < 4.5  # five seconds were once waited for that lock alone
+        assert caught.value.sqlite_errorcode == sqlite3.SQLITE_BUSY
+        assert scene.stands_at(scene.new)
+        free()
+        assert scene.replica.sync().position == scene.newer.position
+        assert scene.stands_at(scene.newer)
+
+
 def test_a_timeout_is_kept_while_the_file_is_read_in_full(
     tmp_path: Path, shm_locks: list[int]
 ) -> None:

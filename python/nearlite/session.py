@@ -195,7 +195,10 @@ class Session:
         if failure.over_budget:
             return OverrunError()
         if failure.too_big:
-            return StatementError("Response is too large", "RESPONSE_TOO_LARGE")
+            return StatementError(
+                "The rows are more than one answer may hold; nothing of the statement was kept",
+                "RESPONSE_TOO_LARGE",
+            )
         return hrana.sqlite_error(failure.text, failure.sqlite_rc)
 
     def control(self, sql: str) -> None:

@@ -76,15 +76,19 @@ class Arrived:
         file.write(END_OF_SET)
 
     def chunks(self) -> Iterator[Chunk]:
-        """The chunks out of the file, once; the caller closes each."""
+        """The chunks out of the file, once; the caller closes each before it asks for the next."""
         assert self._file is not None
         self._file.seek(0)
         reader = PageSetReader()
+        buffer = memoryview(b"")
         while not reader.ended:
-            buffer = bytearray(reader.needed())
-            if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]
+            needed = reader.needed()
+            if needed > len(buffer):
+                buffer = memoryview(bytearray(needed))
+            piece = buffer[:needed]
+            if self._file.readinto(piece) != needed:  # type: ignore[attr-defined]
                 raise AnswerError("the file that held the page set lost a part of it")
-            events: Iterator[Event] = reader.receive(buffer)
+            events: Iterator[Event] = reader.receive(piece)
             for event in events:
                 if isinstance(event, ChunkEvent):
                     yield event.chunk

@@ -1,5 +1,6 @@
 /* Preloaded: while the file named by NL_FULL exists, the disk that holds the folder named by NL_DISK is
-** full: no write grows or changes a file there. */
+** full: no write grows or changes a file there. While the one named by NL_BROKEN exists, no file there
+** can be synced. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,8 +11,8 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-static int full(int fd) {
-    const char *marker = getenv("NL_FULL"), *disk = getenv("NL_DISK");
+static int on_disk(int fd, const char *name) {
+    const char *marker = getenv(name), *disk = getenv("NL_DISK");
     char link[64], path[PATH_MAX];
     if (marker == NULL || disk == NULL || access(marker, F_OK) != 0) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -19,6 +20,8 @@ static int full(int fd) {
     size_t length = strlen(disk);
     return n >= (ssize_t)length && memcmp(path, disk, length) == 0;
 }
+
+static int full(int fd) { return on_disk(fd, "NL_FULL"); }
 
 #define NEXT(name, type) ((type)dlsym(RTLD_NEXT, name))
 
@@ -34,3 +37,11 @@ ssize_t write(int fd, const void *data, size_t size) {
     }
 PWRITE(pwrite, off_t)
 PWRITE(pwrite64, off64_t)
+
+#define SYNC(name)                                                \
+    int name(int fd) {                                            \
+        if (on_disk(fd, "NL_BROKEN")) return errno = EIO, -1;     \
+        return NEXT(#name, int (*)(int))(fd);                     \
+    }
+SYNC(fsync)
+SYNC(fdatasync)

@@ -42,10 +42,12 @@ class Disk:
         self.path = self.folder / "data.db"
         self.replica_path = folder / "replica.db"
         self._marker = folder / "full"
+        self.broken = folder / "broken"
         environment = {
             **os.environ,
             "LD_PRELOAD": str(library),
             "NL_FULL": str(self._marker),
+            "NL_BROKEN": str(self.broken),
             "NL_DISK": f"{self.folder}/{part}",
         }
         self._command = [sys.executable, "-m", "nearlite", "serve", str(self.path)]
@@ -218,6 +220,36 @@ def test_a_primary_killed_on_a_full_disk_loses_nothing(
         disk.start()
         disk.equal(replica)
         assert {row[0] for row in replica.execute("SELECT a FROM t")} == acknowledged
+
+
+def test_a_commit_that_cannot_be_synced_is_not_acknowledged(make: Callable[..., Disk]) -> None:
+    disk = make()
+    with closing(disk.replica()) as replica, closing(nearlite.connect(disk.url)) as remote:
+        replica.execute("CREATE TABLE t(a INTEGER PRIMARY KEY)")
+        replica.execute("INSERT INTO t VALUES(1)")
+        disk.broken.touch()
+
+        def in_a_transaction() -> None:
+            remote.execute("INSERT INTO t VALUES(3)")
+            remote.execute("INSERT INTO t VALUES(4)")
+            remote.commit()
+
+        for write in (lambda: replica.execute("INSERT INTO t VALUES(2)"), in_a_transaction):
+            with pytest.raises(nearlite.OperationalError) as caught:
+                write()
+            assert caught.value.sqlite_errorname == "SQLITE_IOERR_FSYNC"
+            remote.rollback()
+        for reader in (replica, remote):
+            assert reader.execute("SELECT a FROM t").fetchall() == [(1,)]
+        disk.broken.unlink()
+        replica.execute("INSERT INTO t VALUES(5)")
+        disk.equal(replica)
+        disk.end(kill=True)
+        disk.start()
+        disk.equal(replica)
+        assert replica.execute("SELECT a FROM t").fetchall() == [(1,), (5,)]
+    disk.end()
+    assert run(disk.path, "PRAGMA integrity_check") == [["ok"]]
 
 
 # ---------------------------------------------------------------- the replica's disk

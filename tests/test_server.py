@@ -218,6 +218,31 @@ def test_rows_are_answered_while_the_schema_changes(client: Client) -> None:
     assert client.rows("SELECT * FROM t") == [[1, None, 5]]
 
 
+@pytest.mark.parametrize("where", ["reader", "writer", "own", "transaction"])
+def test_no_connection_judges_by_a_schema_that_is_gone(client: Client, where: str) -> None:
+    """SQLite compiles by the schema it read last, and does not look whether that is the newest one
+    before it says that a table has more columns than values."""
+    narrow = ["DROP TABLE shape", "CREATE TABLE shape(a, b)"]
+    insert = execute("INSERT INTO shape VALUES (1, 2)")
+    client.run("DROP TABLE IF EXISTS shape", "CREATE TABLE shape(a, b, c)")
+    client.run("INSERT INTO shape VALUES (1, 2, 3)")  # the writer has seen it
+    client.rows("SELECT * FROM shape")  # the reader, too
+    stream = client.pipeline(
+        execute("CREATE TEMP TABLE mine(a)"), execute("SELECT * FROM shape"), GET_AUTOCOMMIT
+    )
+    if where == "writer":
+        client.pipeline(*map(execute, ["BEGIN", *narrow, "COMMIT"]), CLOSE)
+        client.rows("SELECT * FROM shape")  # only the writer has not
+    else:
+        client.run(*narrow)
+    before = [execute("BEGIN")] if where == "transaction" else []
+    baton = stream["baton"] if where in ("own", "transaction") else None
+    answer = client.pipeline(*before, insert, baton=baton)
+    assert answer["results"][-1]["type"] == "ok", answer
+    for left in {stream["baton"], answer["baton"]} - {baton}:
+        client.pipeline(CLOSE, baton=left)
+
+
 def test_a_read_that_overruns_its_budget_is_answered_from_a_thread(client: Client) -> None:
     assert client.rows(LONG) == [[60000]]
     answer = client.pipeline(batch("SELECT 1", LONG), CLOSE)
@@ -271,10 +296,10 @@ def test_a_write_whose_answer_is_too_large_is_undone(client: Client, before: lis
     if "BEGIN" in before:
         texts.append("COMMIT")
     answer = client.pipeline(*[execute(sql) for sql in texts], CLOSE)
-    failed = [result["type"] == "error" for result in answer["results"]]
+    errors = {i: r["error"] for i, r in enumerate(answer["results"]) if r["type"] == "error"}
     at = len(before) + 1
-    assert [i for i, bad in enumerate(failed) if bad] == [at]
-    assert answer["results"][at]["error"]["code"] == "RESPONSE_TOO_LARGE"
+    assert list(errors) == [at], errors
+    assert errors[at]["code"] == "RESPONSE_TOO_LARGE"
     assert client.rows("SELECT a FROM t ORDER BY a") == [[7], [9]]
 
 

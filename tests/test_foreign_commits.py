@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,6 +16,7 @@ from serving import Client, app_of, serving
 from stock import Stock
 
 import nearlite
+from nearlite.position import Position
 from nearlite.server import App
 from nearlite.wire import Status
 
@@ -108,3 +112,18 @@ def test_nobody_looks_when_nobody_waits(app: App, port: int, path: Path) -> None
             break
         position(Client(port))
     assert feed._watch is None
+
+
+def test_commits_of_another_program_alone_make_the_primary_roll(tmp_path: Path) -> None:
+    path = tmp_path / "rolled.db"
+    with serving(app_of(path, roll_bytes=100_000)) as port, Stock(path) as other:
+        other.execute("CREATE TABLE t(a)")
+        other.execute("INSERT INTO t VALUES(randomblob(200000))")
+        state = path.with_name("rolled.db-nearlite") / "state.json"
+        end = time.monotonic() + SOON
+        while (
+            json.loads(state.read_text())["generation"] == 1
+        ):  # nobody asks the server for anything
+            assert time.monotonic() < end, "it never rolled"
+            threading.Event().wait(0.01)
+        assert Position.parse(position(Client(port))).generation == 2

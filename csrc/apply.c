@@ -54,6 +54,7 @@ struct nl_applier {
     uint32_t page_size;     /* bytes */
     uint32_t forks;         /* nl_forks() at birth: in the child of a fork the handle is dead */
     int open;               /* 1 between begin and commit/rollback */
+    int64_t deadline;       /* of waiting for locks, for begin and all that follows it */
     nl_set_header set;      /* the set being applied */
     uint64_t running;       /* state hash so far, starts at set.hash_from */
     uint32_t old_pages;     /* size of the database before the set */
@@ -205,7 +206,6 @@ static int apply_injected(int fault) {
 /* (4) Called with the write lock held, before the first frame of the transaction. */
 static int apply_restart_guard(
     nl_applier *a,
-    int64_t deadline,
     int *held                  /* OUT: 1 when WAL_CKPT_LOCK was taken */
 ) {
     Wal *pWal = apply_wal(a); /* SQLite's SEH_ macros, asserts in a debug build, want this name */
@@ -221,7 +221,7 @@ static int apply_restart_guard(
             *held = 1;
             return SQLITE_OK;
         }
-        if ((rc & 0xff) != SQLITE_BUSY || apply_now_ms() >= deadline) return rc;
+        if ((rc & 0xff) != SQLITE_BUSY || apply_now_ms() >= a->deadline) return rc;
         apply_nap();
     }
 }
@@ -231,14 +231,13 @@ static int apply_stock_frame(
     nl_applier *a,
     uint32_t pgno,
     const uint8_t *page,
-    uint32_t commit_size,      /* pages after the commit, or 0 */
-    int64_t deadline
+    uint32_t commit_size       /* pages after the commit, or 0 */
 ) {
     Wal *wal = apply_wal(a);
     Pager *pager = sqlite3BtreePager(apply_btree(a));
     PgHdr head;
     int held = 0;
-    int rc = a->frames == 0 ? apply_restart_guard(a, deadline, &held) : SQLITE_OK;
+    int rc = a->frames == 0 ? apply_restart_guard(a, &held) : SQLITE_OK;
     if (rc != SQLITE_OK) return rc;
     memset(&head, 0, sizeof head);
     head.pgno = pgno;
@@ -432,8 +431,9 @@ int nl_applier_begin(
         return nl_fail(err, NL_E_FORMAT, "this page set cannot be applied to a replica");
     }
     apply_enter(a);
+    a->deadline = apply_now_ms() + wait_ms;
     int rc = apply_injected(NL_FAULT("apply.begin"));
-    if (rc == SQLITE_OK) rc = apply_begin_write(a, apply_now_ms() + wait_ms);
+    if (rc == SQLITE_OK) rc = apply_begin_write(a, a->deadline);
     if (rc != SQLITE_OK) {
         rc = apply_fail_sqlite(rc, "the write lock of the replica was not to be had", err);
     } else {
@@ -485,8 +485,7 @@ int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err) {
     a->last = c->pgnos[c->count - 1];
     a->count += c->count;
     if (rc == SQLITE_OK && first < c->count && a->frames == 0 && apply_starts_log(a)) {
-        rc = apply_stock_frame(a, c->pgnos[first], c->pages + (size_t)first * a->page_size, 0,
-                               apply_now_ms() + 5000);
+        rc = apply_stock_frame(a, c->pgnos[first], c->pages + (size_t)first * a->page_size, 0);
         first++;
     }
     if (rc == SQLITE_OK && first < c->count) rc = apply_bulk(a, c, first);
@@ -525,7 +524,7 @@ static int apply_finish_locked(nl_applier *a, nl_state *out, nl_error *err) {
     if (rc != NL_OK) return rc;
     rc = apply_injected(NL_FAULT("apply.commit"));
     if (rc == SQLITE_OK) {
-        rc = apply_stock_frame(a, 1, a->page, a->set.pages, apply_now_ms() + 5000);
+        rc = apply_stock_frame(a, 1, a->page, a->set.pages);
     }
     if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "the commit could not be written", err);
     (void)NL_FAULT("apply.committed"); /* published: only a kill makes sense from here on */

@@ -379,7 +379,7 @@ int nl_applier_apply(
     const nl_set_header *set,
     nl_chunk *const *chunks,
     uint32_t n,
-    int wait_ms,                /* for the write lock */
+    int wait_ms,                /* for locks */
     nl_state *out,              /* OUT: state after */
     nl_error *err);
 /* The same for a set larger than memory. begin takes the write lock until commit or rollback. */

@@ -90,6 +90,7 @@ def changed(old: Moment | None, new: Moment) -> list[int]:
 
 def raw_chunks(new: Moment, numbers: list[int], per_chunk: int = 1024) -> list[wire.RawChunk]:
     made = []
+    per_chunk = min(per_chunk, (4 << 20) // new.page_size)
     for at in range(0, len(numbers), per_chunk):
         part = numbers[at : at + per_chunk]
         body = bytearray(frames.chunk_size(new.page_size, len(part)))

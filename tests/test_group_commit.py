@@ -15,6 +15,7 @@ from serving import batch, execute, outcome, rows, transaction
 from nearlite import hrana
 from nearlite.group import Job
 from nearlite.hrana import Planner
+from nearlite.logstate import Durability
 from nearlite.primary import Primary
 from nearlite.session import Session
 from nearlite.streams import Turn
@@ -36,9 +37,11 @@ PRIMARY_KEY, FOREIGN_KEY = 1555, 787  # extended result codes
 class Bench:
     """A writer whose groups the test decides: while the turn is held, jobs pile up."""
 
-    def __init__(self, path: Path, *, foreign_keys: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, foreign_keys: bool = False, durability: Durability = "normal"
+    ) -> None:
         self.path = path
-        self.primary = Primary.open(path, durability="normal")
+        self.primary = Primary.open(path, durability=durability)
         session = Session(self.primary.connect(), foreign_keys=foreign_keys, shared=True)
         session.database.exec(SCHEMA)
         self.primary.after_commit()

@@ -67,9 +67,13 @@ class Server:
                 if data:
                     data = b""  # a request body: it came in the same segment
                 self.requests += 1
-                connection.sendall(self.raw)
+                self.send(connection)
                 if self.hang_up:
                     return
+
+    def send(self, connection: socket.socket) -> None:
+        """The answer to one request."""
+        connection.sendall(self.raw)
 
     def close(self) -> None:
         self._listener.close()

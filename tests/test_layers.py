@@ -20,7 +20,7 @@ ROOMS = [
     "dbapi http asgi",
     "bootstrap upstream datafile",
     "logstate logformat log",
-    "background replica routing session streams",
+    "failing receiving arriving seeding upkeep background replica routing session streams",
     "following forwarding generation owned writer roll startup answers pipeline remote",
     "changes primary",
     "server inspection",

@@ -218,6 +218,31 @@ def test_rows_are_answered_while_the_schema_changes(client: Client) -> None:
     assert client.rows("SELECT * FROM t") == [[1, None, 5]]
 
 
+@pytest.mark.parametrize("where", ["reader", "writer", "own", "transaction"])
+def test_no_connection_judges_by_a_schema_that_is_gone(client: Client, where: str) -> None:
+    """SQLite compiles by the schema it read last, and does not look whether that is the newest one
+    before it says that a table has more columns than values."""
+    narrow = ["DROP TABLE shape", "CREATE TABLE shape(a, b)"]
+    insert = execute("INSERT INTO shape VALUES (1, 2)")
+    client.run("DROP TABLE IF EXISTS shape", "CREATE TABLE shape(a, b, c)")
+    client.run("INSERT INTO shape VALUES (1, 2, 3)")  # the writer has seen it
+    client.rows("SELECT * FROM shape")  # the reader, too
+    stream = client.pipeline(
+        execute("CREATE TEMP TABLE mine(a)"), execute("SELECT * FROM shape"), GET_AUTOCOMMIT
+    )
+    if where == "writer":
+        client.pipeline(*map(execute, ["BEGIN", *narrow, "COMMIT"]), CLOSE)
+        client.rows("SELECT * FROM shape")  # only the writer has not
+    else:
+        client.run(*narrow)
+    before = [execute("BEGIN")] if where == "transaction" else []
+    baton = stream["baton"] if where in ("own", "transaction") else None
+    answer = client.pipeline(*before, insert, baton=baton)
+    assert answer["results"][-1]["type"] == "ok", answer
+    for left in {stream["baton"], answer["baton"]} - {baton}:
+        client.pipeline(CLOSE, baton=left)
+
+
 def test_a_read_that_overruns_its_budget_is_answered_from_a_thread(client: Client) -> None:
     assert client.rows(LONG) == [[60000]]
     answer = client.pipeline(batch("SELECT 1", LONG), CLOSE)
@@ -256,6 +281,55 @@ def test_a_result_beyond_the_limit_is_refused(client: Client) -> None:
     )
     (result,) = client.run(sql)
     assert result["code"] == "RESPONSE_TOO_LARGE"
+
+
+TOO_MUCH = "INSERT INTO t(b) VALUES (1) RETURNING hex(zeroblob(35000000))"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [[], ["CREATE TEMP TABLE mine(a)"], ["BEGIN"], ["BEGIN", "SAVEPOINT s"]],
+    ids=["shared", "own", "transaction", "savepoint"],
+)
+def test_a_write_whose_answer_is_too_large_is_undone(client: Client, before: list[str]) -> None:
+    texts = [*before, "INSERT INTO t VALUES (7, 7)", TOO_MUCH, "INSERT INTO t VALUES (9, 9)"]
+    if "BEGIN" in before:
+        texts.append("COMMIT")
+    answer = client.pipeline(*[execute(sql) for sql in texts], CLOSE)
+    errors = {i: r["error"] for i, r in enumerate(answer["results"]) if r["type"] == "error"}
+    at = len(before) + 1
+    assert list(errors) == [at], errors
+    assert errors[at]["code"] == "RESPONSE_TOO_LARGE"
+    assert client.rows("SELECT a FROM t ORDER BY a") == [[7], [9]]
+
+
+def test_writes_with_rows_fail_on_a_stream_as_they_do_elsewhere(client: Client) -> None:
+    """They run in a savepoint there, which must not show."""
+    client.run(
+        "DROP TABLE IF EXISTS child",
+        "DROP TABLE IF EXISTS parent",
+        "CREATE TABLE parent(id INTEGER PRIMARY KEY)",
+        "CREATE TABLE child(p REFERENCES parent DEFERRABLE INITIALLY DEFERRED)",
+        "INSERT INTO t VALUES (1, 1)",
+    )
+    texts = [
+        "PRAGMA foreign_keys=ON",
+        "INSERT INTO child VALUES (5) RETURNING p",
+        "INSERT INTO t VALUES (2, 2) RETURNING a",
+        "INSERT INTO t VALUES (3, 3), (1, 1) RETURNING a",
+        "INSERT OR FAIL INTO t VALUES (4, 4), (1, 1) RETURNING a",
+        "INSERT OR ROLLBACK INTO t VALUES (5, 5), (1, 1) RETURNING a",
+        "BEGIN",
+        "INSERT INTO child VALUES (5) RETURNING p",
+        "INSERT INTO parent VALUES (5) RETURNING id",
+        "COMMIT",
+    ]
+    answer = client.pipeline(*[execute(sql) for sql in texts], GET_AUTOCOMMIT, CLOSE)
+    codes = [result.get("error", {}).get("extended_code") for result in answer["results"]]
+    assert codes == [None, 787, None, 1555, 1555, 1555, *[None] * 6]
+    assert answer["results"][-2]["response"]["is_autocommit"]
+    assert client.rows("SELECT a FROM t ORDER BY a") == [[1], [2], [4]]
+    assert client.rows("SELECT p FROM child") == [[5]]
 
 
 # ---------------------------------------------------------------- streams and transactions
@@ -988,10 +1062,22 @@ def test_sigterm_ends_in_time_with_everything_kept(tmp_path: Path) -> None:
         "UPDATE sqlite_dbpage SET data = zeroblob(4096) WHERE pgno = 2",
         "INSERT INTO words_data(id, block) VALUES(99, 'x')",
         "PRAGMA schema_version = 1",
+        "UPDATE sqlite_schema SET sql = 'CREATE TABLE t(x)' WHERE name = 't'",
     ],
 )
-def test_a_client_cannot_damage_the_file(client: Client, sql: str) -> None:
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        [execute("CREATE TEMP TABLE mine(a)"), execute("PRAGMA writable_schema=ON")],
+        [execute("BEGIN"), execute("PRAGMA writable_schema=ON")],
+    ],
+    ids=["shared", "own", "transaction"],
+)
+def test_a_client_cannot_damage_the_file(
+    client: Client, sql: str, before: list[dict[str, Any]]
+) -> None:
     client.run("CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(word)")
-    (error,) = client.run(sql)
-    assert "message" in error
+    answer = client.pipeline(*before, execute(sql), CLOSE)
+    assert "message" in answer["results"][len(before)]["error"]
     assert client.rows("PRAGMA quick_check") == [["ok"]]

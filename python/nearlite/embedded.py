@@ -41,8 +41,9 @@ from nearlite.errors import (
 from nearlite.forwarding import ForwardingConnection, Names
 from nearlite.http import Token, normalise_url
 from nearlite.position import Position
+from nearlite.receiving import ProgressCallback
 from nearlite.remote import _token_of_environment
-from nearlite.replica import ProgressCallback, Replica, SyncResult
+from nearlite.replica import Replica, SyncResult
 from nearlite.sharing import abandon, acquire, release
 from nearlite.upstream import NOTHING, Stream
 

@@ -121,7 +121,7 @@ class AnswerError(SyncError):
 
 
 class DiskFullError(SyncError):
-    """The local disk is full; the replica is as it was."""
+    """A disk is full, here or at the primary: the text says which. What failed was rolled back."""
 
 
 class NotAReplicaError(SyncError):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nearlite import errors
-from nearlite.replica import Progress as Received
+from nearlite.receiving import Progress as Received
 from nearlite.replica import Replica, SyncResult
 
 LONG_POLL = 20.0  # seconds the primary may wait for a change; it allows 25

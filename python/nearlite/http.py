@@ -94,8 +94,13 @@ class Deadline:
     def received(self, count: int) -> None:
         """That many bytes have come."""
         self._fresh += count
-        if self.renewed and self._fresh >= _PROGRESS:
-            self._fresh = 0
+        if self._fresh >= _PROGRESS:
+            self.restart()
+
+    def restart(self) -> None:
+        """There was progress; without effect on a deadline that is not renewed."""
+        self._fresh = 0
+        if self.renewed:
             self.at = time.monotonic() + self.seconds
 
 

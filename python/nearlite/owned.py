@@ -188,11 +188,12 @@ class Owned:
         if prepared.kind is Kind.STICKY:
             stream.sticky = True
         try:
-            limit = PIECE if shape == CURSOR else None
-            if limit is None:
-                result = session.run(prepared, step)
+            if shape == CURSOR:
+                result = session.run(prepared, step, limit=PIECE, shape=shape, index=index)
+            elif prepared.kind is Kind.WRITE and prepared.rows and step.want_rows:
+                result = _all_or_nothing(session, prepared, step)
             else:
-                result = session.run(prepared, step, limit=limit, shape=shape, index=index)
+                result = session.run(prepared, step)
         except StatementError as error:
             raise self._interrupted(stream, error) from None
         finally:
@@ -236,6 +237,30 @@ class Owned:
                 self._committed()
             finally:
                 self._turn.release(ticket)
+
+
+def _all_or_nothing(session: Session, prepared: Prepared, step: Step) -> bytes:
+    """Run a write that answers rows: when they are too many, nothing of it is kept.
+
+    SQLite has written everything before the first row comes.
+    """
+    alone = not session.native.in_transaction
+    session.control("SAVEPOINT nl_statement")
+    try:
+        result = session.run(prepared, step)
+    except StatementError as error:
+        if session.native.in_transaction:  # else it was rolled back as a whole
+            if error.code == "RESPONSE_TOO_LARGE":
+                session.control("ROLLBACK TO nl_statement")
+            session.control("RELEASE nl_statement")
+        raise
+    try:
+        session.control("RELEASE nl_statement")
+    except StatementError:  # what fails a COMMIT: a deferred foreign key, a full disk
+        if alone:
+            session.rollback()
+        raise
+    return result
 
 
 def _session(stream: Stream) -> Session:

@@ -50,6 +50,9 @@ class Upstream(Host, Protocol):
     def connect(self, *, readonly: bool = False, busy_ms: int = 5000) -> Database:
         """A connection that never checkpoints and syncs as the durability says."""
 
+    def overgrown(self) -> bool:
+        """Whether commits of other programs have made a roll due that nobody knows of."""
+
 
 class Executor:
     """Everything one server has to run SQL with. Event loop thread only, except `deliver`.
@@ -413,6 +416,8 @@ class Executor:
     def _look(self) -> None:
         """End what is overdue."""
         self._tick = self._loop.call_later(_TICK, self._look)
+        if self._upstream.overgrown():
+            self._writer.nudge()
         wanted = self.turn.wanted
         for stream in list(self._owners):
             if stream.ending is None and self.streams.overdue(stream, wanted=wanted):

@@ -7,6 +7,7 @@ never while a large answer is read or a client is waited for.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +101,7 @@ class Primary:
         self._frame_size = 24 + self.page_size
         self._retry_at = 0.0
         self._retry_after = _RETRY_FIRST
+        self._overgrown = 0  # size that `overgrown` told last
         self._answers = Answers(generations)
         self._announced = generations.position
         self._subscribers: list[Callable[[Position], None]] = []
@@ -353,6 +355,23 @@ class Primary:
         """Whether the WAL has passed its threshold and the last attempt was not a moment ago."""
         size = (self._tail.frame - self._generations.state.base.frame) * self._frame_size
         return size >= self._roll_bytes and time.monotonic() >= self._retry_at
+
+    def overgrown(self) -> bool:
+        """Whether the WAL has passed its threshold by commits of other programs, which nobody took.
+
+        A look at the file's size; True once for each size.
+        """
+        try:
+            size = os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return False
+        begun = self._generations.state.base.frame * self._frame_size
+        if size - begun < self._roll_bytes or size == self._overgrown:
+            return False
+        if self.roll_due or time.monotonic() < self._retry_at:
+            return False  # the writer knows
+        self._overgrown = size
+        return True
 
     def roll(self, *, wait: float = 1.0) -> bool:
         """Archive the generation and empty the WAL. By the writer's thread, outside a transaction.

@@ -4,38 +4,42 @@ Everything that many connections of a process share lives in one :class:`Replica
 only writer of the file here), the transport, what is known of the primary, and the background
 thread. Connections read the file themselves.
 
-Locks: ``_applying`` guards the applier and is never held while waiting for the network, except that
-a page set larger than memory is applied as it arrives. Nothing here is held while user code runs.
+Locks: ``_applying`` guards the applier; neither it nor the write lock of the file is held while the
+network is waited for, or while user code runs.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
-import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import BusyError, FormatError, HashError
-from nearlite._native._lib import DiskFullError as NativeDiskFullError
-from nearlite._native.applier import Applier, Bootstrap, State
-from nearlite._native.frames import Chunk, SetHeader
+from nearlite._native._lib import BusyError
+from nearlite._native.applier import Applier, State
+from nearlite._native.frames import SetHeader
+from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.bootstrap import Folder
-from nearlite.errors import (
-    AnswerError,
-    DiskFullError,
-    Error,
-    NotAReplicaError,
-    OperationalError,
-    SyncError,
+from nearlite.errors import AnswerError, Error, SyncError
+from nearlite.failing import (
+    apply_failed,
+    failure_of,
+    is_applying,
+    is_being_checked,
+    left,
+    not_a_replica,
+    not_created,
+    not_kept,
 )
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.position import Position
+from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
+from nearlite.seeding import SeedFile
 from nearlite.sync import (
     Action,
     Apply,
@@ -48,17 +52,9 @@ from nearlite.sync import (
     refusal,
     state_of_request,
 )
+from nearlite.upkeep import WAL_LIMIT, Upkeep
 
 _log = logging.getLogger("nearlite")
-
-# A set of at most this many pages is collected and applied in one call; a larger one is applied
-# chunk by chunk as it arrives, so that memory stays bounded.
-_ONE_CALL_PAGES = 1024
-# Rule B5: above this the applier waits, a little, for the readers of the old WAL to end.
-_RESTART_BYTES = 32 << 20
-_RESTART_WAIT = 0.2  # seconds; new readers are not disturbed, only this replica's lag grows
-_SQLITE_FULL = 13
-_SMALL_SET = 1 << 20  # bytes of a body that is read in one piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +74,19 @@ class SyncResult:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a long download is.
-
-    Attributes:
-      pages: pages received; `total_pages`: pages the primary announced.
-      bytes: bytes of body received.
-      seconds: since it began.
-    """
-
-    pages: int
-    total_pages: int
-    bytes: int
-    seconds: float
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
 class Replica:
     """The shared side of all connections of this process to one replica file.
 
-    Use :meth:`open`; construction does no I/O.
+    Args:
+      path: of the file.
+      url: of the primary.
+      token: bearer token, or a callable that answers one.
+      timeout: network_timeout of what nobody calls: opening, and syncs in the background.
+      progress: told of long downloads of those.
+      wal_limit: bytes of WAL from which the log says who is in the way.
+
+    Use :meth:`open`; construction does no I/O. Connections that share it have settings of their own,
+    and give them with each call.
     """
 
     def __init__(
@@ -111,18 +97,19 @@ class Replica:
         token: Token = None,
         timeout: float = 30.0,
         progress: ProgressCallback | None = None,
-        wal_limit: int = 64 << 20,
+        wal_limit: int = WAL_LIMIT,
     ) -> None:
         self.path = path
         self.timeout = timeout
         self.transport = Transport(url, token=token, timeout=timeout)
         self.folder = Folder(path)
-        self.wal_limit = wal_limit
         self._progress = progress
         self._applying = threading.Lock()
         self._applier: Applier | None = None
-        self._keeper: Applier | None = None  # the background thread's, for checkpoints
+        self._upkeep = Upkeep(path, wal_limit)
         self._verified = False
+        self._checking = threading.Lock()  # guards `_check`
+        self._check: concurrent.futures.Future[None] | None = None
         self.wal_bytes = 0
         #: newest position of the primary that an answer named
         self.primary_position: Position | None = None
@@ -166,12 +153,12 @@ class Replica:
         try:
             applier = Applier(self.path)
         except Error as error:
-            raise _not_a_replica(self.path, error) from error
+            raise not_a_replica(self.path, error) from error
         try:
             applier.state()
         except Error as error:
             applier.close()
-            raise _not_a_replica(self.path, error) from error
+            raise not_a_replica(self.path, error) from error
         return applier
 
     def _survived(self) -> bool:
@@ -229,7 +216,7 @@ class Replica:
           wait: seconds to wait for another thread that applies; None: network_timeout.
         """
         if not self._applying.acquire(timeout=self.timeout if wait is None else wait):
-            raise _is_applying()
+            raise is_applying()
         try:
             return self._live().state()
         finally:
@@ -254,26 +241,36 @@ class Replica:
 
     # ------------------------------------------------------------------ sync
 
-    def sync(self, *, timeout: float | None = None, wait: float = 0.0) -> SyncResult:
+    def sync(
+        self,
+        *,
+        timeout: float | None = None,
+        wait: float = 0.0,
+        network_timeout: float | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> SyncResult:
         """Bring the replica to the position that the primary has when asked.
 
         Args:
           timeout: seconds for the whole call. None: as long as it takes, but the primary may not
-            stand still for longer than the connection's network_timeout.
+            stand still for longer than network_timeout.
           wait: seconds the primary may wait for something new before it says that nothing is.
+          network_timeout: of the connection that asks; None: the one given at construction.
+          progress: of the connection that asks; likewise.
 
         Raises:
           SyncError: one of its subclasses; the replica is as it was.
         """
-        seconds = self.timeout if timeout is None else timeout
+        patience = self.timeout if network_timeout is None else network_timeout
+        seconds = patience if timeout is None else timeout
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
             if not self._verified:
-                self._verify()
-            state = self.state(wait=_left(deadline))
+                self._verify(deadline)
+            state = self.state(wait=left(deadline))
             local = Local(state.position, state.hash)
             pull = Pull(local, compress=not self.transport.loopback, wait=wait)
-            result = self._run(pull, deadline)
+            result = self._run(pull, deadline, progress)
         except Error as error:
             self.last_error = error
             raise
@@ -281,27 +278,49 @@ class Replica:
         self.equal_at = time.monotonic()
         return result
 
-    def _verify(self) -> None:
-        """Rule C1: a file that may be somebody's copy is hashed once before it is built upon."""
-        with self._applying:
-            state, found = self._live().full_hash()
-        if found != state.hash:
-            raise SyncError(
-                f"{self.path} does not hold what its header says: it was copied without its -wal, "
-                "or changed by something other than SQLite",
-                state=f"its header says {state.position}; nothing was written",
-                action="move the file away and connect again",
-                data_at_risk=True,
-            )
-        self._verified = True
+    def _verify(self, deadline: Deadline) -> None:
+        """Rule C1: a file that may be somebody's copy is hashed once before it is built upon.
 
-    def _run(self, pull: Pull, deadline: Deadline) -> SyncResult:
+        That takes as long as reading the file takes: it is done beside everything else, and goes on
+        when a caller's time is over.
+        """
+        with self._checking:
+            if self._check is None:
+                self._check = concurrent.futures.Future()
+                threading.Thread(
+                    target=self._hash_file, args=(self._check,), name="nearlite-check", daemon=True
+                ).start()
+            check = self._check
+        try:
+            check.result(None if deadline.renewed else left(deadline))
+        except concurrent.futures.TimeoutError:
+            raise is_being_checked(self.path) from None
+        deadline.restart()
+
+    def _hash_file(self, check: concurrent.futures.Future[None]) -> None:
+        """On a thread and a connection of its own."""
+        try:
+            with contextlib.closing(Applier(self.path)) as applier:
+                state, found = applier.full_hash()
+            if found != state.hash:
+                raise _not_what_it_says(self.path, state)
+            self._verified = True
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the callers raise it
+            with self._checking:
+                self._check = None  # the next call looks again
+            check.set_exception(error)
+        else:
+            check.set_result(None)
+
+    def _run(
+        self, pull: Pull, deadline: Deadline, progress: ProgressCallback | None = None
+    ) -> SyncResult:
         """Perform a pull's actions until it is done."""
         started = time.monotonic()
-        meter = _Meter(self._progress, started)
-        seed = _Seed(self)
+        meter = Meter(progress or self._progress, started)
+        seed = SeedFile(self.folder)
         response: Response | None = None
-        reader: _SetReader | None = None
+        reader: SetReader | None = None
         try:
             action: Action = pull.start()
             while not isinstance(action, Done):
@@ -313,7 +332,7 @@ class Replica:
                         response.read(0)
                         action = pull.nothing_new()
                     elif response.status == 200:
-                        reader = _SetReader(response, meter)
+                        reader = SetReader(response, meter)
                         action = pull.header(reader.header())
                     else:
                         _refuse(pull, response)
@@ -325,13 +344,9 @@ class Replica:
             raise
         except (Error, MemoryError) as error:
             what = f"{self.path} could not be created"
-            raise _failure(what, error, "no local file was created") from error
+            raise failure_of(what, error, "no local file was created") from error
         except OSError as error:  # of the file system: the transport has its own exception
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise (DiskFullError if full else SyncError)(
-                f"{self.path} could not be created: {error.strerror}",
-                state="no local file was created",
-            ) from error
+            raise not_created(self.path, error) from error
         except ValueError as error:  # a body beyond its bound
             raise AnswerError(f"the primary's answer was refused: {error}") from error
         finally:
@@ -342,7 +357,7 @@ class Replica:
         return SyncResult(action.position, meter.pages, meter.bytes, time.monotonic() - started)
 
     def _perform(
-        self, pull: Pull, action: Action, reader: _SetReader, seed: _Seed, deadline: Deadline
+        self, pull: Pull, action: Action, reader: SetReader, seed: SeedFile, deadline: Deadline
     ) -> Action:
         if isinstance(action, Apply):
             state = self._apply(action.header, reader, deadline)
@@ -358,26 +373,23 @@ class Replica:
 
     # ------------------------------------------------------------------ applying
 
-    def _apply(self, header: SetHeader, reader: _SetReader, deadline: Deadline) -> State | None:
-        """Apply the set that `reader` is about to deliver; None when the replica has moved."""
-        small = header.count <= _ONE_CALL_PAGES
-        chunks = list(reader.chunks()) if small else []
-        if not self._applying.acquire(timeout=_left(deadline)):
-            raise _is_applying()
+    def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
+        """Receive a set, then apply it; None when the replica has moved and nothing was written."""
         try:
-            applier = self._live()
-            if small:
-                state = applier.apply(header, chunks, wait=_left(deadline))
-            else:
-                state = _apply_streamed(applier, header, reader, _left(deadline))
-        except SyncError:
-            raise
-        except (Error, MemoryError) as error:
-            raise _apply_failed(self.path, error) from error
-        finally:
-            self._applying.release()
-            for chunk in chunks:
-                chunk.close()
+            arrived = Arrived.receive(header, reader, self.folder.path)
+        except OSError as error:
+            raise not_kept(self.path, error) from error
+        with contextlib.closing(arrived):
+            if not self._applying.acquire(timeout=left(deadline)):
+                raise is_applying()
+            try:
+                state = _apply_arrived(self._live(), arrived, deadline)
+            except SyncError:
+                raise
+            except (Error, MemoryError) as error:
+                raise apply_failed(self.path, error) from error
+            finally:
+                self._applying.release()
         if state is not None:
             self.wal_bytes = state.wal_frames * (state.page_size + 24)
             if state.wal_frames >= CHECKPOINT_FRAMES:
@@ -386,12 +398,13 @@ class Replica:
 
     # ------------------------------------------------------------------ forwarding
 
-    def forward(self, body: bytes, *, visible: bool, deadline: Deadline | None = None) -> bytes:
+    def forward(self, body: bytes, *, visible: bool, network_timeout: float | None = None) -> bytes:
         """Send a Hrana pipeline to the primary; apply what it wrote before returning.
 
         Args:
           body: the pipeline request, JSON.
           visible: bring the replica to the state after the request (read-your-writes).
+          network_timeout: as for :meth:`sync`.
 
         Returns:
           the pipeline's answer, JSON.
@@ -400,14 +413,15 @@ class Replica:
           OfflineError: no answer; its `state` says whether the write may have been carried out.
           SyncError: the request was carried out, but its result could not be applied here.
         """
+        patience = self.timeout if network_timeout is None else network_timeout
+        deadline = Deadline(patience, renewed=True)
         if visible and not self._verified:
-            self._verify()
-        deadline = deadline or Deadline(self.timeout, renewed=True)
+            self._verify(deadline)
         headers = {"Content-Type": "application/json"}
         path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
         if visible:
-            state = self.state(wait=_left(deadline))
+            state = self.state(wait=left(deadline))
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
         with self.transport.request(
@@ -430,23 +444,26 @@ class Replica:
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""
         position = response.header("nearlite-position")
-        reader = _SetReader(response, _Meter(None, 0.0))
+        reader = SetReader(response, Meter(None, 0.0))
         try:
-            size = int.from_bytes(_exactly(response, 4), "big")
+            size = int.from_bytes(exactly(response, 4), "big")
             if size > wire.MAX_JSON:
                 raise AnswerError(f"the primary announced {size} bytes of JSON")
-            answer = _exactly(response, size)
+            answer = exactly(response, size)
             if reader.at_end():
                 moved = state is not None and position not in ("", str(state.position))
                 if moved and response.header("nearlite-autocommit") != "0":
-                    self.sync(timeout=_left(deadline))
+                    self.sync(timeout=left(deadline))
                 return bytes(answer)
             header = reader.header()
             applied = self._apply(header, reader, deadline)
             if applied is None and not header.target.precedes(self.state().position):
-                self.sync(timeout=_left(deadline))
+                self.sync(timeout=left(deadline))
         except SyncError as error:
             error.state = f"the request was carried out on the primary; {error.state}"
+            error.action = (
+                "do not repeat it: when the cause is gone, sync() brings its effects here"
+            )
             raise
         self.primary_position = header.target
         self.equal_at = time.monotonic()
@@ -455,25 +472,8 @@ class Replica:
     # ------------------------------------------------------------------ upkeep and end
 
     def checkpoint(self) -> None:
-        """Keep the replica's WAL short (rule B5). Only the background thread calls it.
-
-        On a connection of its own: a checkpoint runs beside an apply and must not hold it up.
-        """
-        if self._keeper is None:
-            self._keeper = Applier(self.path)
-        frame_size = self._keeper.state().page_size + 24
-        frames, moved = self._keeper.checkpoint("passive", wait=0.0)
-        self.wal_bytes = 0 if frames == moved else frames * frame_size
-        if frames * frame_size > _RESTART_BYTES:
-            with contextlib.suppress(OperationalError):
-                self._keeper.checkpoint("restart", wait=_RESTART_WAIT)
-        if self.wal_bytes > self.wal_limit:
-            _log.warning(
-                "%s: the WAL has %d MiB because a reader keeps an old snapshot open; end that "
-                "read transaction to let it shrink. No data is at risk",
-                self.path,
-                self.wal_bytes >> 20,
-            )
+        """Keep the replica's WAL short (rule B5). Only the background thread calls it."""
+        self.wal_bytes = self._upkeep.checkpoint()
 
     def close(self) -> None:
         """Close the applier (checkpointing when it is the last user) and the connections."""
@@ -483,8 +483,8 @@ class Replica:
             return
         stopped = self.background.stop()
         with self._applying:
-            if stopped and self._keeper is not None:
-                self._keeper.close()
+            if stopped:
+                self._upkeep.close()
             applier, self._applier = self._applier, None
             if applier is not None:
                 applier.close()
@@ -493,34 +493,17 @@ class Replica:
         self.transport.close()
 
 
-def _is_applying() -> SyncError:
-    return SyncError(
-        "another thread of this process has been applying a large change all the time",
-        state="nothing was changed by this call",
-        action="try again",
-    )
-
-
-def _left(deadline: Deadline) -> float:
-    """Seconds until it. Raises SyncError when it has passed."""
-    try:
-        return deadline.left()
-    except TimeoutError as error:
-        raise SyncError(
-            f"the answer came too late to be applied: {error}",
-            state="the replica is as it was before",
-            action="call sync() again",
-        ) from None
-
-
-def _apply_streamed(
-    applier: Applier, header: SetHeader, reader: _SetReader, wait: float
-) -> State | None:
-    if not applier.begin(header, wait=wait):
+def _apply_arrived(applier: Applier, arrived: Arrived, deadline: Deadline) -> State | None:
+    wait = left(deadline)
+    if arrived.in_memory is not None:
+        return applier.apply(arrived.header, arrived.in_memory, wait=wait)
+    if not applier.begin(arrived.header, wait=wait):
         return None
     try:
-        for chunk in reader.chunks():
+        for chunk in arrived.chunks():
             with chunk:
+                if not deadline.renewed:
+                    left(deadline)
                 applier.chunk(chunk)
         return applier.commit()
     except BaseException:
@@ -528,149 +511,16 @@ def _apply_streamed(
         raise
 
 
-class _Seed:
-    """The temporary file of a bootstrap, if there is one."""
-
-    def __init__(self, replica: Replica) -> None:
-        self._folder = replica.folder
-        self._file: Bootstrap | None = None
-        self._last: SetHeader | None = None
-
-    def write(self, header: SetHeader, reader: _SetReader) -> int:
-        """Write a snapshot or lay changes over it; answers the state hash of what is there."""
-        if self._file is None:
-            self._file = Bootstrap(str(self._folder.part), header.page_size)
-        for chunk in reader.chunks():
-            with chunk:
-                self._file.chunk(chunk)
-        self._last = header
-        return self._file.hash(header.pages)
-
-    def place(self) -> None:
-        """Make it the replica; nothing when there was no bootstrap."""
-        if self._file is None or self._last is None:
-            return
-        self._file.finish(self._last)
-        self._file.close()
-        self._folder.place()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            with contextlib.suppress(FileNotFoundError):
-                self._folder.part.unlink()
-
-
-class _Meter:
-    """Counts what arrives and tells the user's callback, at most ten times a second."""
-
-    def __init__(self, progress: ProgressCallback | None, started: float) -> None:
-        self.pages = 0
-        self.bytes = 0
-        self.total = 0
-        self._progress = progress
-        self._started = started
-        self._next = 0.0
-
-    def chunk(self, pages: int) -> None:
-        self.pages += pages
-        if self._progress is None:
-            return
-        now = time.monotonic()
-        if now >= self._next or self.pages == self.total:
-            self._next = now + 0.1
-            self._progress(Progress(self.pages, self.total, self.bytes, now - self._started))
-
-
-class _SetReader:
-    """A page set out of a response: header first, then verified chunks."""
-
-    def __init__(self, response: Response, meter: _Meter) -> None:
-        self._response = response
-        self._meter = meter
-        self._events = self._read()
-        self._first: wire.Event | None = None
-
-    def _read(self) -> Iterator[wire.Event]:
-        reader = wire.PageSetReader()
-        while not reader.ended:
-            # A small set in one piece; a large one by its chunks, each used where it lies.
-            left = self._response.length
-            whole = left is not None and left <= _SMALL_SET
-            buffer = memoryview(bytearray(left if whole and left else reader.needed()))
-            have = 0
-            while have < len(buffer):
-                count = self._response.readinto(buffer[have:])
-                if count == 0:
-                    reader.close()  # raises AnswerError: truncated
-                    return
-                have += count
-                self._meter.bytes += count
-            yield from reader.receive(buffer)
-        if reader.rest or self._response.readinto(memoryview(bytearray(1))) != 0:
-            raise AnswerError("the primary sent more than one page set")
-
-    def at_end(self) -> bool:
-        """Whether there is no page set at all."""
-        return self._response.length == 0
-
-    def header(self) -> SetHeader:
-        """Raises AnswerError when what arrives is not a page set."""
-        event = next(self._events)
-        assert isinstance(event, wire.Header)
-        self._meter.total = max(self._meter.total, self._meter.pages + event.header.count)
-        return event.header
-
-    def chunks(self) -> Iterator[Chunk]:
-        """The verified chunks; the caller closes each."""
-        for event in self._events:
-            if isinstance(event, wire.Chunk):
-                self._meter.chunk(event.chunk.count)
-                yield event.chunk
-
-
-def _exactly(response: Response, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    have = 0
-    while have < size:
-        count = response.readinto(view[have:])
-        if count == 0:
-            raise AnswerError("the primary's answer was cut off")
-        have += count
-    return data
+def _not_what_it_says(path: str, state: State) -> SyncError:
+    return SyncError(
+        f"{path} does not hold what its header says: it was copied without its -wal, "
+        "or changed by something other than SQLite",
+        state=f"its header says {state.position}; nothing was written",
+        action="move the file away and connect again",
+        data_at_risk=True,
+    )
 
 
 def _refuse(pull: Pull, response: Response) -> None:
     code, message = wire.decode_error(response.error_body())
     pull.refused(response.status, code, message)
-
-
-def _not_a_replica(path: str, error: Exception) -> NotAReplicaError:
-    return NotAReplicaError(
-        f"{path} is not a nearlite replica: {error}",
-        state="the file was not touched",
-        action="choose another path, or move the file away to let a replica be created there",
-    )
-
-
-def _apply_failed(path: str, error: Error | MemoryError) -> SyncError:
-    """What an applier's failure means. Everything was rolled back in each case."""
-    return _failure(
-        f"the page set could not be applied to {path}", error, "the replica is as it was"
-    )
-
-
-def _failure(what: str, error: Error | MemoryError, state: str) -> SyncError:
-    """The exception of our tree for a failure below it."""
-    kind, action = SyncError, ""
-    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL
-    if isinstance(error, (HashError, FormatError)):
-        kind, action = AnswerError, "try again; if it fails again, run `nearlite verify`"
-    elif full or isinstance(error, NativeDiskFullError):
-        kind, action = DiskFullError, "make room on the disk and try again"
-    failure = kind(f"{what}: {error}", state=state, action=action)
-    for name in ("sqlite_errorcode", "sqlite_errorname"):
-        if hasattr(error, name):
-            setattr(failure, name, getattr(error, name))
-    return failure

@@ -5,6 +5,7 @@ No threads and no waiting here: whoever owns the session calls it, one call at a
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
@@ -113,7 +114,7 @@ class Session:
             piece = text[start : start + hrana.MAX_STATEMENT + 1]
             pragma = self._pragma(piece)
             try:
-                statement = self.native.prepare(piece, persistent=False)
+                statement = self._newest(piece, persistent=False)
             except SqlError as failure:
                 if len(piece) > hrana.MAX_STATEMENT:
                     hrana.check_length(piece.decode("utf-8", "replace"))
@@ -132,12 +133,26 @@ class Session:
             raise NotSharedError
         return kind
 
+    def _newest(self, text: bytes, *, persistent: bool) -> HranaStatement:
+        """Compile by the newest schema. Raises SqlError.
+
+        SQLite compiles by the schema it read last, and only for some failures does it look whether that
+        is still the one: another connection may have changed a table's columns. Running any statement
+        looks in any case.
+        """
+        try:
+            return self.native.prepare(text, persistent=persistent)
+        except SqlError:
+            with contextlib.suppress(StatementError):
+                self.control("SELECT 1 FROM sqlite_schema LIMIT 0")
+            return self.native.prepare(text, persistent=persistent)
+
     def _compile(self, sql: str, text: bytes, *, persistent: bool) -> tuple[Prepared, bytes]:
         """The first statement of a text that is not a lone semicolon, and what follows it."""
         while True:
             pragma = self._pragma(text)
             try:
-                statement = self.native.prepare(text, persistent=persistent)
+                statement = self._newest(text, persistent=persistent)
             except SqlError as failure:
                 if not hrana.is_readonly_begin(sql):
                     raise _compile_failure(failure) from None
@@ -195,7 +210,10 @@ class Session:
         if failure.over_budget:
             return OverrunError()
         if failure.too_big:
-            return StatementError("Response is too large", "RESPONSE_TOO_LARGE")
+            return StatementError(
+                "The rows are more than one answer may hold; nothing of the statement was kept",
+                "RESPONSE_TOO_LARGE",
+            )
         return hrana.sqlite_error(failure.text, failure.sqlite_rc)
 
     def control(self, sql: str) -> None:

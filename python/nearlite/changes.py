@@ -23,6 +23,8 @@ SEEN_SECONDS: Final = 60.0
 """A replica counts as seen for so long after its last request."""
 _NEAR: Final = 64
 """Frames: a page set of at most so many pages is made on the event loop, a larger one in a thread."""
+_IN_ONE_PIECE: Final = 64 << 10
+"""Bytes of an answer that is in memory as a whole."""
 _SEEN_MAX: Final = 10_000
 _HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
@@ -283,11 +285,13 @@ class Feed:
         prefix: bytes = b"",
         kind: bytes = PAGE_SET_TYPE.encode(),
     ) -> None:
-        """Send a page set, reading it in a thread as the client takes it."""
+        """Send a page set, reading a large one in a thread as the client takes it."""
+        if answer.size is not None and answer.size + len(prefix) <= _IN_ONE_PIECE:
+            body = prefix + b"".join(answer)
+            answer.close()
+            await self._answering.whole(send, 200, body, kind, headers)
+            return
         try:
-            if answer.size is not None and answer.size + len(prefix) <= 64 << 10:
-                await self._answering.whole(send, 200, prefix + b"".join(answer), kind, headers)
-                return
             if answer.size is not None:
                 length = (b"content-length", b"%d" % (len(prefix) + answer.size))
                 headers = (length, *headers)

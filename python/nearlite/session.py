@@ -198,6 +198,13 @@ class Session:
             return StatementError("Response is too large", "RESPONSE_TOO_LARGE")
         return hrana.sqlite_error(failure.text, failure.sqlite_rc)
 
+    def commits(self, sql: str) -> bool:
+        """Whether a text is a COMMIT."""
+        try:
+            return self.prepare(sql).kind is Kind.COMMIT
+        except StatementError:
+            return False
+
     def control(self, sql: str) -> None:
         """Run a statement of our own (BEGIN, COMMIT, SAVEPOINT ...); StatementError if it fails."""
         statement = self._own.get(sql)

@@ -74,12 +74,13 @@ class Stream:
       opened: clock when the open transaction began, or 0.
       used: clock of the last request.
       busy: a request is being answered.
+      light: what its open transaction has written so far took no time worth a thread.
       closed: nobody may use it any more.
     """
 
     __slots__ = (
-        "busy", "closed", "counters", "ending", "in_transaction", "number", "opened", "readonly",
-        "sequence", "session", "sticky", "stored", "turn", "used",
+        "busy", "closed", "counters", "ending", "in_transaction", "light", "number", "opened",
+        "readonly", "sequence", "session", "sticky", "stored", "turn", "used",
     )  # fmt: skip
 
     def __init__(self, number: int, now: float) -> None:
@@ -91,6 +92,7 @@ class Stream:
         self.sticky = False
         self.readonly = False
         self.in_transaction = False
+        self.light = False
         self.ending: tuple[str, str] | None = None
         self.turn: Ticket | None = None
         self.opened = 0.0
@@ -265,6 +267,15 @@ class Turn:
         grant()
         return ticket
 
+    def take(self) -> Ticket | None:
+        """The turn, if it is free and nobody waits for it."""
+        with self._lock:
+            if self._owner is not None or self._queue:
+                return None
+            ticket = Ticket(_granted)
+            self._own(ticket)
+            return ticket
+
     def release(self, ticket: Ticket) -> None:
         """Give the turn on, or leave the queue."""
         with self._lock:
@@ -282,6 +293,10 @@ class Turn:
     def _own(self, ticket: Ticket) -> None:
         self._owner = ticket
         ticket.since = self._clock()
+
+
+def _granted() -> None:
+    """Nobody waits for this ticket."""
 
 
 def baton_key(folder: Path) -> bytes:

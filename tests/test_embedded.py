@@ -95,6 +95,81 @@ def test_a_script_is_one_request(served):
     assert rows(con, "select count(*) from u") == [(2,)]
 
 
+def test_reads_in_a_script_do_not_cut_it(served):
+    con = served.replica()
+    served.seen.clear()
+    con.executescript(
+        """
+        create table u(a); -- not here yet; nor is what reads it
+        select * from u; select 1; pragma table_info(t); pragma integrity_check; explain select * from t;
+        begin; insert into u values('a;b'); select b from t; commit;
+        create trigger g after insert on u begin insert into t(b) values(new.a); select 1; end;
+        insert into u values(2);
+        """
+    )
+    assert served.seen == [SQL]
+    assert rows(con, "select a from u") == [("a;b",), (2,)]
+    assert rows(con, "select count(*) from t") == [(3,)]
+
+
+def test_a_script_that_only_reads_needs_no_request(served):
+    con = served.replica()
+    served.seen.clear()
+    con.executescript("select * from t; pragma table_list; -- nothing more")
+    assert served.seen == []
+    with pytest.raises(nearlite.OperationalError, match="integer overflow"):
+        con.executescript("select 1; select abs(-9223372036854775808) from t; select 2")
+
+
+def test_only_what_has_to_run_here_cuts_a_script(served):
+    con = served.replica()
+    served.seen.clear()
+    con.executescript(
+        """
+        pragma foreign_keys = on;
+        insert into t(b) values('three'); select * from t; insert into t(b) values('four');
+        create temp table mine(a); insert into mine select a from t;
+        insert into t(b) values('five'); select * from t;
+        """
+    )
+    assert served.seen == [SQL, SQL]
+    assert rows(con, "select count(*) from mine") == [(4,)]
+    assert rows(con, "select count(*) from t") == [(5,)]
+
+
+def test_a_transaction_in_a_script_holds_here_and_there(served):
+    con = served.replica(isolation_level=None)
+    con.executescript(
+        """
+        create temp table mine(a);
+        begin; insert into t(b) values('undone'); insert into mine values(1); rollback;
+        begin; insert into mine values(2); insert into t(b) values('kept'); commit;
+        """
+    )
+    assert not con.in_transaction
+    assert rows(con, "select a from mine") == [(2,)]
+    assert rows(con, "select b from t where a > 2") == [("kept",)]
+
+
+def test_a_script_that_is_refused_runs_up_to_there(served):
+    con = served.replica(isolation_level=None)
+    con.execute("create temp table mine(a)")
+    with pytest.raises(nearlite.NotSupportedError, match="nothing was executed"):
+        con.executescript(
+            "insert into t(b) values(3); insert into t(b) select a from mine; insert into t(b) values(4)"
+        )
+    assert rows(con, "select count(*) from t") == [(3,)]
+
+
+def test_a_script_larger_than_one_request_travels_in_parts(served):
+    con = served.replica(isolation_level=None)
+    served.seen.clear()
+    text = "x" * 1_000_000
+    con.executescript("begin;" + f"insert into t(b) values('{text}');" * 20 + "commit;")
+    assert 2 <= len(served.seen) <= 4
+    assert rows(con, "select count(*), sum(length(b)) from t where a > 2") == [(20, 20_000_000)]
+
+
 def test_large_executemany_travels_in_pieces_inside_one_transaction(served):
     con = served.replica(isolation_level=None)
     served.seen.clear()

@@ -20,7 +20,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Iterator
-from sqlite3 import complete_statement
+from itertools import chain
 from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
@@ -43,8 +43,9 @@ from nearlite.http import Token, normalise_url
 from nearlite.position import Position
 from nearlite.remote import _token_of_environment
 from nearlite.replica import ProgressCallback, Replica, SyncResult
+from nearlite.script import statements_of
 from nearlite.sharing import abandon, acquire, release
-from nearlite.upstream import NOTHING, Stream
+from nearlite.upstream import NOTHING, SEND_BYTES, Stream
 
 _KEPT_ROUTES: Final = 512
 
@@ -52,6 +53,30 @@ _KEPT_ROUTES: Final = 512
 _SETTINGS: Final = frozenset(
     ["foreign_keys", "recursive_triggers", "ignore_check_constraints", "case_sensitive_like"]
 )
+
+# Pragmas that tell something of a database, and nothing of the connection.
+_MAIN_PRAGMAS: Final = frozenset(
+    [
+        "application_id",
+        "foreign_key_check",
+        "foreign_key_list",
+        "freelist_count",
+        "index_info",
+        "index_list",
+        "index_xinfo",
+        "integrity_check",
+        "page_count",
+        "quick_check",
+        "schema_version",
+        "table_info",
+        "table_list",
+        "table_xinfo",
+        "user_version",
+    ]
+)
+
+# Of objects that exist only on this connection.
+_OWN: Final = flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED
 
 # Where a statement runs.
 _HERE: Final = 0
@@ -61,6 +86,7 @@ _SETTING: Final = 3  # here, and remembered for the primary
 _BOTH: Final = (
     4  # needs the main database and this connection's own: not inside a transaction there
 )
+_ANYWHERE: Final = 5  # of a script: it only reads, and its rows are thrown away
 
 
 class _Route:
@@ -247,7 +273,7 @@ class ReplicaConnection(ForwardingConnection):
             return _HERE
         if what & (flags.TRANSACTION | flags.SAVEPOINT):
             return _CONTROL
-        own = what & (flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED)
+        own = what & _OWN
         if what & flags.PRAGMA:
             return self._pragma_kind(statement, bool(own))
         if what & flags.WRITES_MAIN:
@@ -411,46 +437,84 @@ class ReplicaConnection(ForwardingConnection):
         return count if is_dml(sql) else -1
 
     def _script(self, sql: str) -> None:
+        """One request for all of it, unless a statement in it has to run here.
+
+        A script that only reads needs no request. One with statements that have to run here is run in its
+        parts: what lies between two of them, or between a BEGIN and a COMMIT, is one request.
+        """
         if not isinstance(self._autocommit, bool) and self._in_transaction():
             self._word("COMMIT")
+        begun_here = self._database.in_transaction
+        only_reads = True
+        pieces = statements_of(sql)
+        whole: list[str] = []
+        for text in pieces:
+            place = self._place(text)
+            whole.append(text)
+            if place == _HERE or (place == _CONTROL and begun_here):
+                self._script_in_parts(chain(whole, pieces))
+                return
+            only_reads = only_reads and place == _ANYWHERE
+        self._run_together(whole, only_reads=only_reads)
+
+    def _script_in_parts(self, pieces: Iterator[str]) -> None:
+        """Run a script of which some statements belong to this connection alone."""
         waiting: list[str] = []
-        for text in _statements_of(sql):
-            if self._is_local(text):
-                self._send_script(waiting)
-                self._run_local(text)
-            else:
+        only_reads = True
+        for text in pieces:
+            place = self._place(text)
+            if place not in (_HERE, _CONTROL):
                 waiting.append(text)
-        self._send_script(waiting)
+                only_reads = only_reads and place == _ANYWHERE
+                continue
+            self._run_together(waiting, only_reads=only_reads)
+            waiting, only_reads = [], True
+            route = self._route(text)  # raises what is refused
+            if place == _CONTROL:
+                self._control(text, route)
+                continue
+            self._goes_there(route)  # raises inside a transaction there
+            if route.kind == _SETTING:
+                self._remember_setting(text)
+            self._database.exec(text)
+            self._forget_routes()
+        self._run_together(waiting, only_reads=only_reads)
 
-    def _is_local(self, text: str) -> bool:
-        """Whether a statement of a script runs here. Transactions of a script are the primary's."""
+    def _place(self, text: str) -> int:
+        """Where a statement of a script belongs: _HERE, _THERE, _CONTROL, or _ANYWHERE: it only reads."""
         try:
-            route = self._route(text)
+            statement = self._compile(text)
+            kind = self._kind(text, statement)
         except NotSupportedError:
-            raise
+            return _HERE  # refused, in its turn
         except Error:
-            return False
-        return route.kind not in (_THERE, _CONTROL) and not self._goes_there(route)
+            return _THERE
+        if kind in (_THERE, _CONTROL):
+            return kind
+        what = statement.flags
+        reads = what & (flags.READONLY | flags.EXPLAIN) and not what & (_OWN | flags.ATTACH)
+        if what & flags.PRAGMA:
+            reads = reads and statement.pragma in _MAIN_PRAGMAS
+        return _ANYWHERE if reads and kind == _HERE else _HERE
 
-    def _run_local(self, text: str) -> None:
-        route = self._route(text)
-        if route.kind == _SETTING:
-            self._remember_setting(text)
-        if route.flags & flags.READONLY and not route.flags & (flags.PRAGMA | flags.ATTACH):
-            return  # its rows would be thrown away
-        self._database.exec(text)
-        self._forget_routes()
-
-    def _send_script(self, waiting: list[str]) -> None:
-        if not waiting:
+    def _run_together(self, texts: list[str], *, only_reads: bool) -> None:
+        """Run statements of a script: here if all of them only read, otherwise in requests there."""
+        if only_reads and not self._stream.in_transaction:
+            self._database.exec("".join(texts))
             return
-        text = "".join([*(f"{opening};" for opening in self._opening), *waiting])
-        waiting.clear()
-        self._before_forward()
-        try:
-            self._stream.script(text, visible=self._visible)
-        finally:
-            self._after_forward()
+        texts = [*(f"{opening};" for opening in self._opening), *texts]
+        part: list[str] = []
+        size = 0
+        for text in [*texts, ""]:
+            if part and (not text or size + len(text) > SEND_BYTES):
+                self._before_forward()
+                try:
+                    self._stream.script("".join(part), visible=self._visible)
+                finally:
+                    self._after_forward()
+                part, size = [], 0
+            part.append(text)
+            size += len(text)
 
     def _word(self, sql: str) -> None:
         if sql == "BEGIN":
@@ -490,17 +554,3 @@ def _checked_path(database: Any, *, uri: bool) -> str:
             "primary's URL in place of a path: nearlite.connect('http://...')"
         )
     return os.path.realpath(path)
-
-
-def _statements_of(script: str) -> Iterator[str]:
-    """The statements of a script, each with its semicolon; SQLite decides where one ends."""
-    start = end = 0
-    while True:
-        end = script.find(";", end) + 1
-        if end == 0:
-            break
-        if complete_statement(script[start:end]):
-            yield script[start:end]
-            start = end
-    if script[start:].strip():
-        yield script[start:]

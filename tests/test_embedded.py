@@ -247,6 +247,25 @@ def test_temp_and_main_in_one_transaction(served):
     assert rows(con, "select count(*) from t") == [(2,)]
 
 
+def test_a_pragma_in_a_transaction_is_answered_where_its_table_is(served, tmp_path):
+    con = served.replica(isolation_level=None)
+    con.execute("create temp table mine(here)")
+    con.execute("attach ? as notes", (str(tmp_path / "notes.db"),))
+    con.execute("create table notes.n(there)")
+    con.execute("create table notes.t(shadowed)")
+
+    def columns(table):
+        return [row[1] for row in con.execute(f"pragma table_info({table})")]
+
+    con.execute("begin")
+    con.execute("alter table t add column c")
+    assert columns("mine") == columns("[MINE]") == ["here"]
+    assert columns("n") == columns("'n'") == ["there"]
+    assert columns("t") == columns('"T"') == ["a", "b", "c"]
+    con.execute("rollback")
+    assert columns("t") == ["a", "b"]
+
+
 def test_a_write_that_needs_a_temp_table_is_refused(served):
     con = served.replica()
     con.execute("create temp table mine(a)")

@@ -302,6 +302,35 @@ def user_version(con):
 
 
 @scenario
+def a_transaction_sees_the_schema_it_changes(con):
+    con.isolation_level = None
+    con.execute("create table old(a)")
+    con.execute("begin")
+    con.execute("create table p(a primary key, b)")
+    con.execute("create table c(x references p, y)")
+    con.execute("create index ci on c(y)")
+    con.execute("insert into c values(1, 2)")
+    found = each(
+        con,
+        "pragma table_info(c)", "pragma table_info = 'c'", 'PRAGMA main . table_xinfo ( "c" ) ;',
+        "pragma table_list(c)", "select name from pragma_table_list where schema = 'main' order by name",
+        "pragma index_list(c)", "pragma index_info(ci)", "pragma index_xinfo('ci')",
+        "pragma foreign_key_list(c)", "pragma foreign_key_check", "pragma foreign_key_check(c)",
+        "pragma integrity_check", "pragma quick_check(3)", "pragma page_count", "pragma freelist_count",
+        "select name, type from sqlite_master", "select name from main.sqlite_schema",
+        "select count(*) from sqlite_master", "select count(*) from sqlite_schema where name = 'c'",
+        "select max(rowid) from sqlite_schema", "select 1 from sqlite_schema limit 1",
+        "select name from pragma_table_info('c')", "select count(*) from pragma_index_list('c')",
+        "pragma user_version = 7", "pragma user_version", "pragma application_id",
+        "select count(*) from sqlite_temp_master", "pragma foreign_keys", "pragma database_list(x)",
+    )  # fmt: skip
+    con.execute("rollback")
+    return [row if "file" not in str(row) else "" for row in found[:-1]] + each(
+        con, "pragma table_info(c)", "pragma user_version", "select count(*) from sqlite_master"
+    )
+
+
+@scenario
 def explain(con):
     con.execute("create table t(a)")
     found = con.execute("explain query plan insert into t select 1").description

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import weakref
 from collections.abc import Iterator
 from itertools import chain
@@ -75,6 +76,10 @@ _MAIN_PRAGMAS: Final = frozenset(
     ]
 )
 
+# Of a pragma: (name), = name, quoted or not.
+_ARGUMENT: Final = re.compile(r"""[=(]\s*["'`\[]?(.*?)["'`\]]?\s*\)?[\s;]*\Z""", re.DOTALL)
+_SEARCHED: Final = {"temp": 0, "main": 1}  # then the attached files
+
 # Of objects that exist only on this connection.
 _OWN: Final = flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED
 
@@ -94,11 +99,11 @@ class _Route:
 
     __slots__ = ("flags", "kind", "names", "reads_main")
 
-    def __init__(self, kind: int, statement: Statement) -> None:
+    def __init__(self, kind: int, statement: Statement, *, reads_main: bool) -> None:
         self.kind = kind
         self.flags = statement.flags
         self.names: Names = statement.parameters
-        self.reads_main = bool(statement.flags & flags.MAIN)
+        self.reads_main = reads_main
 
 
 # ---------------------------------------------------------------- the connection
@@ -259,7 +264,8 @@ class ReplicaConnection(ForwardingConnection):
         route = self._routes.get(sql)
         if route is None:
             statement = self._compile(sql)
-            route = _Route(self._kind(sql, statement), statement)
+            kind = self._kind(sql, statement)
+            route = _Route(kind, statement, reads_main=self._reads_main(sql, statement))
             self._routes[sql] = route
             if len(self._routes) > _KEPT_ROUTES:
                 del self._routes[next(iter(self._routes))]
@@ -296,6 +302,31 @@ class ReplicaConnection(ForwardingConnection):
         if statement.pragma in _SETTINGS and statement.pragma_has_value:
             return _SETTING
         return _HERE
+
+    def _reads_main(self, sql: str, statement: Statement) -> bool:
+        """Whether the answer depends on the main database: inside a transaction it is the primary's."""
+        what = statement.flags
+        if what & flags.MAIN or not what & flags.PRAGMA:
+            return bool(what & flags.MAIN)
+        if what & _OWN or statement.pragma not in _MAIN_PRAGMAS:
+            return False
+        # The compiler does not tell which of several tables of that name a pragma is about.
+        named = _ARGUMENT.search(sql)
+        return named is None or not self._is_own(named[1])
+
+    def _is_own(self, name: str) -> bool:
+        """Whether SQLite finds a name in TEMP or, when main has none, in an attached file."""
+        places = [row[1] for row in self._rows_here("PRAGMA database_list")]
+        for place in sorted(places, key=lambda place: _SEARCHED.get(place, 2)):
+            schema = "sqlite_temp_schema" if place == "temp" else f"{_quoted(place)}.sqlite_schema"
+            sql = f"SELECT 1 FROM {schema} WHERE name = ? COLLATE NOCASE"  # noqa: S608 - quoted
+            if self._rows_here(sql, name):
+                return bool(place != "main")
+        return False
+
+    def _rows_here(self, sql: str, *values: Any) -> list[Any]:
+        """All rows of a statement of our own, run here."""
+        return list(self._database.prepare(sql).run(encode(values)))
 
     def _vacuums_into(self, sql: str) -> bool:
         """Whether VACUUM writes another file: its opcode then names a register with the file's name."""
@@ -544,6 +575,10 @@ class ReplicaConnection(ForwardingConnection):
         found = self._let_go.detach()
         if found is not None:
             release(*found[2])
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _checked_path(database: Any, *, uri: bool) -> str:

@@ -206,6 +206,30 @@ def test_a_temp_table_may_shadow_one_of_the_primary(served):
     assert served.seen == [SQL]
 
 
+def test_a_temp_table_and_the_primary_count_together(served):
+    con, stock = served.replica(isolation_level=None), sqlite3.connect(":memory:")
+    stock.isolation_level = None
+    stock.executescript(
+        "create table t(a integer primary key, b); insert into t values(1, 1), (2, 2)"
+    )
+    before = stock.total_changes
+    for each in (con, stock):
+        each.execute("create temp table mine(a integer primary key, b)")
+        each.execute("insert into t(b) values('there')")
+        each.execute("insert into mine values(77, last_insert_rowid())")
+        each.execute("begin")
+        each.execute("insert into t(a, b) values(last_insert_rowid() + 1, changes())")
+        each.execute("update mine set b = b + last_insert_rowid() + changes()")
+        each.execute("commit")
+    for sql in (
+        "select * from t where a > 2",
+        "select * from mine",
+        "select changes(), last_insert_rowid()",
+    ):
+        assert rows(con, sql) == rows(stock, sql)
+    assert con.total_changes == stock.total_changes - before
+
+
 def test_a_rolled_back_temp_table_shadows_nothing(served):
     con = served.replica(isolation_level=None)
     con.execute("begin")

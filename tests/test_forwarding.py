@@ -264,6 +264,61 @@ def changes_are_counted(con):
     return con.total_changes
 
 
+COUNTERS = "select changes(), total_changes(), last_insert_rowid()"
+
+
+@scenario
+def counters_answer_as_on_a_local_file(con):
+    found = []
+
+    def look():
+        row = con.execute(COUNTERS).fetchone()
+        found.append(
+            (row, con.execute(COUNTERS + " from log limit 1").fetchone(), con.total_changes)
+        )
+
+    def run(sql, *params):
+        found.append(attempt(lambda: con.execute(sql, *params).rowcount))
+        look()
+
+    con.executescript(
+        """
+        create table log(x); insert into log values(0);
+        create table t(a integer primary key, b unique, parent);
+        create trigger g after insert on t begin insert into log values(new.a), (new.b); end;
+        """
+    )
+    look()
+    for level in (None, ""):
+        con.isolation_level = level
+        base = 100 if level is None else 200
+        run("insert into t(a, b) values(?, 'x' || ?)", (base, base))
+        run("insert into t(b, parent) values(?, last_insert_rowid())", (base,))
+        run(
+            "update t set parent = last_insert_rowid() + changes() + total_changes() where a = ?",
+            (base,),
+        )
+        run("update t set b = b where a > 10000")
+        run("insert into t(b) values(?)", (base,))
+        run("insert into missing values(1)")
+        run("delete from t where a = ?", (base + 1,))
+        run(f"create table made{base}(a)")
+        run("with w(x) as (select 7) insert into log select x from w")
+        run("replace into t(a, b) values(?, 'z')", (base,))
+        run("select 1")
+        con.executemany("insert into log values(?)", [(1,), (2,), (3,)])
+        look()
+        con.commit()
+        look()
+        con.executescript("insert into log values(1); update log set x = x + 1;")
+        look()
+        run("insert into t(b) values(?)", (base + 50,))
+        con.rollback()
+        look()
+        found.append(con.execute("select * from t").fetchall())
+    return found
+
+
 @scenario
 def lastrowid(con):
     con.execute("create table t(a integer primary key)")
@@ -375,7 +430,7 @@ if sys.version_info >= (3, 11):  # before, the standard library raised other cla
             oracle.close()
 
     # What only makes sense with a file of one's own, or differs because the server has a say.
-    NOT_REMOTE = {"foreign_keys_are_enforced_where_the_write_happens", "lastrowid", "savepoints"}
+    NOT_REMOTE = {"foreign_keys_are_enforced_where_the_write_happens", "savepoints"}
 
     @pytest.mark.parametrize(
         "function", [f for f in SCENARIOS if f.__name__ not in NOT_REMOTE], ids=lambda f: f.__name__

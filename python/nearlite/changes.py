@@ -185,7 +185,11 @@ class Feed:
         return start, _state_hash(decoded), _query(scope).get("z") == "1"
 
     async def answer(
-        self, send: Send, body: bytes, replica: tuple[Position, int | None, bool] | None
+        self,
+        send: Send,
+        body: bytes,
+        replica: tuple[Position, int | None, bool] | None,
+        headers: Headers = (),
     ) -> None:
         """Answer ``POST sql``: a pipeline's JSON and, if `replica` is given, what changed since."""
         answer = None
@@ -203,12 +207,13 @@ class Feed:
         prefix = answer_prefix(body)
         kind = ANSWER_TYPE.encode()
         if answer is None:
-            headers: Headers = (_at(to), _NO_STORE)
+            headers = (_at(to), _NO_STORE, *headers)
             if replica is None:
                 headers = (*headers, _INSIDE)
             await self._answering.whole(send, 200, prefix, kind, headers)
         else:
-            await self._stream(send, answer, (_at(answer.to), _NO_STORE), prefix, kind)
+            headers = (_at(answer.to), _NO_STORE, *headers)
+            await self._stream(send, answer, headers, prefix, kind)
 
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""

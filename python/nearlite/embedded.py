@@ -46,7 +46,7 @@ from nearlite.remote import _token_of_environment
 from nearlite.replica import ProgressCallback, Replica, SyncResult
 from nearlite.script import statements_of
 from nearlite.sharing import abandon, acquire, release
-from nearlite.upstream import NOTHING, SEND_BYTES, Stream
+from nearlite.upstream import NOTHING, SEND_BYTES, Notes, Stream
 
 _KEPT_ROUTES: Final = 512
 
@@ -82,6 +82,8 @@ _SEARCHED: Final = {"temp": 0, "main": 1}  # then the attached files
 
 # Of objects that exist only on this connection.
 _OWN: Final = flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED
+
+_COUNTERS: Final = "SELECT last_insert_rowid(), changes(), total_changes()"
 
 # Where a statement runs.
 _HERE: Final = 0
@@ -215,8 +217,13 @@ class ReplicaConnection(ForwardingConnection):
         self._check_open()
         return self._replica.last_error
 
-    def _send(self, body: bytes, visible: bool) -> bytes:
-        return self._replica.forward(body, visible=visible)
+    def _send(self, body: bytes, visible: bool, notes: Notes) -> bytes:
+        # TEMP tables and attached files count here, too.
+        notes.counters = self._rows_here(_COUNTERS)[0]
+        try:
+            return self._replica.forward(body, visible=visible, notes=notes)
+        finally:
+            self._database.set_counters(*notes.counters)
 
     # ------------------------------------------------------------ state
 
@@ -227,11 +234,7 @@ class ReplicaConnection(ForwardingConnection):
     def total_changes(self) -> int:
         """Rows changed since the connection was opened."""
         self._check()
-        return self._stream.total_changes + self._database.total_changes
-
-    def _note_rowid(self, rowid: int) -> None:
-        self._last_rowid = rowid
-        self._database.set_last_rowid(rowid)
+        return self._database.total_changes
 
     def _before_forward(self) -> None:
         """Rows that are still to be fetched come into memory: the snapshot is given up."""
@@ -241,6 +244,7 @@ class ReplicaConnection(ForwardingConnection):
         self._cursors.clear()
 
     def _after_forward(self) -> None:
+        self._last_rowid = self._database.last_insert_rowid
         inside = self._stream.in_transaction
         if inside:
             self._opening.clear()

@@ -48,6 +48,7 @@ from nearlite.sync import (
     refusal,
     state_of_request,
 )
+from nearlite.upstream import Notes
 
 _log = logging.getLogger("nearlite")
 
@@ -386,12 +387,20 @@ class Replica:
 
     # ------------------------------------------------------------------ forwarding
 
-    def forward(self, body: bytes, *, visible: bool, deadline: Deadline | None = None) -> bytes:
+    def forward(
+        self,
+        body: bytes,
+        *,
+        visible: bool,
+        deadline: Deadline | None = None,
+        notes: Notes | None = None,
+    ) -> bytes:
         """Send a Hrana pipeline to the primary; apply what it wrote before returning.
 
         Args:
           body: the pipeline request, JSON.
           visible: bring the replica to the state after the request (read-your-writes).
+          notes: what travels beside it.
 
         Returns:
           the pipeline's answer, JSON.
@@ -404,6 +413,8 @@ class Replica:
             self._verify()
         deadline = deadline or Deadline(self.timeout, renewed=True)
         headers = {"Content-Type": "application/json"}
+        if notes is not None:
+            headers.update(notes.headers())
         path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
         if visible:
@@ -423,6 +434,8 @@ class Replica:
                     local,
                     state=state_of_request(response.status, code),
                 )
+            if notes is not None:
+                notes.answered(response.header("nearlite-counters"))
             if response.header("content-type") != wire.ANSWER_TYPE:
                 return response.read(wire.MAX_JSON)
             return self._take_answer(response, state, deadline)

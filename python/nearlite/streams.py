@@ -100,6 +100,16 @@ class Stream:
         self.busy = False
         self.closed = False
 
+    def set_counters(self, counters: tuple[int, int, int]) -> None:
+        """Its next statement sees these."""
+        self.counters = counters
+        if self.session is not None:
+            self.session.native.set_counters(*counters)
+
+    def get_counters(self) -> tuple[int, int, int]:
+        """As its last statement left them."""
+        return self.counters if self.session is None else self.session.native.counters
+
     @property
     def flags(self) -> int:
         """What would be lost if the stream ended now."""

@@ -181,6 +181,109 @@ def test_large_executemany_travels_in_pieces_inside_one_transaction(served):
     ]
 
 
+def test_a_transaction_that_read_an_older_state_cannot_write(served):
+    con, other = served.replica(isolation_level=None), served.remote(isolation_level=None)
+    con.execute("begin")
+    assert rows(con, "select b from t where a = 1") == [("one",)]
+    other.execute("update t set b = 'theirs' where a = 1")
+    for _ in range(2):
+        with pytest.raises(nearlite.OperationalError, match="database is locked") as caught:
+            con.execute("update t set b = b || '+' where a = 1")
+        assert caught.value.sqlite_errorname == "SQLITE_BUSY_SNAPSHOT"
+        assert con.in_transaction
+        assert rows(con, "select b from t where a = 1") == [("one",)]  # its snapshot, as in SQLite
+    con.rollback()
+    con.execute("begin")
+    assert rows(con, "select b from t where a = 1") == [("theirs",)]
+    con.execute("update t set b = b || '+' where a = 1")
+    con.commit()
+    assert rows(other, "select b from t where a = 1") == [("theirs+",)]
+
+
+@pytest.mark.parametrize("how", ["executemany", "executescript", "unknown table", "savepoint"])
+def test_every_way_to_write_after_reading_is_checked(served, how):
+    con = served.replica(isolation_level=None)
+    con.execute("savepoint s" if how == "savepoint" else "begin")
+    rows(con, "select * from t")
+    served.remote(isolation_level=None).executescript("create table fresh(a); delete from t")
+    with pytest.raises(nearlite.OperationalError) as caught:
+        if how == "executemany":
+            con.executemany("insert into t(b) values(?)", [("x",), ("y",)])
+        elif how == "executescript":
+            con.autocommit = False
+            rows(con, "select * from t")
+            served.remote(isolation_level=None).execute("insert into fresh values(0)")
+            con.executescript("insert into t(b) values(1); insert into t(b) values(2)")
+        elif how == "unknown table":
+            con.execute("insert into fresh values(1)")
+        else:
+            con.execute("insert into t(b) values(1)")
+    assert caught.value.sqlite_errorname == "SQLITE_BUSY_SNAPSHOT"
+    con.rollback() if how != "savepoint" else con.execute("rollback")
+    assert rows(con, "select count(*) from t") == [(0,)]
+
+
+def test_a_transaction_that_has_read_nothing_writes_to_the_newest_state(served, tmp_path):
+    con, other = served.replica(isolation_level=None), served.remote(isolation_level=None)
+    con.execute("create temp table mine(a)")
+    con.execute("begin")
+    rows(con, "select * from mine")
+    rows(con, "select 1")
+    other.execute("update t set b = 'theirs' where a = 1")
+    con.execute("update t set b = b || '+' where a = 1")
+    con.execute("commit")
+    assert rows(con, "select b from t where a = 1") == [("theirs+",)]
+
+
+def test_a_roll_of_the_log_is_no_change(tmp_path):
+    with primary(tmp_path) as served:
+        served.remote(isolation_level=None).executescript(
+            "create table t(a); insert into t values(1)"
+        )
+        con = served.replica(isolation_level=None)
+        con.execute("begin")
+        assert rows(con, "select a from t") == [(1,)]
+        before = con.position
+        assert served.app._owner.roll()
+        con.execute("update t set a = a + 1")
+        con.execute("commit")
+        assert con.position.generation > before.generation
+        assert rows(con, "select a from t") == [(2,)]
+
+
+def test_increments_of_two_replicas_are_all_kept(served, tmp_path):
+    """Read, compute, write: each in a process of its own, again after SQLITE_BUSY_SNAPSHOT."""
+    program = """
+import sys, nearlite
+con = nearlite.connect(sys.argv[1], sync_url=sys.argv[2], isolation_level=None)
+again = done = 0
+while done < 40:
+    con.execute("begin")
+    try:
+        (n,) = con.execute("select b from t where a = 100").fetchone()
+        con.execute("update t set b = ? where a = 100", (n + 1,))
+        con.execute("commit")
+        done += 1
+    except nearlite.OperationalError as error:
+        assert error.sqlite_errorname == "SQLITE_BUSY_SNAPSHOT", error
+        again += 1
+        con.rollback()
+con.close()
+print(again)
+"""
+    served.remote(isolation_level=None).execute("insert into t values(100, 0)")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, tmp_path / f"{n}.db", served.url],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert rows(served.remote(), "select b from t where a = 100") == [(80,)]
+
+
 def test_temp_tables_stay_here(served):
     con = served.replica()
     served.seen.clear()

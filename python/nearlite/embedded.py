@@ -22,6 +22,7 @@ import re
 import weakref
 from collections.abc import Iterator
 from itertools import chain
+from struct import Struct
 from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
@@ -38,6 +39,7 @@ from nearlite.errors import (
     Error,
     NotSupportedError,
     ProgrammingError,
+    SyncError,
 )
 from nearlite.forwarding import ForwardingConnection, Names
 from nearlite.http import Token, normalise_url
@@ -83,6 +85,7 @@ _SEARCHED: Final = {"temp": 0, "main": 1}  # then the attached files
 # Of objects that exist only on this connection.
 _OWN: Final = flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED
 
+_HEADER: Final = Struct(">IIIQ")  # bytes 72..91 of a replica's page 1 (docs/formats.md)
 _COUNTERS: Final = "SELECT last_insert_rowid(), changes(), total_changes()"
 
 # Where a statement runs.
@@ -220,10 +223,23 @@ class ReplicaConnection(ForwardingConnection):
     def _send(self, body: bytes, visible: bool, notes: Notes) -> bytes:
         # TEMP tables and attached files count here, too.
         notes.counters = self._rows_here(_COUNTERS)[0]
+        if self._database.has_snapshot and not self._stream.in_transaction:
+            notes.read = self._snapshot()
         try:
             return self._replica.forward(body, visible=visible, notes=notes)
+        except SyncError as error:
+            if error.code == "SNAPSHOT_STALE":
+                with contextlib.suppress(Error):  # the next attempt shall read what is there now
+                    self._replica.sync()
+            raise
         finally:
             self._database.set_counters(*notes.counters)
+
+    def _snapshot(self) -> str:
+        """Position and state hash of the snapshot that the open transaction reads: in its page 1."""
+        page = self._rows_here("SELECT data FROM sqlite_dbpage('main') WHERE pgno = 1")[0][0]
+        lineage, generation, frame, state_hash = _HEADER.unpack_from(page, 72)
+        return f"{Position(lineage, generation, frame)} {state_hash:016x}"
 
     # ------------------------------------------------------------ state
 

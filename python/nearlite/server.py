@@ -275,6 +275,8 @@ class App:
                     await executor.finish(stream, plans, results, leaving)
                 finally:
                     leaving.close()
+            if stream.in_transaction:
+                self._check_snapshot(scope)
             if sum(map(len, results)) > MAX_RESPONSE:
                 raise HttpError(
                     400, "RESPONSE_TOO_LARGE", f"The answer is larger than {MAX_RESPONSE} bytes"
@@ -290,6 +292,29 @@ class App:
         finally:
             if kept or stream.sequence or stream.session is not None:
                 await self._leave(executor, stream, kept=kept)
+
+    def _check_snapshot(self, scope: Scope) -> None:
+        """Whether a transaction that began with reads on a replica can go on here.
+
+        Asked after its first request: if that has written, the write lock is held and nobody else can
+        commit. What is refused is rolled back, because its stream ends.
+
+        Raises:
+          HttpError: 409 when what was read is not the present state (SQLite: SQLITE_BUSY_SNAPSHOT).
+        """
+        text = header(scope, b"nearlite-read")
+        if text is None:
+            return
+        assert self._owner is not None
+        here = self._owner.state()
+        position, _, state_hash = text.decode("latin-1").partition(" ")
+        # The hash counts, too: a roll begins a new generation with the same content.
+        if position != str(here.position) and state_hash != f"{here.hash:016x}":
+            raise HttpError(
+                409,
+                "SNAPSHOT_STALE",
+                "The database has changed since the transaction read it; it was rolled back here",
+            )
 
     @staticmethod
     async def _leave(executor: Executor, stream: Stream, *, kept: bool) -> None:

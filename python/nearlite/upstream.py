@@ -34,6 +34,7 @@ from nearlite.errors import (
 SEND_BYTES: Final = 8 << 20
 """Parameters of `executemany` sent in one request, bytes of JSON."""
 _STORED_BYTES: Final = 5000  # longest SQL text that a server stores under a number
+_BUSY_SNAPSHOT: Final = 517
 _LOST: Final = (
     "the transaction on the primary was lost with the connection to it; unless its COMMIT was what had "
     "been sent, the primary rolls it back. Call rollback() and start again"
@@ -471,6 +472,9 @@ class Stream:
             try:
                 answer = self._exchange(_encode(body), visible)
             except SyncError as error:
+                if error.code == "SNAPSHOT_STALE":
+                    self._baton = None
+                    raise sqlite_exception(_BUSY_SNAPSHOT, "database is locked") from error
                 if self.in_transaction:
                     self._lost = True
                 elif not opened and _baton_is_void(error):

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from primaries import primary
@@ -440,6 +441,95 @@ def test_rows_half_read_do_not_hide_a_write(served):
     con.execute("delete from t where a > 10")
     assert rows(con, "select count(*) from t") == [(10,)]
     assert len(cursor.fetchall()) == 5001
+
+
+@pytest.mark.parametrize("factory", [None, nearlite.Row, lambda _cursor, row: list(row)])
+def test_a_loop_over_rows_may_write(served, factory):
+    con = served.replica(isolation_level=None)
+    con.executemany("insert into t(b) values(?)", [(f"text {i}",) for i in range(5000)])
+    con.row_factory = factory
+    seen = []
+    for row in con.execute("select a, b from t order by a"):
+        seen.append(tuple(row))
+        if len(seen) in (1, 3, 4000):
+            con.execute("delete from t where a > 3000")
+    assert len(seen) == 5002
+    assert seen[-1] == (5002, "text 4999")
+
+
+def test_rows_read_ahead_are_converted_when_they_are_fetched(served):
+    calls = []
+    nearlite.register_converter("told", lambda data: calls.append(data) or int(data))
+    con = served.replica(isolation_level=None, detect_types=nearlite.PARSE_DECLTYPES)
+    con.text_factory = lambda data: "<" + data.decode() + ">"
+    con.execute("create table s(n told, w text)")
+    con.executemany("insert into s values(?, ?)", [(i, f"w{i}") for i in range(3000)])
+    cursor = con.execute("select n, w from s")
+    assert cursor.fetchone() == (0, "<w0>")
+    con.execute("insert into s values(9, 'new')")
+    assert len(calls) == 1
+    assert cursor.fetchmany(2) == [(1, "<w1>"), (2, "<w2>")]
+    assert cursor.fetchall()[-1] == (2999, "<w2999>")
+
+
+def test_many_rows_read_ahead_are_kept_in_a_file(served, tmp_path, monkeypatch):
+    con = served.replica(isolation_level=None)
+    con.execute("with c(i) as (values(1) union all select i + 1 from c where i < 3000) "
+                "insert into t(b) select randomblob(10000) from c")  # fmt: skip
+    expected = rows(con, "select * from t order by a")
+    cursor = con.execute("select * from t order by a")
+    first = cursor.fetchone()
+    tracemalloc.start()
+    try:
+        con.execute("delete from t")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 << 20  # of 30 MB; what is encoded and decoded at a time is 1 MiB
+    assert [first, *cursor] == expected
+
+
+def test_what_fails_behind_rows_read_ahead_fails_there(served):
+    con = served.replica(isolation_level=None)
+    con.executemany("insert into t(b) values(?)", [(i,) for i in range(3000)])
+    sql = "select case when a < 2500 then a else abs(-9223372036854775808) end from t order by a"
+    cursor = con.execute(sql)
+    cursor.fetchone()
+    con.execute("insert into t(b) values('not its business')")
+    got = []
+    with pytest.raises(nearlite.OperationalError, match="integer overflow"):
+        got.extend(cursor)
+    assert cursor.fetchall() == []
+
+
+def test_a_full_disk_of_temporary_files_is_told_behind_the_rows_that_were_kept(served):
+    program = """
+import resource, sys, nearlite
+con = nearlite.connect(sys.argv[1], sync_url=sys.argv[2], isolation_level=None)
+cursor = con.execute("select a, b from t order by a")
+cursor.fetchone()
+import nearlite.dbapi.ahead, tempfile
+class Full(tempfile.SpooledTemporaryFile):
+    def write(self, data):
+        if self.tell() > 1 << 20:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+tempfile.SpooledTemporaryFile = Full
+con.execute("insert into t(b) values('written all the same')")
+seen = 0
+try:
+    for row in cursor:
+        seen += 1
+except nearlite.DiskFullError as error:
+    print("told", 0 < seen < 3001, con.execute("select count(*) from t").fetchone())
+"""
+    served.remote(isolation_level=None).execute(
+        "with c(i) as (values(1) union all select i + 1 from c where i < 3000) "
+        "insert into t(b) select randomblob(1000) from c"
+    )
+    command = [sys.executable, "-c", program, served.path.parent / "other.db", served.url]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.stdout == "told True (3003,)\n", run.stderr
 
 
 def test_without_read_your_writes_a_write_arrives_with_a_sync(served):

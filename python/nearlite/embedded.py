@@ -10,8 +10,8 @@ statement), never from its text:
 * BEGIN and SAVEPOINT are run here and remembered; the first write carries them to the primary. A
   transaction that never writes the main database never leaves this process.
 
-Before a request whose effects shall be visible here, rows that are still to be fetched are read into
-memory: a statement that is half read would keep the connection on its old snapshot (rule B8).
+Before a request whose effects shall be visible here, rows that are still to be fetched are read ahead
+(dbapi/ahead.py): a statement that is half read would keep the connection on its old snapshot (rule B8).
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class ReplicaConnection(ForwardingConnection):
         return self._database.total_changes
 
     def _before_forward(self) -> None:
-        """Rows that are still to be fetched come into memory: the snapshot is given up."""
+        """Rows that are still to be fetched are read ahead: the snapshot is given up."""
         for cursor in list(self._cursors):
             if cursor._statement is not None:
                 cursor._read_ahead()

@@ -159,3 +159,34 @@ def test_a_deferred_foreign_key_is_checked_at_the_commit(tmp_path: Path) -> None
             assert state["is_autocommit"] is False
             client.pipeline(execute("ROLLBACK"), baton=answer["baton"])
         assert client.rows("SELECT count(*) FROM c") == [[0]]
+
+
+def test_a_connection_with_settings_serves_others_without_them(tmp_path: Path) -> None:
+    app = app_of(tmp_path / "data.db", durability="normal")
+    with serving(app) as port:
+        client = opened(port)
+        client.run("CREATE TABLE c(a REFERENCES t)", "CREATE TABLE p(a CHECK(a > 0))")
+        executor = app._executor
+        assert executor is not None
+        (session,) = executor._spare
+
+        def under(*settings: str, sql: str = "INSERT INTO c VALUES(99)") -> Any:
+            requests = [execute(f"PRAGMA {text}") for text in settings]
+            answer = client.pipeline(*requests, execute(sql), {"type": "close"})
+            return outcome(answer["results"][-2]).get("code")
+
+        for _ in range(2):
+            assert under("foreign_keys=ON") == "SQLITE_CONSTRAINT"
+            assert under("foreign_keys=OFF") is None
+            # BEGIN takes a connection that has been a stream's own.
+            begun = begin(client, "INSERT INTO c VALUES(99)")
+            assert outcome(begun["results"][0])["step_errors"] == [None, None]
+            commit(client, begun)
+            text = "INSERT INTO p VALUES(-1)"
+            assert under("ignore_check_constraints=1", "foreign_keys=1", sql=text) is None
+            assert under("recursive_triggers=1", sql=text) == "SQLITE_CONSTRAINT"
+        assert executor._spare == [session]  # the same one all the time
+        assert under("case_sensitive_like=1") is None
+        assert under("foreign_keys=1", sql="CREATE TEMP TABLE x(a)") is None
+        assert session not in executor._spare
+        assert executor._owners == set()

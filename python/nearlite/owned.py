@@ -215,6 +215,10 @@ class Owned:
             raise StatementError(*stream.ending)
         if prepared.kind is Kind.STICKY:
             stream.sticky = True
+            if not prepared.setting:
+                stream.settings = None
+            elif stream.settings is not None:
+                stream.settings.add(prepared.setting)
         try:
             limit = PIECE if shape == CURSOR else None
             if limit is None:

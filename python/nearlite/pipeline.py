@@ -188,11 +188,12 @@ class Executor:
         return outcomes is not None
 
     def _ends_at_once(self, stream: Stream, plans: Sequence[Plan]) -> bool:
-        """Whether requests take no thread: at most the COMMIT of a small transaction, not synced."""
+        """Whether requests take no thread: a setting, or the COMMIT of a small transaction, not synced."""
         first, session = plans[0], stream.session
-        if isinstance(first, Execute):
+        if isinstance(first, Execute) and session is not None:
             quick = stream.light and self._upstream.durability == "normal"
-            if not quick or session is None or not session.commits(first.step.sql):
+            commits = quick and session.commits(first.step.sql)
+            if not commits and not session.sets(first.step.sql):
                 return False
             plans = plans[1:]
         return not any(map(self._runs, plans))
@@ -459,6 +460,8 @@ class Executor:
         if session is None:
             return
         self._owned.end_transaction(stream)
+        if stream.sticky and stream.settings is not None and session.restore(stream.settings):
+            stream.sticky = False
         self._give_back(stream)
         if stream.session is not None:
             stream.session = None

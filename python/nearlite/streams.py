@@ -66,7 +66,8 @@ class Stream:
       stored: SQL texts by number.
       counters: (last_insert_rowid, changes, total_changes) as this stream sees them.
       session: its own connection, or None.
-      sticky: its connection carries settings: it is closed, never shared, at the end.
+      sticky: its connection carries settings or temporary objects: not shared while the stream lives.
+      settings: those it carries; None when there is more than settings, so that it is closed in the end.
       readonly: the open transaction is BEGIN READONLY.
       in_transaction: whether its connection has an open transaction.
       ending: why the server ended the transaction, as (message, code), until the client is told.
@@ -80,7 +81,7 @@ class Stream:
 
     __slots__ = (
         "busy", "closed", "counters", "ending", "in_transaction", "light", "number", "opened",
-        "readonly", "sequence", "session", "sticky", "stored", "turn", "used",
+        "readonly", "sequence", "session", "settings", "sticky", "stored", "turn", "used",
     )  # fmt: skip
 
     def __init__(self, number: int, now: float) -> None:
@@ -90,6 +91,7 @@ class Stream:
         self.counters = (0, 0, 0)
         self.session: Session | None = None
         self.sticky = False
+        self.settings: set[str] | None = set()
         self.readonly = False
         self.in_transaction = False
         self.light = False

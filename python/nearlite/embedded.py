@@ -26,7 +26,7 @@ from struct import Struct
 from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
-from nearlite._native.database import Database, Statement, is_dml
+from nearlite._native.database import NO_PARAMETERS, Database, Statement, is_dml
 from nearlite.dbapi.binding import encode
 from nearlite.dbapi.connection import (
     LEGACY_TRANSACTION_CONTROL,
@@ -173,6 +173,7 @@ class ReplicaConnection(ForwardingConnection):
         try:
             # The file exists; with create=False ATTACH could not create others either.
             self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
+            self._counting = self._database.prepare(_COUNTERS)
             self._open = True
             self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
             self._set_autocommit(autocommit)
@@ -222,7 +223,7 @@ class ReplicaConnection(ForwardingConnection):
 
     def _send(self, body: bytes, visible: bool, notes: Notes) -> bytes:
         # TEMP tables and attached files count here, too.
-        notes.counters = self._rows_here(_COUNTERS)[0]
+        notes.counters = self._counting.run(NO_PARAMETERS)[0]
         if self._database.has_snapshot and not self._stream.in_transaction:
             notes.read = self._snapshot()
         try:

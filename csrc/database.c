@@ -317,6 +317,9 @@ static void database_note_unplaced(nl_db *db, const char *table)
 ** counts as main's. */
 static uint32_t database_find_flags(sqlite3 *sqlite, const char *table)
 {
+    /* The exception: without its database the schema is main's, but found in temp, too. */
+    if (sqlite3_stricmp(table, "sqlite_master") == 0) return NL_STMT_MAIN;
+    if (sqlite3_stricmp(table, "sqlite_schema") == 0) return NL_STMT_MAIN;
     if (sqlite3_table_column_metadata(sqlite, "temp", table, NULL, NULL, NULL, NULL, NULL, NULL)
         == SQLITE_OK) {
         return NL_STMT_TEMP;
@@ -473,6 +476,11 @@ int64_t nl_db_total_changes(nl_db *db)
 int nl_db_in_transaction(nl_db *db)
 {
     return db->sqlite && !sqlite3_get_autocommit(db->sqlite);
+}
+
+int nl_db_has_snapshot(nl_db *db)
+{
+    return db->sqlite && sqlite3_txn_state(db->sqlite, "main") != SQLITE_TXN_NONE;
 }
 
 void nl_db_set_last_rowid(nl_db *db, int64_t rowid)

@@ -246,6 +246,7 @@ nl_status *nl_db_status(nl_db *db);                  /* lives as long as the han
 const char *nl_db_message(nl_db *db);                /* whole text of the last failure, or "" */
 int64_t nl_db_total_changes(nl_db *db);
 int nl_db_in_transaction(nl_db *db);
+int nl_db_has_snapshot(nl_db *db);                   /* its transaction has read the main database */
 void nl_db_set_last_rowid(nl_db *db, int64_t rowid);
 void nl_db_busy_timeout(nl_db *db, int busy_ms);
 /* Transaction that nl_stmt_go begins before INSERT, UPDATE, DELETE, REPLACE: NL_BEGIN_*. */

@@ -30,9 +30,13 @@ class Served:
       url: of the database.
       path: its file.
       seen: paths of the requests so far.
+      app: what answers them.
     """
 
-    def __init__(self, folder: Path, port: int, stack: ExitStack, seen: list[str]) -> None:
+    def __init__(
+        self, folder: Path, port: int, stack: ExitStack, seen: list[str], app: App
+    ) -> None:
+        self.app = app
         self.seen = seen
         self.url = f"http://127.0.0.1:{port}"
         self.path = folder / "primary.db"
@@ -60,4 +64,4 @@ def primary(folder: Path, **options: Any) -> Iterator[Served]:
     seen: list[str] = []
     app.__dict__["seen"] = seen
     with serving(app) as port, ExitStack() as stack:
-        yield Served(folder, port, stack, seen)
+        yield Served(folder, port, stack, seen, app)

@@ -148,6 +148,13 @@ W, T, A, S = native.WRITES_MAIN, native.WRITES_TEMP, native.WRITES_ATTACHED, nat
     [
         ("select * from t", native.READONLY | native.MAIN | native.ROWS, W | T | A),
         ("select 1", native.READONLY | native.ROWS, native.MAIN | native.TEMP),
+        ("select count(*) from sqlite_master", native.MAIN, native.TEMP),
+        ("select count(*) from sqlite_schema", native.MAIN, native.TEMP),
+        ("select count(*) from sqlite_temp_master", native.TEMP, native.MAIN),
+        ("select count(*) from temp.sqlite_master", native.TEMP, native.MAIN),
+        ("select count(*) from other.sqlite_master", native.ATTACHED, native.MAIN | native.TEMP),
+        ("select count(*) from t", native.MAIN, native.TEMP),
+        ("select count(*) from tt", native.TEMP, native.MAIN),
         ("insert into t values(1)", W | native.DML, native.READONLY | native.ROWS | S),
         ("insert into t values(1) returning a", W | native.ROWS, native.READONLY),
         ("with x as (select 1) insert into t select * from x", W, native.DML),

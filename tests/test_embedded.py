@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from primaries import primary
@@ -95,6 +96,81 @@ def test_a_script_is_one_request(served):
     assert rows(con, "select count(*) from u") == [(2,)]
 
 
+def test_reads_in_a_script_do_not_cut_it(served):
+    con = served.replica()
+    served.seen.clear()
+    con.executescript(
+        """
+        create table u(a); -- not here yet; nor is what reads it
+        select * from u; select 1; pragma table_info(t); pragma integrity_check; explain select * from t;
+        begin; insert into u values('a;b'); select b from t; commit;
+        create trigger g after insert on u begin insert into t(b) values(new.a); select 1; end;
+        insert into u values(2);
+        """
+    )
+    assert served.seen == [SQL]
+    assert rows(con, "select a from u") == [("a;b",), (2,)]
+    assert rows(con, "select count(*) from t") == [(3,)]
+
+
+def test_a_script_that_only_reads_needs_no_request(served):
+    con = served.replica()
+    served.seen.clear()
+    con.executescript("select * from t; pragma table_list; -- nothing more")
+    assert served.seen == []
+    with pytest.raises(nearlite.OperationalError, match="integer overflow"):
+        con.executescript("select 1; select abs(-9223372036854775808) from t; select 2")
+
+
+def test_only_what_has_to_run_here_cuts_a_script(served):
+    con = served.replica()
+    served.seen.clear()
+    con.executescript(
+        """
+        pragma foreign_keys = on;
+        insert into t(b) values('three'); select * from t; insert into t(b) values('four');
+        create temp table mine(a); insert into mine select a from t;
+        insert into t(b) values('five'); select * from t;
+        """
+    )
+    assert served.seen == [SQL, SQL]
+    assert rows(con, "select count(*) from mine") == [(4,)]
+    assert rows(con, "select count(*) from t") == [(5,)]
+
+
+def test_a_transaction_in_a_script_holds_here_and_there(served):
+    con = served.replica(isolation_level=None)
+    con.executescript(
+        """
+        create temp table mine(a);
+        begin; insert into t(b) values('undone'); insert into mine values(1); rollback;
+        begin; insert into mine values(2); insert into t(b) values('kept'); commit;
+        """
+    )
+    assert not con.in_transaction
+    assert rows(con, "select a from mine") == [(2,)]
+    assert rows(con, "select b from t where a > 2") == [("kept",)]
+
+
+def test_a_script_that_is_refused_runs_up_to_there(served):
+    con = served.replica(isolation_level=None)
+    con.execute("create temp table mine(a)")
+    with pytest.raises(nearlite.NotSupportedError, match="nothing was executed"):
+        con.executescript(
+            "insert into t(b) values(3); insert into t(b) select a from mine; insert into t(b) values(4)"
+        )
+    assert rows(con, "select count(*) from t") == [(3,)]
+
+
+def test_a_script_larger_than_one_request_travels_in_parts(served):
+    con = served.replica(isolation_level=None)
+    served.seen.clear()
+    text = "x" * 1_000_000
+    con.executescript("begin;" + f"insert into t(b) values('{text}');" * 20 + "commit;")
+    assert 2 <= len(served.seen) <= 4
+    assert rows(con, "select count(*), sum(length(b)) from t where a > 2") == [(20, 20_000_000)]
+
+
 def test_large_executemany_travels_in_pieces_inside_one_transaction(served):
     con = served.replica(isolation_level=None)
     served.seen.clear()
@@ -104,6 +180,109 @@ def test_large_executemany_travels_in_pieces_inside_one_transaction(served):
     assert rows(con, "select count(*), sum(length(b)) from t where typeof(b) = 'blob'") == [
         (20, 20 << 20)
     ]
+
+
+def test_a_transaction_that_read_an_older_state_cannot_write(served):
+    con, other = served.replica(isolation_level=None), served.remote(isolation_level=None)
+    con.execute("begin")
+    assert rows(con, "select b from t where a = 1") == [("one",)]
+    other.execute("update t set b = 'theirs' where a = 1")
+    for _ in range(2):
+        with pytest.raises(nearlite.OperationalError, match="database is locked") as caught:
+            con.execute("update t set b = b || '+' where a = 1")
+        assert caught.value.sqlite_errorname == "SQLITE_BUSY_SNAPSHOT"
+        assert con.in_transaction
+        assert rows(con, "select b from t where a = 1") == [("one",)]  # its snapshot, as in SQLite
+    con.rollback()
+    con.execute("begin")
+    assert rows(con, "select b from t where a = 1") == [("theirs",)]
+    con.execute("update t set b = b || '+' where a = 1")
+    con.commit()
+    assert rows(other, "select b from t where a = 1") == [("theirs+",)]
+
+
+@pytest.mark.parametrize("how", ["executemany", "executescript", "unknown table", "savepoint"])
+def test_every_way_to_write_after_reading_is_checked(served, how):
+    con = served.replica(isolation_level=None)
+    con.execute("savepoint s" if how == "savepoint" else "begin")
+    rows(con, "select * from t")
+    served.remote(isolation_level=None).executescript("create table fresh(a); delete from t")
+    with pytest.raises(nearlite.OperationalError) as caught:
+        if how == "executemany":
+            con.executemany("insert into t(b) values(?)", [("x",), ("y",)])
+        elif how == "executescript":
+            con.autocommit = False
+            rows(con, "select * from t")
+            served.remote(isolation_level=None).execute("insert into fresh values(0)")
+            con.executescript("insert into t(b) values(1); insert into t(b) values(2)")
+        elif how == "unknown table":
+            con.execute("insert into fresh values(1)")
+        else:
+            con.execute("insert into t(b) values(1)")
+    assert caught.value.sqlite_errorname == "SQLITE_BUSY_SNAPSHOT"
+    con.rollback() if how != "savepoint" else con.execute("rollback")
+    assert rows(con, "select count(*) from t") == [(0,)]
+
+
+def test_a_transaction_that_has_read_nothing_writes_to_the_newest_state(served, tmp_path):
+    con, other = served.replica(isolation_level=None), served.remote(isolation_level=None)
+    con.execute("create temp table mine(a)")
+    con.execute("begin")
+    rows(con, "select * from mine")
+    rows(con, "select 1")
+    other.execute("update t set b = 'theirs' where a = 1")
+    con.execute("update t set b = b || '+' where a = 1")
+    con.execute("commit")
+    assert rows(con, "select b from t where a = 1") == [("theirs+",)]
+
+
+def test_a_roll_of_the_log_is_no_change(tmp_path):
+    with primary(tmp_path) as served:
+        served.remote(isolation_level=None).executescript(
+            "create table t(a); insert into t values(1)"
+        )
+        con = served.replica(isolation_level=None)
+        con.execute("begin")
+        assert rows(con, "select a from t") == [(1,)]
+        before = con.position
+        assert served.app._owner.roll()
+        con.execute("update t set a = a + 1")
+        con.execute("commit")
+        assert con.position.generation > before.generation
+        assert rows(con, "select a from t") == [(2,)]
+
+
+def test_increments_of_two_replicas_are_all_kept(served, tmp_path):
+    """Read, compute, write: each in a process of its own, again after SQLITE_BUSY_SNAPSHOT."""
+    program = """
+import sys, nearlite
+con = nearlite.connect(sys.argv[1], sync_url=sys.argv[2], isolation_level=None)
+again = done = 0
+while done < 40:
+    con.execute("begin")
+    try:
+        (n,) = con.execute("select b from t where a = 100").fetchone()
+        con.execute("update t set b = ? where a = 100", (n + 1,))
+        con.execute("commit")
+        done += 1
+    except nearlite.OperationalError as error:
+        assert error.sqlite_errorname == "SQLITE_BUSY_SNAPSHOT", error
+        again += 1
+        con.rollback()
+con.close()
+print(again)
+"""
+    served.remote(isolation_level=None).execute("insert into t values(100, 0)")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, tmp_path / f"{n}.db", served.url],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert rows(served.remote(), "select b from t where a = 100") == [(80,)]
 
 
 def test_temp_tables_stay_here(served):
@@ -129,6 +308,30 @@ def test_a_temp_table_may_shadow_one_of_the_primary(served):
     con.execute("drop table temp.t")
     con.execute("insert into t(b) values('there')")
     assert served.seen == [SQL]
+
+
+def test_a_temp_table_and_the_primary_count_together(served):
+    con, stock = served.replica(isolation_level=None), sqlite3.connect(":memory:")
+    stock.isolation_level = None
+    stock.executescript(
+        "create table t(a integer primary key, b); insert into t values(1, 1), (2, 2)"
+    )
+    before = stock.total_changes
+    for each in (con, stock):
+        each.execute("create temp table mine(a integer primary key, b)")
+        each.execute("insert into t(b) values('there')")
+        each.execute("insert into mine values(77, last_insert_rowid())")
+        each.execute("begin")
+        each.execute("insert into t(a, b) values(last_insert_rowid() + 1, changes())")
+        each.execute("update mine set b = b + last_insert_rowid() + changes()")
+        each.execute("commit")
+    for sql in (
+        "select * from t where a > 2",
+        "select * from mine",
+        "select changes(), last_insert_rowid()",
+    ):
+        assert rows(con, sql) == rows(stock, sql)
+    assert con.total_changes == stock.total_changes - before
 
 
 def test_a_rolled_back_temp_table_shadows_nothing(served):
@@ -170,6 +373,25 @@ def test_temp_and_main_in_one_transaction(served):
     con.rollback()
     assert rows(con, "select count(*) from mine") == [(0,)]
     assert rows(con, "select count(*) from t") == [(2,)]
+
+
+def test_a_pragma_in_a_transaction_is_answered_where_its_table_is(served, tmp_path):
+    con = served.replica(isolation_level=None)
+    con.execute("create temp table mine(here)")
+    con.execute("attach ? as notes", (str(tmp_path / "notes.db"),))
+    con.execute("create table notes.n(there)")
+    con.execute("create table notes.t(shadowed)")
+
+    def columns(table):
+        return [row[1] for row in con.execute(f"pragma table_info({table})")]
+
+    con.execute("begin")
+    con.execute("alter table t add column c")
+    assert columns("mine") == columns("[MINE]") == ["here"]
+    assert columns("n") == columns("'n'") == ["there"]
+    assert columns("t") == columns('"T"') == ["a", "b", "c"]
+    con.execute("rollback")
+    assert columns("t") == ["a", "b"]
 
 
 def test_a_write_that_needs_a_temp_table_is_refused(served):
@@ -219,6 +441,95 @@ def test_rows_half_read_do_not_hide_a_write(served):
     con.execute("delete from t where a > 10")
     assert rows(con, "select count(*) from t") == [(10,)]
     assert len(cursor.fetchall()) == 5001
+
+
+@pytest.mark.parametrize("factory", [None, nearlite.Row, lambda _cursor, row: list(row)])
+def test_a_loop_over_rows_may_write(served, factory):
+    con = served.replica(isolation_level=None)
+    con.executemany("insert into t(b) values(?)", [(f"text {i}",) for i in range(5000)])
+    con.row_factory = factory
+    seen = []
+    for row in con.execute("select a, b from t order by a"):
+        seen.append(tuple(row))
+        if len(seen) in (1, 3, 4000):
+            con.execute("delete from t where a > 3000")
+    assert len(seen) == 5002
+    assert seen[-1] == (5002, "text 4999")
+
+
+def test_rows_read_ahead_are_converted_when_they_are_fetched(served):
+    calls = []
+    nearlite.register_converter("told", lambda data: calls.append(data) or int(data))
+    con = served.replica(isolation_level=None, detect_types=nearlite.PARSE_DECLTYPES)
+    con.text_factory = lambda data: "<" + data.decode() + ">"
+    con.execute("create table s(n told, w text)")
+    con.executemany("insert into s values(?, ?)", [(i, f"w{i}") for i in range(3000)])
+    cursor = con.execute("select n, w from s")
+    assert cursor.fetchone() == (0, "<w0>")
+    con.execute("insert into s values(9, 'new')")
+    assert len(calls) == 1
+    assert cursor.fetchmany(2) == [(1, "<w1>"), (2, "<w2>")]
+    assert cursor.fetchall()[-1] == (2999, "<w2999>")
+
+
+def test_many_rows_read_ahead_are_kept_in_a_file(served, tmp_path, monkeypatch):
+    con = served.replica(isolation_level=None)
+    con.execute("with c(i) as (values(1) union all select i + 1 from c where i < 3000) "
+                "insert into t(b) select randomblob(10000) from c")  # fmt: skip
+    expected = rows(con, "select * from t order by a")
+    cursor = con.execute("select * from t order by a")
+    first = cursor.fetchone()
+    tracemalloc.start()
+    try:
+        con.execute("delete from t")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 << 20  # of 30 MB; what is encoded and decoded at a time is 1 MiB
+    assert [first, *cursor] == expected
+
+
+def test_what_fails_behind_rows_read_ahead_fails_there(served):
+    con = served.replica(isolation_level=None)
+    con.executemany("insert into t(b) values(?)", [(i,) for i in range(3000)])
+    sql = "select case when a < 2500 then a else abs(-9223372036854775808) end from t order by a"
+    cursor = con.execute(sql)
+    cursor.fetchone()
+    con.execute("insert into t(b) values('not its business')")
+    got = []
+    with pytest.raises(nearlite.OperationalError, match="integer overflow"):
+        got.extend(cursor)
+    assert cursor.fetchall() == []
+
+
+def test_a_full_disk_of_temporary_files_is_told_behind_the_rows_that_were_kept(served):
+    program = """
+import resource, sys, nearlite
+con = nearlite.connect(sys.argv[1], sync_url=sys.argv[2], isolation_level=None)
+cursor = con.execute("select a, b from t order by a")
+cursor.fetchone()
+import nearlite.dbapi.ahead, tempfile
+class Full(tempfile.SpooledTemporaryFile):
+    def write(self, data):
+        if self.tell() > 1 << 20:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+tempfile.SpooledTemporaryFile = Full
+con.execute("insert into t(b) values('written all the same')")
+seen = 0
+try:
+    for row in cursor:
+        seen += 1
+except nearlite.DiskFullError as error:
+    print("told", 0 < seen < 3001, con.execute("select count(*) from t").fetchone())
+"""
+    served.remote(isolation_level=None).execute(
+        "with c(i) as (values(1) union all select i + 1 from c where i < 3000) "
+        "insert into t(b) select randomblob(1000) from c"
+    )
+    command = [sys.executable, "-c", program, served.path.parent / "other.db", served.url]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.stdout == "told True (3003,)\n", run.stderr
 
 
 def test_without_read_your_writes_a_write_arrives_with_a_sync(served):

@@ -264,6 +264,61 @@ def changes_are_counted(con):
     return con.total_changes
 
 
+COUNTERS = "select changes(), total_changes(), last_insert_rowid()"
+
+
+@scenario
+def counters_answer_as_on_a_local_file(con):
+    found = []
+
+    def look():
+        row = con.execute(COUNTERS).fetchone()
+        found.append(
+            (row, con.execute(COUNTERS + " from log limit 1").fetchone(), con.total_changes)
+        )
+
+    def run(sql, *params):
+        found.append(attempt(lambda: con.execute(sql, *params).rowcount))
+        look()
+
+    con.executescript(
+        """
+        create table log(x); insert into log values(0);
+        create table t(a integer primary key, b unique, parent);
+        create trigger g after insert on t begin insert into log values(new.a), (new.b); end;
+        """
+    )
+    look()
+    for level in (None, ""):
+        con.isolation_level = level
+        base = 100 if level is None else 200
+        run("insert into t(a, b) values(?, 'x' || ?)", (base, base))
+        run("insert into t(b, parent) values(?, last_insert_rowid())", (base,))
+        run(
+            "update t set parent = last_insert_rowid() + changes() + total_changes() where a = ?",
+            (base,),
+        )
+        run("update t set b = b where a > 10000")
+        run("insert into t(b) values(?)", (base,))
+        run("insert into missing values(1)")
+        run("delete from t where a = ?", (base + 1,))
+        run(f"create table made{base}(a)")
+        run("with w(x) as (select 7) insert into log select x from w")
+        run("replace into t(a, b) values(?, 'z')", (base,))
+        run("select 1")
+        con.executemany("insert into log values(?)", [(1,), (2,), (3,)])
+        look()
+        con.commit()
+        look()
+        con.executescript("insert into log values(1); update log set x = x + 1;")
+        look()
+        run("insert into t(b) values(?)", (base + 50,))
+        con.rollback()
+        look()
+        found.append(con.execute("select * from t").fetchall())
+    return found
+
+
 @scenario
 def lastrowid(con):
     con.execute("create table t(a integer primary key)")
@@ -298,6 +353,35 @@ def user_version(con):
         "pragma user_version = 5",
         "pragma user_version",
         "pragma table_info(x)",
+    )
+
+
+@scenario
+def a_transaction_sees_the_schema_it_changes(con):
+    con.isolation_level = None
+    con.execute("create table old(a)")
+    con.execute("begin")
+    con.execute("create table p(a primary key, b)")
+    con.execute("create table c(x references p, y)")
+    con.execute("create index ci on c(y)")
+    con.execute("insert into c values(1, 2)")
+    found = each(
+        con,
+        "pragma table_info(c)", "pragma table_info = 'c'", 'PRAGMA main . table_xinfo ( "c" ) ;',
+        "pragma table_list(c)", "select name from pragma_table_list where schema = 'main' order by name",
+        "pragma index_list(c)", "pragma index_info(ci)", "pragma index_xinfo('ci')",
+        "pragma foreign_key_list(c)", "pragma foreign_key_check", "pragma foreign_key_check(c)",
+        "pragma integrity_check", "pragma quick_check(3)", "pragma page_count", "pragma freelist_count",
+        "select name, type from sqlite_master", "select name from main.sqlite_schema",
+        "select count(*) from sqlite_master", "select count(*) from sqlite_schema where name = 'c'",
+        "select max(rowid) from sqlite_schema", "select 1 from sqlite_schema limit 1",
+        "select name from pragma_table_info('c')", "select count(*) from pragma_index_list('c')",
+        "pragma user_version = 7", "pragma user_version", "pragma application_id",
+        "select count(*) from sqlite_temp_master", "pragma foreign_keys", "pragma database_list(x)",
+    )  # fmt: skip
+    con.execute("rollback")
+    return [row if "file" not in str(row) else "" for row in found[:-1]] + each(
+        con, "pragma table_info(c)", "pragma user_version", "select count(*) from sqlite_master"
     )
 
 
@@ -346,7 +430,7 @@ if sys.version_info >= (3, 11):  # before, the standard library raised other cla
             oracle.close()
 
     # What only makes sense with a file of one's own, or differs because the server has a say.
-    NOT_REMOTE = {"foreign_keys_are_enforced_where_the_write_happens", "lastrowid", "savepoints"}
+    NOT_REMOTE = {"foreign_keys_are_enforced_where_the_write_happens", "savepoints"}
 
     @pytest.mark.parametrize(
         "function", [f for f in SCENARIOS if f.__name__ not in NOT_REMOTE], ids=lambda f: f.__name__

@@ -27,6 +27,8 @@ WATCH: Final = 0.05
 """Seconds between two looks for commits of other programs, while somebody waits for one."""
 _NEAR: Final = 64
 """Frames: a page set of at most so many pages is made on the event loop, a larger one in a thread."""
+_IN_ONE_PIECE: Final = 64 << 10
+"""Bytes of an answer that is in memory as a whole."""
 _SEEN_MAX: Final = 10_000
 _BATCH: Final = 4
 """Pieces of a page set that one visit to a thread brings."""
@@ -211,7 +213,11 @@ class Feed:
         return start, _state_hash(decoded), _query(scope).get("z") == "1"
 
     async def answer(
-        self, send: Send, body: bytes, replica: tuple[Position, int | None, bool] | None
+        self,
+        send: Send,
+        body: bytes,
+        replica: tuple[Position, int | None, bool] | None,
+        headers: Headers = (),
     ) -> None:
         """Answer ``POST sql``: a pipeline's JSON and, if `replica` is given, what changed since."""
         answer = None
@@ -229,12 +235,13 @@ class Feed:
         prefix = answer_prefix(body)
         kind = ANSWER_TYPE.encode()
         if answer is None:
-            headers: Headers = (at, _NO_STORE)
+            headers = (at, _NO_STORE, *headers)
             if replica is None:
                 headers = (*headers, _INSIDE)
             await self._answering.whole(send, 200, prefix, kind, headers)
         else:
-            await self._stream(send, answer, (_at(answer.to), _NO_STORE), prefix, kind)
+            headers = (_at(answer.to), _NO_STORE, *headers)
+            await self._stream(send, answer, headers, prefix, kind)
 
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
@@ -343,12 +350,14 @@ class Feed:
         prefix: bytes = b"",
         kind: bytes = PAGE_SET_TYPE.encode(),
     ) -> None:
-        """Send a page set, reading it in a thread as the client takes it."""
+        """Send a page set, reading a large one in a thread as the client takes it."""
+        if answer.size is not None and answer.size + len(prefix) <= _IN_ONE_PIECE:
+            body = prefix + b"".join(answer)
+            answer.close()
+            await self._answering.whole(send, 200, body, kind, headers)
+            return
         ahead: asyncio.Handle | None = None
         try:
-            if answer.size is not None and answer.size + len(prefix) <= 64 << 10:
-                await self._answering.whole(send, 200, prefix + b"".join(answer), kind, headers)
-                return
             if answer.size is not None:
                 length = (b"content-length", b"%d" % (len(prefix) + answer.size))
                 headers = (length, *headers)

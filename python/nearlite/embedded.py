@@ -10,21 +10,23 @@ statement), never from its text:
 * BEGIN and SAVEPOINT are run here and remembered; the first write carries them to the primary. A
   transaction that never writes the main database never leaves this process.
 
-Before a request whose effects shall be visible here, rows that are still to be fetched are read into
-memory: a statement that is half read would keep the connection on its old snapshot (rule B8).
+Before a request whose effects shall be visible here, rows that are still to be fetched are read ahead
+(dbapi/ahead.py): a statement that is half read would keep the connection on its old snapshot (rule B8).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import weakref
 from collections.abc import Iterator
-from sqlite3 import complete_statement
+from itertools import chain
+from struct import Struct
 from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
-from nearlite._native.database import Database, Statement, is_dml
+from nearlite._native.database import NO_PARAMETERS, Database, Statement, is_dml
 from nearlite.dbapi.binding import encode
 from nearlite.dbapi.connection import (
     LEGACY_TRANSACTION_CONTROL,
@@ -37,6 +39,7 @@ from nearlite.errors import (
     Error,
     NotSupportedError,
     ProgrammingError,
+    SyncError,
 )
 from nearlite.forwarding import ForwardingConnection, Names
 from nearlite.http import Token, normalise_url
@@ -44,8 +47,9 @@ from nearlite.position import Position
 from nearlite.receiving import ProgressCallback
 from nearlite.remote import _token_of_environment
 from nearlite.replica import Replica, SyncResult
+from nearlite.script import statements_of
 from nearlite.sharing import abandon, acquire, release
-from nearlite.upstream import NOTHING, Stream
+from nearlite.upstream import NOTHING, SEND_BYTES, Notes, Stream
 
 _KEPT_ROUTES: Final = 512
 
@@ -53,6 +57,37 @@ _KEPT_ROUTES: Final = 512
 _SETTINGS: Final = frozenset(
     ["foreign_keys", "recursive_triggers", "ignore_check_constraints", "case_sensitive_like"]
 )
+
+# Pragmas that tell something of a database, and nothing of the connection.
+_MAIN_PRAGMAS: Final = frozenset(
+    [
+        "application_id",
+        "foreign_key_check",
+        "foreign_key_list",
+        "freelist_count",
+        "index_info",
+        "index_list",
+        "index_xinfo",
+        "integrity_check",
+        "page_count",
+        "quick_check",
+        "schema_version",
+        "table_info",
+        "table_list",
+        "table_xinfo",
+        "user_version",
+    ]
+)
+
+# Of a pragma: (name), = name, quoted or not.
+_ARGUMENT: Final = re.compile(r"""[=(]\s*["'`\[]?(.*?)["'`\]]?\s*\)?[\s;]*\Z""", re.DOTALL)
+_SEARCHED: Final = {"temp": 0, "main": 1}  # then the attached files
+
+# Of objects that exist only on this connection.
+_OWN: Final = flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED
+
+_HEADER: Final = Struct(">IIIQ")  # bytes 72..91 of a replica's page 1 (docs/formats.md)
+_COUNTERS: Final = "SELECT last_insert_rowid(), changes(), total_changes()"
 
 # Where a statement runs.
 _HERE: Final = 0
@@ -62,6 +97,7 @@ _SETTING: Final = 3  # here, and remembered for the primary
 _BOTH: Final = (
     4  # needs the main database and this connection's own: not inside a transaction there
 )
+_ANYWHERE: Final = 5  # of a script: it only reads, and its rows are thrown away
 
 
 class _Route:
@@ -69,11 +105,11 @@ class _Route:
 
     __slots__ = ("flags", "kind", "names", "reads_main")
 
-    def __init__(self, kind: int, statement: Statement) -> None:
+    def __init__(self, kind: int, statement: Statement, *, reads_main: bool) -> None:
         self.kind = kind
         self.flags = statement.flags
         self.names: Names = statement.parameters
-        self.reads_main = bool(statement.flags & flags.MAIN)
+        self.reads_main = reads_main
 
 
 # ---------------------------------------------------------------- the connection
@@ -121,6 +157,9 @@ class ReplicaConnection(ForwardingConnection):
         _checked_autocommit(autocommit)
         path = _checked_path(database, uri=uri)
         token = auth_token or _token_of_environment
+        # The replica is shared with other connections of this process; these are this one's own.
+        self._network_timeout = network_timeout
+        self._progress = progress
         key = (path, normalise_url(sync_url), token)
         self._replica = acquire(
             key,
@@ -138,6 +177,7 @@ class ReplicaConnection(ForwardingConnection):
         try:
             # The file exists; with create=False ATTACH could not create others either.
             self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
+            self._counting = self._database.prepare(_COUNTERS)
             self._open = True
             self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
             self._set_autocommit(autocommit)
@@ -165,7 +205,9 @@ class ReplicaConnection(ForwardingConnection):
         self._check()
         with self._guard():
             self._before_forward()
-            return self._replica.sync(timeout=timeout)
+            return self._replica.sync(
+                timeout=timeout, network_timeout=self._network_timeout, progress=self._progress
+            )
 
     @property
     def position(self) -> Position:
@@ -185,8 +227,28 @@ class ReplicaConnection(ForwardingConnection):
         self._check_open()
         return self._replica.last_error
 
-    def _send(self, body: bytes, visible: bool) -> bytes:
-        return self._replica.forward(body, visible=visible)
+    def _send(self, body: bytes, visible: bool, notes: Notes) -> bytes:
+        # TEMP tables and attached files count here, too.
+        notes.counters = self._counting.run(NO_PARAMETERS)[0]
+        if self._database.has_snapshot and not self._stream.in_transaction:
+            notes.read = self._snapshot()
+        try:
+            return self._replica.forward(
+                body, visible=visible, network_timeout=self._network_timeout, notes=notes
+            )
+        except SyncError as error:
+            if error.code == "SNAPSHOT_STALE":
+                with contextlib.suppress(Error):  # the next attempt shall read what is there now
+                    self._replica.sync(network_timeout=self._network_timeout)
+            raise
+        finally:
+            self._database.set_counters(*notes.counters)
+
+    def _snapshot(self) -> str:
+        """Position and state hash of the snapshot that the open transaction reads: in its page 1."""
+        page = self._rows_here("SELECT data FROM sqlite_dbpage('main') WHERE pgno = 1")[0][0]
+        lineage, generation, frame, state_hash = _HEADER.unpack_from(page, 72)
+        return f"{Position(lineage, generation, frame)} {state_hash:016x}"
 
     # ------------------------------------------------------------ state
 
@@ -197,20 +259,17 @@ class ReplicaConnection(ForwardingConnection):
     def total_changes(self) -> int:
         """Rows changed since the connection was opened."""
         self._check()
-        return self._stream.total_changes + self._database.total_changes
-
-    def _note_rowid(self, rowid: int) -> None:
-        self._last_rowid = rowid
-        self._database.set_last_rowid(rowid)
+        return self._database.total_changes
 
     def _before_forward(self) -> None:
-        """Rows that are still to be fetched come into memory: the snapshot is given up."""
+        """Rows that are still to be fetched are read ahead: the snapshot is given up."""
         for cursor in list(self._cursors):
             if cursor._statement is not None:
                 cursor._read_ahead()
         self._cursors.clear()
 
     def _after_forward(self) -> None:
+        self._last_rowid = self._database.last_insert_rowid
         inside = self._stream.in_transaction
         if inside:
             self._opening.clear()
@@ -234,7 +293,8 @@ class ReplicaConnection(ForwardingConnection):
         route = self._routes.get(sql)
         if route is None:
             statement = self._compile(sql)
-            route = _Route(self._kind(sql, statement), statement)
+            kind = self._kind(sql, statement)
+            route = _Route(kind, statement, reads_main=self._reads_main(sql, statement))
             self._routes[sql] = route
             if len(self._routes) > _KEPT_ROUTES:
                 del self._routes[next(iter(self._routes))]
@@ -248,7 +308,7 @@ class ReplicaConnection(ForwardingConnection):
             return _HERE
         if what & (flags.TRANSACTION | flags.SAVEPOINT):
             return _CONTROL
-        own = what & (flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED)
+        own = what & _OWN
         if what & flags.PRAGMA:
             return self._pragma_kind(statement, bool(own))
         if what & flags.WRITES_MAIN:
@@ -271,6 +331,31 @@ class ReplicaConnection(ForwardingConnection):
         if statement.pragma in _SETTINGS and statement.pragma_has_value:
             return _SETTING
         return _HERE
+
+    def _reads_main(self, sql: str, statement: Statement) -> bool:
+        """Whether the answer depends on the main database: inside a transaction it is the primary's."""
+        what = statement.flags
+        if what & flags.MAIN or not what & flags.PRAGMA:
+            return bool(what & flags.MAIN)
+        if what & _OWN or statement.pragma not in _MAIN_PRAGMAS:
+            return False
+        # The compiler does not tell which of several tables of that name a pragma is about.
+        named = _ARGUMENT.search(sql)
+        return named is None or not self._is_own(named[1])
+
+    def _is_own(self, name: str) -> bool:
+        """Whether SQLite finds a name in TEMP or, when main has none, in an attached file."""
+        places = [row[1] for row in self._rows_here("PRAGMA database_list")]
+        for place in sorted(places, key=lambda place: _SEARCHED.get(place, 2)):
+            schema = "sqlite_temp_schema" if place == "temp" else f"{_quoted(place)}.sqlite_schema"
+            sql = f"SELECT 1 FROM {schema} WHERE name = ? COLLATE NOCASE"  # noqa: S608 - quoted
+            if self._rows_here(sql, name):
+                return bool(place != "main")
+        return False
+
+    def _rows_here(self, sql: str, *values: Any) -> list[Any]:
+        """All rows of a statement of our own, run here."""
+        return list(self._database.prepare(sql).run(encode(values)))
 
     def _vacuums_into(self, sql: str) -> bool:
         """Whether VACUUM writes another file: its opcode then names a register with the file's name."""
@@ -412,46 +497,84 @@ class ReplicaConnection(ForwardingConnection):
         return count if is_dml(sql) else -1
 
     def _script(self, sql: str) -> None:
+        """One request for all of it, unless a statement in it has to run here.
+
+        A script that only reads needs no request. One with statements that have to run here is run in its
+        parts: what lies between two of them, or between a BEGIN and a COMMIT, is one request.
+        """
         if not isinstance(self._autocommit, bool) and self._in_transaction():
             self._word("COMMIT")
+        begun_here = self._database.in_transaction
+        only_reads = True
+        pieces = statements_of(sql)
+        whole: list[str] = []
+        for text in pieces:
+            place = self._place(text)
+            whole.append(text)
+            if place == _HERE or (place == _CONTROL and begun_here):
+                self._script_in_parts(chain(whole, pieces))
+                return
+            only_reads = only_reads and place == _ANYWHERE
+        self._run_together(whole, only_reads=only_reads)
+
+    def _script_in_parts(self, pieces: Iterator[str]) -> None:
+        """Run a script of which some statements belong to this connection alone."""
         waiting: list[str] = []
-        for text in _statements_of(sql):
-            if self._is_local(text):
-                self._send_script(waiting)
-                self._run_local(text)
-            else:
+        only_reads = True
+        for text in pieces:
+            place = self._place(text)
+            if place not in (_HERE, _CONTROL):
                 waiting.append(text)
-        self._send_script(waiting)
+                only_reads = only_reads and place == _ANYWHERE
+                continue
+            self._run_together(waiting, only_reads=only_reads)
+            waiting, only_reads = [], True
+            route = self._route(text)  # raises what is refused
+            if place == _CONTROL:
+                self._control(text, route)
+                continue
+            self._goes_there(route)  # raises inside a transaction there
+            if route.kind == _SETTING:
+                self._remember_setting(text)
+            self._database.exec(text)
+            self._forget_routes()
+        self._run_together(waiting, only_reads=only_reads)
 
-    def _is_local(self, text: str) -> bool:
-        """Whether a statement of a script runs here. Transactions of a script are the primary's."""
+    def _place(self, text: str) -> int:
+        """Where a statement of a script belongs: _HERE, _THERE, _CONTROL, or _ANYWHERE: it only reads."""
         try:
-            route = self._route(text)
+            statement = self._compile(text)
+            kind = self._kind(text, statement)
         except NotSupportedError:
-            raise
+            return _HERE  # refused, in its turn
         except Error:
-            return False
-        return route.kind not in (_THERE, _CONTROL) and not self._goes_there(route)
+            return _THERE
+        if kind in (_THERE, _CONTROL):
+            return kind
+        what = statement.flags
+        reads = what & (flags.READONLY | flags.EXPLAIN) and not what & (_OWN | flags.ATTACH)
+        if what & flags.PRAGMA:
+            reads = reads and statement.pragma in _MAIN_PRAGMAS
+        return _ANYWHERE if reads and kind == _HERE else _HERE
 
-    def _run_local(self, text: str) -> None:
-        route = self._route(text)
-        if route.kind == _SETTING:
-            self._remember_setting(text)
-        if route.flags & flags.READONLY and not route.flags & (flags.PRAGMA | flags.ATTACH):
-            return  # its rows would be thrown away
-        self._database.exec(text)
-        self._forget_routes()
-
-    def _send_script(self, waiting: list[str]) -> None:
-        if not waiting:
+    def _run_together(self, texts: list[str], *, only_reads: bool) -> None:
+        """Run statements of a script: here if all of them only read, otherwise in requests there."""
+        if only_reads and not self._stream.in_transaction:
+            self._database.exec("".join(texts))
             return
-        text = "".join([*(f"{opening};" for opening in self._opening), *waiting])
-        waiting.clear()
-        self._before_forward()
-        try:
-            self._stream.script(text, visible=self._visible)
-        finally:
-            self._after_forward()
+        texts = [*(f"{opening};" for opening in self._opening), *texts]
+        part: list[str] = []
+        size = 0
+        for text in [*texts, ""]:
+            if part and (not text or size + len(text) > SEND_BYTES):
+                self._before_forward()
+                try:
+                    self._stream.script("".join(part), visible=self._visible)
+                finally:
+                    self._after_forward()
+                part, size = [], 0
+            part.append(text)
+            size += len(text)
 
     def _word(self, sql: str) -> None:
         if sql == "BEGIN":
@@ -483,6 +606,10 @@ class ReplicaConnection(ForwardingConnection):
             release(*found[2])
 
 
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
 def _checked_path(database: Any, *, uri: bool) -> str:
     path = os.fsdecode(os.fspath(database))
     if path in ("", ":memory:") or (uri and path.startswith("file:")):
@@ -491,17 +618,3 @@ def _checked_path(database: Any, *, uri: bool) -> str:
             "primary's URL in place of a path: nearlite.connect('http://...')"
         )
     return os.path.realpath(path)
-
-
-def _statements_of(script: str) -> Iterator[str]:
-    """The statements of a script, each with its semicolon; SQLite decides where one ends."""
-    start = end = 0
-    while True:
-        end = script.find(";", end) + 1
-        if end == 0:
-            break
-        if complete_statement(script[start:end]):
-            yield script[start:end]
-            start = end
-    if script[start:].strip():
-        yield script[start:]

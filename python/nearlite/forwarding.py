@@ -47,7 +47,7 @@ class ForwardingConnection(Connection):
     def total_changes(self) -> int:
         """Rows changed since the connection was opened."""
         self._check()
-        return self._stream.total_changes
+        return self._stream.counters[2]
 
     # ------------------------------------------------------------ one statement
 
@@ -79,8 +79,6 @@ class ForwardingConnection(Connection):
             raise
         finally:
             self._after_forward()
-        if outcome.last_rowid is not None:
-            self._note_rowid(outcome.last_rowid)
         rows = outcome.rows if self._text_mode == TEXT_STR else self._other_text(outcome)
         cursor._adopt(outcome, rows, outcome.changes if dml else -1, self._last_rowid)
 
@@ -89,11 +87,9 @@ class ForwardingConnection(Connection):
 
     def _after_forward(self) -> None:
         """Called after every request, whatever came of it."""
+        self._last_rowid = self._stream.counters[0]
         if self._stream.in_transaction:
             self._opening.clear()
-
-    def _note_rowid(self, rowid: int) -> None:
-        self._last_rowid = rowid
 
     def _other_text(self, outcome: Outcome) -> list[Any]:
         """Rows with text as `text_factory` wants it."""

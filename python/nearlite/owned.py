@@ -24,14 +24,17 @@ from nearlite.hrana import (
     StatementError,
     Step,
 )
-from nearlite.session import Session
+from nearlite.session import OverrunError, Session
 from nearlite.statements import Kind, Prepared
 from nearlite.streams import Stream, Turn
 
 PIECE: Final = 256 << 10
 """Bytes of a cursor that are read and sent at a time."""
+LIGHT_SECONDS: Final = 0.001
+"""Of processor time: a transaction that took less so far has written little."""
 _QUIET: Final = Step("", want_rows=False)
 _READONLY: Final = 8
+_BUSY: Final = 5
 
 Work = Generator["bytes | None", None, None]
 
@@ -69,6 +72,29 @@ class Owned:
                 results.append(self._describe(stream, plan.sql))
             else:
                 results.append(_session(stream).read(plan))
+
+    def begin_at_once(self, stream: Stream, steps: Sequence[Step]) -> list[Outcome] | None:
+        """Begin a transaction with a few quick statements, on the event loop.
+
+        The session has a step budget and no patience with locks; the steps contain no COMMIT, so that
+        everything can be undone. Answers None when it was: the turn is not free, the budget is used
+        up, the database is locked by another program, or the statements are no quick ones.
+        """
+        session = _session(stream)
+        outcomes: list[Outcome] = []
+        started = time.thread_time()
+        try:
+            for _ in self._batch(stream, steps, outcomes):
+                break  # somebody else writes
+            else:
+                if not any(_is_busy(outcome) for outcome in outcomes):
+                    stream.light = time.thread_time() - started < LIGHT_SECONDS
+                    return outcomes
+        except OverrunError:
+            pass
+        session.rollback()
+        self._settle(stream)
+        return None
 
     def cursor(self, stream: Stream, plan: RunBatch) -> Work:
         """Run a cursor's batch, yielding its entries in pieces."""
@@ -175,6 +201,8 @@ class Owned:
         if stream.readonly and not prepared.readonly:
             raise hrana.sqlite_error("attempt to write a readonly database", _READONLY)
         if not prepared.readonly and stream.turn is None:
+            stream.turn = self._turn.take()
+        if not prepared.readonly and stream.turn is None:
             yield None
             if stream.turn is None:
                 raise StatementError(
@@ -187,6 +215,10 @@ class Owned:
             raise StatementError(*stream.ending)
         if prepared.kind is Kind.STICKY:
             stream.sticky = True
+            if not prepared.setting:
+                stream.settings = None
+            elif stream.settings is not None:
+                stream.settings.add(prepared.setting)
         try:
             if shape == CURSOR:
                 result = session.run(prepared, step, limit=PIECE, shape=shape, index=index)
@@ -261,6 +293,10 @@ def _all_or_nothing(session: Session, prepared: Prepared, step: Step) -> bytes:
             session.rollback()
         raise
     return result
+
+
+def _is_busy(outcome: Outcome) -> bool:
+    return isinstance(outcome, StatementError) and outcome.extended_code & 0xFF == _BUSY
 
 
 def _session(stream: Stream) -> Session:

@@ -3,7 +3,8 @@
 Four places, from the cheapest on:
 
 * at once, on the event loop: reads, under a budget of virtual machine steps and of bytes. Handing a
-  point select to a thread would cost more than the select. What overruns is run again:
+  point select to a thread would cost more than the select. What overruns is run again in a thread.
+  Likewise BEGIN with a small first write, which can be undone, and the COMMIT of a small transaction;
 * in a thread, on one of a few reading connections;
 * in a group of writes (writer.py);
 * on a connection of the stream's own (owned.py), in a thread.
@@ -16,13 +17,13 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 from nearlite import hrana
 from nearlite._native.database import Database
 from nearlite._native.hrana import CURSOR
 from nearlite.group import Job
-from nearlite.hrana import Answered, GetAutocommit, Plan, Refused, RunBatch, StatementError
+from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, Refused, RunBatch, StatementError
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.owned import Owned, Work
 from nearlite.routing import Router
@@ -37,6 +38,8 @@ INLINE_STEPS: Final = 50_000
 """Virtual machine steps of a read on the event loop: some 0.5 ms."""
 INLINE_BYTES: Final = 1 << 20
 """Bytes of its result."""
+BUSY_MS: Final = 5000
+"""Milliseconds that a statement in a thread waits for other programs' locks."""
 _SLOW_READERS: Final = 8
 _SPARE: Final = 8  # connections kept open for the next transaction
 _TICK: Final = 0.25  # seconds between looks at what is overdue
@@ -47,7 +50,10 @@ _T = TypeVar("_T")
 class Upstream(Host, Protocol):
     """What the server needs of a primary to run SQL on it."""
 
-    def connect(self, *, readonly: bool = False, busy_ms: int = 5000) -> Database:
+    durability: Literal["full", "normal"]
+    """Whether a COMMIT waits for the disk."""
+
+    def connect(self, *, readonly: bool = False, busy_ms: int = BUSY_MS) -> Database:
         """A connection that never checkpoints and syncs as the durability says."""
 
     def overgrown(self) -> bool:
@@ -148,8 +154,52 @@ class Executor:
                 results.append(await self._in_reader(stream, plan, leaving))
             elif kind is Kind.WRITE:
                 await self._grouped(stream, plans, results, leaving)
-            else:
+            elif not self._begin_at_once(stream, plan, results):
                 await self._alone(stream, plans, results, leaving)
+
+    # ------------------------------------------------------------------ small transactions
+
+    def _begin_at_once(self, stream: Stream, plan: Plan, results: list[bytes]) -> bool:
+        """Run a batch that begins a transaction on the event loop, if that takes no time.
+
+        A replica's first write in a transaction and its COMMIT are the two requests that its user waits
+        for; handing each to a thread and back would cost more than the statement.
+        """
+        if (
+            not self._spare
+            or len(self._owners) >= self._limits.connections
+            or not isinstance(plan, RunBatch)
+            or not self._router.begins(plan)
+        ):
+            return False
+        session = stream.session = self._spare.pop()
+        self._owners.add(stream)
+        native = session.native
+        native.set_counters(*stream.counters)
+        native.set_budget(INLINE_STEPS)
+        session.database.set_busy_timeout(0)
+        try:
+            outcomes = self._owned.begin_at_once(stream, plan.steps)
+        finally:
+            session.database.set_busy_timeout(BUSY_MS)
+            native.set_budget(-1)
+        if outcomes is None:
+            native.set_counters(*stream.counters)
+        else:
+            results.append(hrana.batch_result(outcomes))
+        self._give_back(stream)
+        return outcomes is not None
+
+    def _ends_at_once(self, stream: Stream, plans: Sequence[Plan]) -> bool:
+        """Whether requests take no thread: a setting, or the COMMIT of a small transaction, not synced."""
+        first, session = plans[0], stream.session
+        if isinstance(first, Execute) and session is not None:
+            quick = stream.light and self._upstream.durability == "normal"
+            commits = quick and session.commits(first.step.sql)
+            if not commits and not session.sets(first.step.sql):
+                return False
+            plans = plans[1:]
+        return not any(map(self._runs, plans))
 
     # ------------------------------------------------------------------ slow reads
 
@@ -262,9 +312,15 @@ class Executor:
                 error = hrana.error_result(refusal)
                 results.extend([error] * (len(plans) - len(results)))
                 return
-        work = self._owned.requests(stream, plans[len(results) :], results)
-        async for _ in self._advance(stream, work, leaving):
-            pass
+        left = plans[len(results) :]
+        work = self._owned.requests(stream, left, results)
+        if stream.ending is None and self._ends_at_once(stream, left):
+            for _ in work:
+                raise AssertionError("a COMMIT needs no turn")
+        else:
+            stream.light = False
+            async for _ in self._advance(stream, work, leaving):
+                pass
         stream.ending = None
         self._give_back(stream)
 
@@ -407,6 +463,8 @@ class Executor:
         if session is None:
             return
         self._owned.end_transaction(stream)
+        if stream.sticky and stream.settings is not None and session.restore(stream.settings):
+            stream.sticky = False
         self._give_back(stream)
         if stream.session is not None:
             stream.session = None

@@ -24,7 +24,7 @@ from nearlite.errors import (
 from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Deadline, Token, Transport
 from nearlite.sync import state_of_request
-from nearlite.upstream import Stream
+from nearlite.upstream import Notes, Stream
 
 SCHEMES: Final = ("http://", "https://", "libsql://")
 
@@ -76,16 +76,17 @@ class RemoteConnection(ForwardingConnection):
     def __repr__(self) -> str:
         return f"<nearlite.RemoteConnection to {self._transport.url}>"
 
-    def _post(self, body: bytes, _visible: bool) -> bytes:
+    def _post(self, body: bytes, _visible: bool, notes: Notes) -> bytes:
         with self._transport.request(
             "POST",
             "v3/pipeline",
             body=body,
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **notes.headers()},
             deadline=Deadline(self._transport.timeout),
             repeatable=False,
         ) as response:
             if response.status == 200:
+                notes.answered(response.header("nearlite-counters"))
                 try:
                     return response.read(wire.MAX_JSON)
                 except ValueError as error:

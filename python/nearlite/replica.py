@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from nearlite import wire
 from nearlite._native._lib import BusyError
-from nearlite._native.applier import Applier, State
+from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
@@ -53,6 +53,7 @@ from nearlite.sync import (
     state_of_request,
 )
 from nearlite.upkeep import WAL_LIMIT, Upkeep
+from nearlite.upstream import Notes
 
 _log = logging.getLogger("nearlite")
 
@@ -106,6 +107,7 @@ class Replica:
         self._progress = progress
         self._applying = threading.Lock()
         self._applier: Applier | None = None
+        self._known: Hashes | None = None  # of the file just created, until the applier has them
         self._upkeep = Upkeep(path, wal_limit)
         self._verified = False
         self._checking = threading.Lock()  # guards `_check`
@@ -139,6 +141,9 @@ class Replica:
                 self._discard_and_create()
                 self._verified = True
             self._applier = self._open_applier()
+            known, self._known = self._known, None
+            if known is not None:
+                self._applier.adopt(known)
         except BaseException:
             self._applier = None
             self.transport.close()
@@ -339,7 +344,7 @@ class Replica:
                 else:
                     assert reader is not None
                     action = self._perform(pull, action, reader, seed, deadline)
-            seed.place()
+            self._known = seed.place()
         except SyncError:
             raise
         except (Error, MemoryError) as error:
@@ -398,13 +403,21 @@ class Replica:
 
     # ------------------------------------------------------------------ forwarding
 
-    def forward(self, body: bytes, *, visible: bool, network_timeout: float | None = None) -> bytes:
+    def forward(
+        self,
+        body: bytes,
+        *,
+        visible: bool,
+        network_timeout: float | None = None,
+        notes: Notes | None = None,
+    ) -> bytes:
         """Send a Hrana pipeline to the primary; apply what it wrote before returning.
 
         Args:
           body: the pipeline request, JSON.
           visible: bring the replica to the state after the request (read-your-writes).
           network_timeout: as for :meth:`sync`.
+          notes: what travels beside it.
 
         Returns:
           the pipeline's answer, JSON.
@@ -418,6 +431,8 @@ class Replica:
         if visible and not self._verified:
             self._verify(deadline)
         headers = {"Content-Type": "application/json"}
+        if notes is not None:
+            headers.update(notes.headers())
         path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
         state: State | None = None
         if visible:
@@ -437,6 +452,8 @@ class Replica:
                     local,
                     state=state_of_request(response.status, code),
                 )
+            if notes is not None:
+                notes.answered(response.header("nearlite-counters"))
             if response.header("content-type") != wire.ANSWER_TYPE:
                 return response.read(wire.MAX_JSON)
             return self._take_answer(response, state, deadline)

@@ -12,6 +12,9 @@ from nearlite.statements import Kind
 
 _LONG_SCRIPT: Final = 8192  # characters; compiling a longer one would hold up the event loop
 _MANY_STEPS: Final = 256  # the same for a batch
+_FEW_STEPS: Final = 8  # of a transaction's beginning on the event loop
+_SMALL: Final = 16 << 10  # characters and bytes of its texts and arguments
+_BEGUN: Final = frozenset({Kind.BEGIN, Kind.READ, Kind.WRITE})
 _ENDS: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 
 
@@ -47,6 +50,24 @@ class Router:
         except NotSharedError:
             return Kind.ALONE
         return Kind.READ
+
+    def begins(self, plan: RunBatch) -> bool:
+        """Whether a batch begins a transaction, leaves it open, and is small."""
+        if len(plan.steps) > _FEW_STEPS:
+            return False
+        size = 0
+        kinds = []
+        try:
+            for step in plan.steps:
+                kinds.append(self._reader.prepare(step.sql).kind)
+                size += len(step.sql) + sum(
+                    len(v) for v in step.args if isinstance(v, (str, bytes))
+                )
+                if step.named or self._lasts(step.sql):
+                    return False
+        except (StatementError, NotSharedError):
+            return False
+        return kinds[0] is Kind.BEGIN and _BEGUN.issuperset(kinds) and size <= _SMALL
 
     def _description(self, plan: Describe) -> Kind | StatementError:
         try:

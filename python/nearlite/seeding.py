@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from nearlite._native.applier import Bootstrap
+from nearlite._native.applier import Bootstrap, Hashes
 from nearlite._native.frames import SetHeader
 from nearlite.bootstrap import Folder
 from nearlite.receiving import SetReader
@@ -32,13 +32,18 @@ class SeedFile:
         self._last = header
         return self._file.hash(header.pages)
 
-    def place(self) -> None:
-        """Make it the replica; nothing when there was no bootstrap."""
+    def place(self) -> Hashes | None:
+        """Make it the replica; nothing when there was no bootstrap.
+
+        Returns:
+          its page hashes, for the first applier.
+        """
         if self._file is None or self._last is None:
-            return
-        self._file.finish(self._last)
+            return None
+        known = self._file.finish(self._last)
         self._file.close()
         self._folder.place()
+        return known
 
     def close(self) -> None:
         """Remove it, unless it was placed; idempotent."""

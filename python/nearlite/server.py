@@ -24,6 +24,7 @@ from nearlite.exchange import (
     Answering,
     ClientGoneError,
     Deadlines,
+    Headers,
     HttpError,
     Receive,
     Scope,
@@ -42,6 +43,8 @@ log = logging.getLogger("nearlite.server")
 
 _CURSOR_TYPE: Final = b"text/plain"
 _LARGE_BODY: Final = 256 << 10  # bytes; decoding more would hold up the event loop
+_COUNTERS: Final = b"nearlite-counters"
+_THREE_NUMBERS: Final = re.compile(rb"(-?[0-9]{1,19}),(-?[0-9]{1,19}),(-?[0-9]{1,19})")
 _SLASHES: Final = re.compile(r"/{2,}")
 
 
@@ -243,12 +246,15 @@ class App:
 
     async def _pipeline(self, version: int, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._deadlines)
-        answer, _ = await self._run(version, body, receive)
-        await self._answering.whole(send, 200, answer)
+        answer, _, headers = await self._run(version, body, scope, receive)
+        await self._answering.whole(send, 200, answer, headers=headers)
 
-    async def _run(self, version: int, body: bytes, receive: Receive) -> tuple[bytes, bool]:
-        """Execute a pipeline; its answer, and whether its stream is outside a transaction."""
+    async def _run(
+        self, version: int, body: bytes, scope: Scope, receive: Receive
+    ) -> tuple[bytes, bool, Headers]:
+        """Execute a pipeline; its answer, whether its stream is outside a transaction, headers."""
         executor = self._ready()
+        counters = _counters(scope)
         if len(body) <= _LARGE_BODY:
             request = hrana.decode_pipeline(body)
         else:
@@ -261,12 +267,16 @@ class App:
             planner = Planner(version, stream.stored)
             plans = planner.plan(request.requests)
             results: list[bytes] = []
+            if counters is not None:
+                stream.set_counters(counters)
             if not executor.at_once(stream, plans, results):
                 leaving = Leaving(receive)
                 try:
                     await executor.finish(stream, plans, results, leaving)
                 finally:
                     leaving.close()
+            if stream.in_transaction:
+                self._check_snapshot(scope)
             if sum(map(len, results)) > MAX_RESPONSE:
                 raise HttpError(
                     400, "RESPONSE_TOO_LARGE", f"The answer is larger than {MAX_RESPONSE} bytes"
@@ -275,10 +285,36 @@ class App:
             outside = not stream.in_transaction
             kept = not planner.closes
             baton = streams.give(stream) if kept else None
-            return hrana.pipeline_answer(baton, results), outside
+            headers: Headers = ()
+            if counters is not None:
+                headers = ((_COUNTERS, b"%d,%d,%d" % stream.get_counters()),)
+            return hrana.pipeline_answer(baton, results), outside, headers
         finally:
             if kept or stream.sequence or stream.session is not None:
                 await self._leave(executor, stream, kept=kept)
+
+    def _check_snapshot(self, scope: Scope) -> None:
+        """Whether a transaction that began with reads on a replica can go on here.
+
+        Asked after its first request: if that has written, the write lock is held and nobody else can
+        commit. What is refused is rolled back, because its stream ends.
+
+        Raises:
+          HttpError: 409 when what was read is not the present state (SQLite: SQLITE_BUSY_SNAPSHOT).
+        """
+        text = header(scope, b"nearlite-read")
+        if text is None:
+            return
+        assert self._owner is not None
+        here = self._owner.state()
+        position, _, state_hash = text.decode("latin-1").partition(" ")
+        # The hash counts, too: a roll begins a new generation with the same content.
+        if position != str(here.position) and state_hash != f"{here.hash:016x}":
+            raise HttpError(
+                409,
+                "SNAPSHOT_STALE",
+                "The database has changed since the transaction read it; it was rolled back here",
+            )
 
     @staticmethod
     async def _leave(executor: Executor, stream: Stream, *, kept: bool) -> None:
@@ -353,14 +389,27 @@ class App:
         assert feed is not None
         replica = feed.replica(scope)
         body = await read_body(scope, receive, self._deadlines)
-        answer, outside = await self._run(3, body, receive)
-        await feed.answer(send, answer, replica if outside else None)
+        answer, outside, headers = await self._run(3, body, scope, receive)
+        await feed.answer(send, answer, replica if outside else None, headers)
 
     def _ready(self) -> Executor:
         executor = self._executor
         if executor is None:
             raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
         return executor
+
+
+def _counters(scope: Scope) -> tuple[int, int, int] | None:
+    """What last_insert_rowid(), changes() and total_changes() answer a replica's connection."""
+    text = header(scope, _COUNTERS)
+    if text is None:
+        return None
+    match = _THREE_NUMBERS.fullmatch(text)
+    if match is not None:
+        last_rowid, changes, total = map(int, match.groups())
+        if all(-(1 << 63) <= number < 1 << 63 for number in (last_rowid, changes, total)):
+            return last_rowid, changes, total
+    raise HttpError(400, "BAD_REQUEST", "Nearlite-Counters is three 64-bit numbers")
 
 
 def _not_allowed(methods: bytes) -> HttpError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -34,7 +34,7 @@ from nearlite.hrana import (
     StatementError,
     Step,
 )
-from nearlite.statements import ONLY_BLANK, Kind, Prepared, kind_of, pragma_kind
+from nearlite.statements import ONLY_BLANK, Kind, Prepared, kind_of, pragma_kind, setting_of
 
 MAX_RESPONSE: Final = 64 << 20
 """Bytes of one answer."""
@@ -44,6 +44,8 @@ _CACHED_TEXT: Final = 16 << 10  # longer texts (bulk inserts with literals) are 
 _pack = msgspec.msgpack.Encoder().encode
 _NO_PARAMETERS: Final = b"\x90"
 _SMALL: Final = 4096
+# Settings that a connection can be rid of, with the values of a new one.
+_RESTORED: Final = {"recursive_triggers": False, "ignore_check_constraints": False}
 _QUIET: Final = Step("", want_rows=False)
 
 
@@ -95,6 +97,7 @@ class Session:
         text = _encode(sql)
         keep = cached and len(text) <= _CACHED_TEXT
         prepared, rest = self._compile(sql, text, persistent=keep)
+        keep = keep and not prepared.setting  # SQLite carries it out while compiling
         if rest and not ONLY_BLANK.fullmatch(rest):
             raise StatementError(
                 "SQL string contains more than one statement", "SQL_MANY_STATEMENTS"
@@ -122,7 +125,10 @@ class Session:
             end = start + max(statement.tail, 1)
             if not statement.flags & flags.EMPTY:
                 own = piece[: statement.tail]
-                return Prepared(statement, pragma or kind_of(own, statement)), end
+                prepared = Prepared(statement, pragma or kind_of(own, statement))
+                if prepared.kind is Kind.STICKY:
+                    prepared.setting = setting_of(own)
+                return prepared, end
             start = end
         return None
 
@@ -164,6 +170,8 @@ class Session:
                 prepared = Prepared(statement, pragma or kind_of(text, statement))
                 # BEGIN TRANSACTION READONLY compiles: SQLite takes the word for a name.
                 prepared.begins_readonly = hrana.is_readonly_begin(sql)
+                if prepared.kind is Kind.STICKY:
+                    prepared.setting = setting_of(text)
                 return prepared, rest
             if not statement.tail or not rest:
                 raise StatementError(
@@ -215,6 +223,26 @@ class Session:
                 "RESPONSE_TOO_LARGE",
             )
         return hrana.sqlite_error(failure.text, failure.sqlite_rc)
+
+    def restore(self, settings: Iterable[str]) -> bool:
+        """Give settings the values that a new connection has; False if that cannot be done."""
+        values = {"foreign_keys": self.foreign_keys, **_RESTORED}
+        if not values.keys() >= set(settings) or self.native.in_transaction:
+            return False
+        for name in settings:
+            self.database.exec(f"PRAGMA {name}={int(values[name])}")
+        return True
+
+    def sets(self, sql: str) -> bool:
+        """Whether a text is a pragma that changes a setting of the connection."""
+        return pragma_kind(sql.encode(errors="replace")) is Kind.STICKY
+
+    def commits(self, sql: str) -> bool:
+        """Whether a text is a COMMIT."""
+        try:
+            return self.prepare(sql).kind is Kind.COMMIT
+        except StatementError:
+            return False
 
     def control(self, sql: str) -> None:
         """Run a statement of our own (BEGIN, COMMIT, SAVEPOINT ...); StatementError if it fails."""

@@ -153,6 +153,14 @@ def pragma_kind(text: bytes) -> Kind | None:
     raise _unsupported(text, "the server manages this setting")
 
 
+def setting_of(text: bytes) -> str:
+    """The setting of its connection that a pragma changes, or ""."""
+    start = _PRAGMA.match(text)
+    named = _PRAGMA_NAME.match(text, start.end()) if start is not None else None
+    name = named[2].decode("ascii", "replace").lower() if named is not None else ""
+    return name if name in _SETTING else ""
+
+
 def kind_of(text: bytes, statement: HranaStatement) -> Kind:
     """Where a compiled statement that is no pragma may run.
 
@@ -194,13 +202,15 @@ class Prepared:
       readonly: SQLite's own answer: it changes no database file.
       rows: it has result columns.
       begins_readonly: it was written BEGIN READONLY.
+      setting: of its connection that it changes, or "".
     """
 
-    __slots__ = ("begins_readonly", "kind", "readonly", "rows", "statement")
+    __slots__ = ("begins_readonly", "kind", "readonly", "rows", "setting", "statement")
 
     def __init__(self, statement: HranaStatement, kind: Kind) -> None:
         self.statement = statement
         self.kind = kind
         self.begins_readonly = False
+        self.setting = ""
         self.readonly = bool(statement.flags & flags.READONLY)
         self.rows = bool(statement.flags & flags.ROWS)

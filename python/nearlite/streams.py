@@ -66,7 +66,8 @@ class Stream:
       stored: SQL texts by number.
       counters: (last_insert_rowid, changes, total_changes) as this stream sees them.
       session: its own connection, or None.
-      sticky: its connection carries settings: it is closed, never shared, at the end.
+      sticky: its connection carries settings or temporary objects: not shared while the stream lives.
+      settings: those it carries; None when there is more than settings, so that it is closed in the end.
       readonly: the open transaction is BEGIN READONLY.
       in_transaction: whether its connection has an open transaction.
       ending: why the server ended the transaction, as (message, code), until the client is told.
@@ -74,12 +75,13 @@ class Stream:
       opened: clock when the open transaction began, or 0.
       used: clock of the last request.
       busy: a request is being answered.
+      light: what its open transaction has written so far took no time worth a thread.
       closed: nobody may use it any more.
     """
 
     __slots__ = (
-        "busy", "closed", "counters", "ending", "in_transaction", "number", "opened", "readonly",
-        "sequence", "session", "sticky", "stored", "turn", "used",
+        "busy", "closed", "counters", "ending", "in_transaction", "light", "number", "opened",
+        "readonly", "sequence", "session", "settings", "sticky", "stored", "turn", "used",
     )  # fmt: skip
 
     def __init__(self, number: int, now: float) -> None:
@@ -89,14 +91,26 @@ class Stream:
         self.counters = (0, 0, 0)
         self.session: Session | None = None
         self.sticky = False
+        self.settings: set[str] | None = set()
         self.readonly = False
         self.in_transaction = False
+        self.light = False
         self.ending: tuple[str, str] | None = None
         self.turn: Ticket | None = None
         self.opened = 0.0
         self.used = now
         self.busy = False
         self.closed = False
+
+    def set_counters(self, counters: tuple[int, int, int]) -> None:
+        """Its next statement sees these."""
+        self.counters = counters
+        if self.session is not None:
+            self.session.native.set_counters(*counters)
+
+    def get_counters(self) -> tuple[int, int, int]:
+        """As its last statement left them."""
+        return self.counters if self.session is None else self.session.native.counters
 
     @property
     def flags(self) -> int:
@@ -265,6 +279,15 @@ class Turn:
         grant()
         return ticket
 
+    def take(self) -> Ticket | None:
+        """The turn, if it is free and nobody waits for it."""
+        with self._lock:
+            if self._owner is not None or self._queue:
+                return None
+            ticket = Ticket(_granted)
+            self._own(ticket)
+            return ticket
+
     def release(self, ticket: Ticket) -> None:
         """Give the turn on, or leave the queue."""
         with self._lock:
@@ -282,6 +305,10 @@ class Turn:
     def _own(self, ticket: Ticket) -> None:
         self._owner = ticket
         ticket.since = self._clock()
+
+
+def _granted() -> None:
+    """Nobody waits for this ticket."""
 
 
 def baton_key(folder: Path) -> bytes:

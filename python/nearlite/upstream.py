@@ -35,12 +35,57 @@ from nearlite.sync import primary_is_full
 SEND_BYTES: Final = 8 << 20
 """Parameters of `executemany` sent in one request, bytes of JSON."""
 _STORED_BYTES: Final = 5000  # longest SQL text that a server stores under a number
+_BUSY_SNAPSHOT: Final = 517
 _LOST: Final = (
     "the transaction on the primary was lost with the connection to it; unless its COMMIT was what had "
     "been sent, the primary rolls it back. Call rollback() and start again"
 )
 
-Send = Callable[[bytes, bool], bytes]
+Counters = tuple[int, int, int]
+"""What last_insert_rowid(), changes() and total_changes() answer."""
+
+
+class Notes:
+    """What travels beside a pipeline in headers.
+
+    SQLite keeps three counters per connection, and a statement may use them: INSERT ... VALUES
+    (last_insert_rowid()). Ours go along with every request, because streams come and go.
+
+    Attributes:
+      counters: of the connection; before the request, and if the server told, after it.
+      told: the server told the counters.
+      read: position and state hash of the snapshot that the transaction has read, or "".
+    """
+
+    __slots__ = ("counters", "read", "told")
+
+    def __init__(self, counters: Counters, read: str = "") -> None:
+        self.counters = counters
+        self.told = False
+        self.read = read
+
+    def headers(self) -> dict[str, str]:
+        """Of the request."""
+        headers = {"Nearlite-Counters": ",".join(map(str, self.counters))}
+        if self.read:
+            headers["Nearlite-Read"] = self.read
+        return headers
+
+    def answered(self, counters: str) -> None:
+        """Take the header Nearlite-Counters of the answer; "" when there is none."""
+        if not counters:
+            return  # not our server
+        try:
+            last_rowid, changes, total = map(int, counters.split(","))
+        except ValueError:
+            raise AnswerError("the primary's answer has a malformed header") from None
+        if not all(-(1 << 63) <= number < 1 << 63 for number in (last_rowid, changes, total)):
+            raise AnswerError("the primary's answer has a malformed header")
+        self.counters = last_rowid, changes, total
+        self.told = True
+
+
+Send = Callable[[bytes, bool, Notes], bytes]
 """Sends a pipeline, the second argument says whether its effects shall be visible here; its answer."""
 Request = dict[str, Any]
 Values = Sequence[Any]
@@ -255,7 +300,7 @@ class Stream:
 
     Attributes:
       in_transaction: a transaction is open on the primary.
-      total_changes: rows changed through this stream.
+      counters: of the connection; whoever runs statements elsewhere, too, keeps them up to date.
       compiled: the last statement failed, if it did, after it had been compiled.
       settings: pragmas that every statement must run under; sent first on a new stream.
     """
@@ -264,10 +309,11 @@ class Stream:
         self._send = send
         self._baton: str | None = None
         self._lost = False
+        self._told = False
         self._pid = os.getpid()
         self.in_transaction = False
         self.compiled = True
-        self.total_changes = 0
+        self.counters: Counters = (0, 0, 0)
         self.settings: dict[str, str] = {}
 
     # ------------------------------------------------------------ statements
@@ -346,7 +392,8 @@ class Stream:
         found = self._batch(steps, visible=visible, before=before, after=after, keep=not commit)
         done = found.step_results[first : first + len(sets)]
         count = sum(step.affected_row_count for step in done if step is not None)
-        self.total_changes += count
+        if done and done[-1] is not None:
+            self._count(Outcome(done[-1]), count)
         self._raise_steps(found)
         return count
 
@@ -429,6 +476,9 @@ class Stream:
             try:
                 answer = self._exchange(_encode(body), visible)
             except SyncError as error:
+                if error.code == "SNAPSHOT_STALE":
+                    self._baton = None
+                    raise sqlite_exception(_BUSY_SNAPSHOT, "database is locked") from error
                 if self.in_transaction:
                     self._lost = True
                 elif not opened and _baton_is_void(error):
@@ -447,7 +497,10 @@ class Stream:
         return results[len(first) : -1]
 
     def _exchange(self, body: bytes, visible: bool) -> _Answer:
-        data = self._send(body, visible)
+        notes = Notes(self.counters)
+        data = self._send(body, visible, notes)
+        self._told = notes.told
+        self.counters = notes.counters
         try:
             answer = _decode_answer(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
@@ -482,8 +535,15 @@ class Stream:
 
     # ------------------------------------------------------------ results
 
-    def _count(self, outcome: Outcome) -> Outcome:
-        self.total_changes += outcome.changes
+    def _count(self, outcome: Outcome, changes: int | None = None) -> Outcome:
+        """Keep the counters where the server does not tell them."""
+        if not self._told:
+            last_rowid, last, total = self.counters
+            if outcome.last_rowid is not None:
+                last_rowid = outcome.last_rowid
+            last = outcome.changes or last
+            total += outcome.changes if changes is None else changes
+            self.counters = last_rowid, last, total
         return outcome
 
     def _raise(self, result: _Result) -> None:

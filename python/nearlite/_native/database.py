@@ -201,9 +201,15 @@ class Database:
         """Whether the last failure was the step budget's."""
         return bool(lib.nl_db_over_budget(self._db))
 
-    def set_last_rowid(self, rowid: int) -> None:
-        """What last_insert_rowid() answers until the next INSERT here."""
-        lib.nl_db_set_last_rowid(self._db, rowid)
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether the open transaction has read the main database, and sees it as it was then."""
+        return bool(lib.nl_db_has_snapshot(self._db))
+
+    def set_counters(self, last_rowid: int, changes: int, total_changes: int) -> None:
+        """What last_insert_rowid(), changes() and total_changes() answer until the next change here."""
+        lib.nl_db_set_counters(self._db, last_rowid, changes, total_changes)
+        lib.nl_db_set_last_rowid(self._db, last_rowid)
 
     def set_begin(self, kind: int) -> None:
         """Transaction to begin before INSERT, UPDATE, DELETE or REPLACE: of BEGIN, or NO_BEGIN."""

@@ -11,7 +11,7 @@ every attribute in it was measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from threading import get_ident
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from msgspec import MsgspecError
 
 from nearlite._native.database import DML, EMPTY, READONLY, SIMPLE, Statement, decode, go
+from nearlite.dbapi.ahead import read_ahead
 from nearlite.dbapi.binding import PLAIN, encode, encode_one, encode_plain, encode_sets
 from nearlite.errors import ProgrammingError
 
@@ -296,7 +297,10 @@ class Cursor:
         """
         self._check()
         while True:
-            yield from self._rows
+            rows = self._rows
+            yield from rows
+            if self._rows is not rows:
+                continue  # more have been read ahead meanwhile
             if self._statement is None or not self._fill():
                 return
 
@@ -412,13 +416,21 @@ class Cursor:
             self._wrap(result)
 
     def _read_ahead(self) -> None:
-        """Fetch all rows that are left into memory, so that the read transaction ends."""
-        rows = list(self._plain_rows if self._row_factory is not None else self._rows)
-        factory, self._row_factory = self._row_factory, None
-        while self._fill():
-            rows.extend(self._rows)
-        self._rows = iter(rows)
-        self.row_factory = factory
+        """Fetch all rows that are left and keep them, so that the read transaction ends."""
+        statement = self._statement
+        if statement is None:
+            return
+        connection = self._connection
+        rest = read_ahead(statement)
+        self._statement = None
+        if statement.flags & DML:
+            self._rowcount = connection._database.changes
+        connection._give(statement)
+        if connection._raw_rows:
+            rest = self._converted(connection._finish_rows(statement, rest))
+        plain = self._rows if self._row_factory is None else self._plain_rows
+        self._rows = self._plain_rows = chain(plain, rest)
+        self.row_factory = self._row_factory
 
     def _wrap(self, statement: Result) -> None:
         """Put converters and row_factory between the batch and whoever fetches."""

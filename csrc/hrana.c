@@ -453,6 +453,7 @@ static int hrana_rows(nl_stmt *s, int shape, size_t target, int rc, nl_hrana_rep
 static int hrana_close(nl_stmt *s, int shape, int rc, nl_hrana_report *out, nl_error *err)
 {
     if (rc == NL_OK && out->more) {
+        s->active = 1; /* nl_stmt_reset() ends it if nobody wants the rest */
         out->size = s->out.size;
         return NL_OK;
     }

@@ -112,41 +112,45 @@ class Owned:
             else:
                 ready.append(outcome)
                 size += len(outcome)
-                pieces = self._pieces(stream, step)
-                while True:
-                    if size >= PIECE:
-                        yield b"".join(ready)
-                        ready, size = [], 0
-                    try:
-                        piece = next(pieces)
-                    except StopIteration:
-                        break
-                    except StatementError as error:
-                        failed = error
-                        break
-                    ready.append(piece)
-                    size += len(piece)
+                pieces = self._pieces(stream)
+                try:
+                    while True:
+                        if size >= PIECE:
+                            yield b"".join(ready)
+                            ready, size = [], 0
+                        try:
+                            piece = next(pieces)
+                        except StopIteration:
+                            break
+                        except StatementError as error:
+                            failed = error
+                            break
+                        ready.append(piece)
+                        size += len(piece)
+                finally:
+                    self._end_statement(stream)
             if failed is not None:
                 ready.append(hrana.cursor_step_error(index, failed))
             outcomes.append(b"" if failed is None else failed)
         if ready:
             yield b"".join(ready)
 
-    def _pieces(self, stream: Stream, step: Step) -> Generator[bytes, None, None]:
-        """The rest of a statement that is still open; it is ended in any case."""
+    def _pieces(self, stream: Stream) -> Generator[bytes, None, None]:
+        """The rest of a statement that is still open."""
         session = _session(stream)
-        statement = session.prepare(step.sql).statement
-        if not statement.more:
-            return
-        try:
-            while statement.more:
-                try:
-                    yield statement.fetch(PIECE)
-                except SqlError as failure:
-                    if failure.rows:
-                        yield failure.rows
-                    raise self._interrupted(stream, session.translate(failure)) from None
-        finally:
+        statement = session.latest
+        while statement is not None and statement.more:
+            try:
+                yield statement.fetch(PIECE)
+            except SqlError as failure:
+                if failure.rows:
+                    yield failure.rows
+                raise self._interrupted(stream, session.translate(failure)) from None
+
+    def _end_statement(self, stream: Stream) -> None:
+        """However a cursor's step ends: an open statement would keep its snapshot, and its interrupt."""
+        statement = _session(stream).latest
+        if statement is not None:
             statement.reset()
             self._settle(stream)
 

@@ -68,6 +68,7 @@ class Session:
       database: the connection; ``interrupt()`` may be called from any thread.
       native: what runs statements; its counters are those of the last one.
       foreign_keys: enforcement was switched on when the connection was opened.
+      latest: the statement that was run last.
       shared: it serves many streams: what would change the connection is refused.
     """
 
@@ -80,6 +81,7 @@ class Session:
         self.foreign_keys = foreign_keys
         if foreign_keys:
             database.exec("PRAGMA foreign_keys=ON")
+        self.latest: HranaStatement | None = None
         self._cache: OrderedDict[str, Prepared] = OrderedDict()
         # Apart from the clients' statements: theirs are classified, and may be evicted.
         self._own: dict[str, HranaStatement] = {}
@@ -202,7 +204,7 @@ class Session:
           StatementError: the step failed; its effects are undone as SQLite undoes them.
           OverrunError: it used up the step budget.
         """
-        statement = prepared.statement
+        statement = self.latest = prepared.statement
         params = _NO_PARAMETERS
         if statement.parameters or step.args or step.named:
             params = _pack(hrana.arrange(step, statement.parameters))

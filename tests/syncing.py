@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,11 @@ def replica(folder: Path) -> Steps:
         remote = here.remote(isolation_level=None)
         remote.execute("CREATE TABLE t(a)")
         connection: Any = here.replica(isolation_level=None)
-        connection._replica.background.stop()  # it brings the new file to the disk
+        limit = time.monotonic() + 60
+        while connection._replica.folder.is_unsynced():  # the background thread is about it
+            assert time.monotonic() < limit
+            connection.execute("SELECT count(*) FROM t").fetchone()
+        connection._replica.background.stop()
         steps.look("bootstrap")
         remote.execute("INSERT INTO t VALUES(zeroblob(1000000))")
         connection.sync()

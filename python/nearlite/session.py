@@ -237,7 +237,10 @@ class Session:
 
     def sets(self, sql: str) -> bool:
         """Whether a text is a pragma that changes a setting of the connection."""
-        return pragma_kind(sql.encode(errors="replace")) is Kind.STICKY
+        try:
+            return pragma_kind(sql.encode(errors="replace")) is Kind.STICKY
+        except StatementError:  # one that is refused, when its turn comes
+            return False
 
     def commits(self, sql: str) -> bool:
         """Whether a text is a COMMIT."""

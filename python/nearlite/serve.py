@@ -24,40 +24,49 @@ CONNECTIONS: Final = 2048
 _KEEP_ALIVE: Final = 75  # seconds; longer than what proxies and HTTP clients keep
 _HEAD_SECONDS: Final = 30.0  # for the head of a connection's first request
 _HEAD_BYTES: Final = 64 << 10
+_HEAD_BEGINS: Final = b"HTTP/1.1 "
 _GATHERED: Final = 32 << 10  # bytes: copying more costs as much as a system call
 
 
 class _Transport:
-    """A transport that sends what is written in one turn of the event loop in one go.
+    """A transport that sends the head of an answer together with the first bytes of its body.
 
-    uvicorn writes the head of an answer and its body one after the other, and uvloop hands each to the
-    kernel at once: two system calls and two packets, each of which wakes the client (measured: 1.2
-    times the requests a second without). Large pieces go straight through.
+    uvicorn writes one after the other, and uvloop hands each to the kernel at once: two system calls
+    and two packets, each of which wakes the client (measured: 1.2 times the reads a second without). The
+    head waits for the body, but not longer than this turn of the event loop. To hold back the whole answer
+    until then costs writes a twentieth of their rate: the next group begins when the first client of the
+    last one has heard.
     """
 
-    __slots__ = ("_loop", "_transport", "_waiting")
+    __slots__ = ("_head", "_loop", "_transport")
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._waiting: list[bytes] = []
+        self._head: bytes | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        waiting = self._waiting
-        if not waiting:
-            self._loop.call_soon(self._flush)
-        waiting.append(data)
-        if len(data) > _GATHERED:
-            self._flush()
+        head = self._head
+        if head is None:
+            if data.startswith(_HEAD_BEGINS):  # or a body that looks so: it is a little late
+                self._head = data
+                self._loop.call_soon(self._flush)
+                return
+        else:
+            self._head = None
+            if len(data) <= _GATHERED:
+                data = head + data
+            else:
+                self._transport.write(head)
+        self._transport.write(data)
 
     def _flush(self) -> None:
-        waiting = self._waiting
-        if waiting and not self._transport.is_closing():
-            self._transport.write(b"".join(waiting) if len(waiting) > 1 else waiting[0])
-        waiting.clear()
+        head, self._head = self._head, None
+        if head is not None and not self._transport.is_closing():
+            self._transport.write(head)
 
     def close(self) -> None:
         self._flush()

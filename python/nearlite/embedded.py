@@ -1,7 +1,6 @@
 """An embedded replica's connection: reads on the local file, writes on the primary.
 
-Where a statement runs is decided from what SQLite's own compiler says about it (the flags of a compiled
-statement), never from its text:
+Where a statement runs (placing.py):
 
 * it only reads: here; inside a write transaction on the primary, whose rows only it can see.
 * it writes the main database: on the primary.
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import weakref
 from collections.abc import Iterator
 from itertools import chain
@@ -26,7 +24,7 @@ from struct import Struct
 from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
-from nearlite._native.database import NO_PARAMETERS, Database, Statement, is_dml
+from nearlite._native.database import NO_PARAMETERS, Database, is_dml
 from nearlite.dbapi.binding import encode
 from nearlite.dbapi.connection import (
     LEGACY_TRANSACTION_CONTROL,
@@ -43,6 +41,7 @@ from nearlite.errors import (
 )
 from nearlite.forwarding import ForwardingConnection, Names
 from nearlite.http import Token, normalise_url
+from nearlite.placing import Place, Route, place_in_script
 from nearlite.position import Position
 from nearlite.receiving import ProgressCallback
 from nearlite.remote import _token_of_environment
@@ -53,66 +52,9 @@ from nearlite.upstream import NOTHING, SEND_BYTES, Notes, Stream
 
 _KEPT_ROUTES: Final = 512
 
-# Pragmas that change what a statement does where it runs: writes on the primary run under them, too.
-_SETTINGS: Final = frozenset(
-    ["foreign_keys", "recursive_triggers", "ignore_check_constraints", "case_sensitive_like"]
-)
-
-# Pragmas that tell something of a database, and nothing of the connection.
-_MAIN_PRAGMAS: Final = frozenset(
-    [
-        "application_id",
-        "foreign_key_check",
-        "foreign_key_list",
-        "freelist_count",
-        "index_info",
-        "index_list",
-        "index_xinfo",
-        "integrity_check",
-        "page_count",
-        "quick_check",
-        "schema_version",
-        "table_info",
-        "table_list",
-        "table_xinfo",
-        "user_version",
-    ]
-)
-
-# Of a pragma: (name), = name, quoted or not.
-_ARGUMENT: Final = re.compile(r"""[=(]\s*["'`\[]?(.*?)["'`\]]?\s*\)?[\s;]*\Z""", re.DOTALL)
-_SEARCHED: Final = {"temp": 0, "main": 1}  # then the attached files
-
-# Of objects that exist only on this connection.
-_OWN: Final = flags.TEMP | flags.ATTACHED | flags.WRITES_TEMP | flags.WRITES_ATTACHED
-
 _HEADER: Final = Struct(">IIIQ")  # bytes 72..91 of a replica's page 1 (docs/formats.md)
+_PAGE_1: Final = "SELECT data FROM sqlite_dbpage('main') WHERE pgno = 1"
 _COUNTERS: Final = "SELECT last_insert_rowid(), changes(), total_changes()"
-
-# Where a statement runs.
-_HERE: Final = 0
-_THERE: Final = 1
-_CONTROL: Final = 2  # BEGIN, COMMIT, ROLLBACK, SAVEPOINT ...
-_SETTING: Final = 3  # here, and remembered for the primary
-_BOTH: Final = (
-    4  # needs the main database and this connection's own: not inside a transaction there
-)
-_ANYWHERE: Final = 5  # of a script: it only reads, and its rows are thrown away
-
-
-class _Route:
-    """Where a text runs, with what is needed to send it."""
-
-    __slots__ = ("flags", "kind", "names", "reads_main")
-
-    def __init__(self, kind: int, statement: Statement, *, reads_main: bool) -> None:
-        self.kind = kind
-        self.flags = statement.flags
-        self.names: Names = statement.parameters
-        self.reads_main = reads_main
-
-
-# ---------------------------------------------------------------- the connection
 
 
 class ReplicaConnection(ForwardingConnection):
@@ -170,7 +112,7 @@ class ReplicaConnection(ForwardingConnection):
         self._let_go = weakref.finalize(self, abandon, key, os.getpid())
         self._let_go.atexit = False  # sharing.py sees to the end of the process
         self._visible = read_your_writes
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[str, Route] = {}
         self._local_statements = self._statements
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()  # with a half-read statement
         self._prepare_forwarding(Stream(self._send))
@@ -246,7 +188,7 @@ class ReplicaConnection(ForwardingConnection):
 
     def _snapshot(self) -> str:
         """Position and state hash of the snapshot that the open transaction reads: in its page 1."""
-        page = self._rows_here("SELECT data FROM sqlite_dbpage('main') WHERE pgno = 1")[0][0]
+        page = self._database.prepare(_PAGE_1).run(NO_PARAMETERS)[0][0]
         lineage, generation, frame, state_hash = _HEADER.unpack_from(page, 72)
         return f"{Position(lineage, generation, frame)} {state_hash:016x}"
 
@@ -288,80 +230,17 @@ class ReplicaConnection(ForwardingConnection):
         self._local_statements.clear()
         self._statements.clear()
 
-    def _route(self, sql: str) -> _Route:
+    def _route(self, sql: str) -> Route:
         """Where a text runs. Raises what compiling it here raises."""
         route = self._routes.get(sql)
         if route is None:
             statement = self._compile(sql)
-            kind = self._kind(sql, statement)
-            route = _Route(kind, statement, reads_main=self._reads_main(sql, statement))
-            self._routes[sql] = route
+            route = self._routes[sql] = Route(self._database, sql, statement)
             if len(self._routes) > _KEPT_ROUTES:
                 del self._routes[next(iter(self._routes))]
-            if route.kind == _HERE and not self._stream.in_transaction:
+            if route.place is Place.HERE and not self._stream.in_transaction:
                 self._give(statement)
         return route
-
-    def _kind(self, sql: str, statement: Statement) -> int:
-        what = statement.flags
-        if what & (flags.EMPTY | flags.EXPLAIN | flags.ATTACH):
-            return _HERE
-        if what & (flags.TRANSACTION | flags.SAVEPOINT):
-            return _CONTROL
-        own = what & _OWN
-        if what & flags.PRAGMA:
-            return self._pragma_kind(statement, bool(own))
-        if what & flags.WRITES_MAIN:
-            if own:
-                raise NotSupportedError(
-                    "the statement writes the main database, which happens on the primary, and uses "
-                    "a TEMP table, TEMP trigger or attached file, which exist only here; nothing was "
-                    "executed. Read the rows first and write them in a second statement"
-                )
-            return _THERE
-        if own:
-            return _BOTH if what & flags.MAIN else _HERE
-        if what & flags.READONLY or self._vacuums_into(sql):
-            return _HERE
-        return _THERE  # VACUUM
-
-    def _pragma_kind(self, statement: Statement, own: bool) -> int:
-        if not statement.readonly and not own:
-            return _THERE
-        if statement.pragma in _SETTINGS and statement.pragma_has_value:
-            return _SETTING
-        return _HERE
-
-    def _reads_main(self, sql: str, statement: Statement) -> bool:
-        """Whether the answer depends on the main database: inside a transaction it is the primary's."""
-        what = statement.flags
-        if what & flags.MAIN or not what & flags.PRAGMA:
-            return bool(what & flags.MAIN)
-        if what & _OWN or statement.pragma not in _MAIN_PRAGMAS:
-            return False
-        # The compiler does not tell which of several tables of that name a pragma is about.
-        named = _ARGUMENT.search(sql)
-        return named is None or not self._is_own(named[1])
-
-    def _is_own(self, name: str) -> bool:
-        """Whether SQLite finds a name in TEMP or, when main has none, in an attached file."""
-        places = [row[1] for row in self._rows_here("PRAGMA database_list")]
-        for place in sorted(places, key=lambda place: _SEARCHED.get(place, 2)):
-            schema = "sqlite_temp_schema" if place == "temp" else f"{_quoted(place)}.sqlite_schema"
-            sql = f"SELECT 1 FROM {schema} WHERE name = ? COLLATE NOCASE"  # noqa: S608 - quoted
-            if self._rows_here(sql, name):
-                return bool(place != "main")
-        return False
-
-    def _rows_here(self, sql: str, *values: Any) -> list[Any]:
-        """All rows of a statement of our own, run here."""
-        return list(self._database.prepare(sql).run(encode(values)))
-
-    def _vacuums_into(self, sql: str) -> bool:
-        """Whether VACUUM writes another file: its opcode then names a register with the file's name."""
-        explain = self._database.prepare("EXPLAIN " + sql)
-        plan = explain.run(encode([None] * len(explain.parameters)))
-        return any(row[1] == "Vacuum" and row[3] > 0 for row in plan)
 
     # ------------------------------------------------------------ statements
 
@@ -375,12 +254,12 @@ class ReplicaConnection(ForwardingConnection):
                 raise
             self._ask_primary(cursor, sql, parameters, error)
             return True
-        if route.kind == _CONTROL:
+        if route.place is Place.CONTROL:
             self._arranged(sql, parameters, ())
             self._control(sql, route)
             cursor._adopt(NOTHING, [], -1, self._last_rowid)
             return True
-        if route.kind == _SETTING:
+        if route.place is Place.SETTING:
             self._remember_setting(sql)
             return False
         if not self._goes_there(route):
@@ -388,7 +267,7 @@ class ReplicaConnection(ForwardingConnection):
                 cursor, sql, parameters
             )
         values = self._arranged(sql, parameters, route.names)
-        opening = self._openings(sql) if route.kind == _THERE else []
+        opening = self._openings(sql) if route.place is Place.THERE else []
         inside = self._stream.in_transaction or bool(opening)
         self._forward(cursor, sql, values, opening=opening, may_open=inside)
         return True
@@ -401,12 +280,12 @@ class ReplicaConnection(ForwardingConnection):
         cursor._adopt(NOTHING, [], -1, self._last_rowid)
         return True
 
-    def _goes_there(self, route: _Route) -> bool:
-        if route.kind == _THERE:
+    def _goes_there(self, route: Route) -> bool:
+        if route.place is Place.THERE:
             return True
         if not self._stream.in_transaction:
             return False
-        if route.kind == _BOTH:
+        if route.place is Place.BOTH:
             raise NotSupportedError(
                 "inside a write transaction the main database is read on the primary, where TEMP "
                 "tables and attached files do not exist; nothing was executed. Read from each in a "
@@ -430,7 +309,7 @@ class ReplicaConnection(ForwardingConnection):
             return [self._begin_text() or "BEGIN"]
         return opening
 
-    def _control(self, sql: str, route: _Route) -> None:
+    def _control(self, sql: str, route: Route) -> None:
         """BEGIN, COMMIT, ROLLBACK, SAVEPOINT, RELEASE, ROLLBACK TO."""
         local = self._database.in_transaction
         there = self._stream.in_transaction
@@ -486,7 +365,7 @@ class ReplicaConnection(ForwardingConnection):
             if isinstance(error, NotSupportedError) or not is_dml(sql):
                 raise
         else:
-            if route.kind != _THERE:
+            if route.place is not Place.THERE:
                 return None
             names = route.names
         cursor._barred = "Recursive use of cursors not allowed."
@@ -511,10 +390,10 @@ class ReplicaConnection(ForwardingConnection):
         for text in pieces:
             place = self._place(text)
             whole.append(text)
-            if place == _HERE or (place == _CONTROL and begun_here):
+            if place is Place.HERE or (place is Place.CONTROL and begun_here):
                 self._script_in_parts(chain(whole, pieces))
                 return
-            only_reads = only_reads and place == _ANYWHERE
+            only_reads = only_reads and place is Place.ANYWHERE
         self._run_together(whole, only_reads=only_reads)
 
     def _script_in_parts(self, pieces: Iterator[str]) -> None:
@@ -523,39 +402,31 @@ class ReplicaConnection(ForwardingConnection):
         only_reads = True
         for text in pieces:
             place = self._place(text)
-            if place not in (_HERE, _CONTROL):
+            if place not in (Place.HERE, Place.CONTROL):
                 waiting.append(text)
-                only_reads = only_reads and place == _ANYWHERE
+                only_reads = only_reads and place is Place.ANYWHERE
                 continue
             self._run_together(waiting, only_reads=only_reads)
             waiting, only_reads = [], True
             route = self._route(text)  # raises what is refused
-            if place == _CONTROL:
+            if place is Place.CONTROL:
                 self._control(text, route)
                 continue
             self._goes_there(route)  # raises inside a transaction there
-            if route.kind == _SETTING:
+            if route.place is Place.SETTING:
                 self._remember_setting(text)
             self._database.exec(text)
             self._forget_routes()
         self._run_together(waiting, only_reads=only_reads)
 
-    def _place(self, text: str) -> int:
-        """Where a statement of a script belongs: _HERE, _THERE, _CONTROL, or _ANYWHERE: it only reads."""
+    def _place(self, text: str) -> Place:
+        """Where a statement of a script belongs: HERE, THERE, CONTROL, or ANYWHERE: it only reads."""
         try:
-            statement = self._compile(text)
-            kind = self._kind(text, statement)
+            return place_in_script(self._database, text, self._compile(text))
         except NotSupportedError:
-            return _HERE  # refused, in its turn
+            return Place.HERE  # refused, in its turn
         except Error:
-            return _THERE
-        if kind in (_THERE, _CONTROL):
-            return kind
-        what = statement.flags
-        reads = what & (flags.READONLY | flags.EXPLAIN) and not what & (_OWN | flags.ATTACH)
-        if what & flags.PRAGMA:
-            reads = reads and statement.pragma in _MAIN_PRAGMAS
-        return _ANYWHERE if reads and kind == _HERE else _HERE
+            return Place.THERE
 
     def _run_together(self, texts: list[str], *, only_reads: bool) -> None:
         """Run statements of a script: here if all of them only read, otherwise in requests there."""
@@ -604,10 +475,6 @@ class ReplicaConnection(ForwardingConnection):
         found = self._let_go.detach()
         if found is not None:
             release(*found[2])
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _checked_path(database: Any, *, uri: bool) -> str:

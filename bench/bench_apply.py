@@ -118,7 +118,8 @@ def _database_header() -> bytes:
     return bytes(header)
 
 
-def _place(path: Path, snapshot: bytes) -> None:
+def _place(path: Path, snapshot: bytes) -> Applier:
+    """A bootstrap, and the applier that a replica opens after one."""
     file = None
     for event in wire.PageSetReader().receive(snapshot):
         if isinstance(event, wire.Header):
@@ -129,8 +130,11 @@ def _place(path: Path, snapshot: bytes) -> None:
             with event.chunk:
                 file.chunk(event.chunk)
     assert file is not None
-    file.finish(header)
+    known = file.finish(header)
     file.close()
+    applier = Applier(str(path))
+    applier.adopt(known)
+    return applier
 
 
 def _apply(applier: Applier, data: bytes) -> State | None:
@@ -152,8 +156,7 @@ def apply(folder: Path) -> Open:
     """Frames per second, from received bytes to commit."""
     folder.mkdir()
     pages = Pages()
-    _place(folder / "replica.db", pages.snapshot())
-    with closing(Applier(str(folder / "replica.db"))) as applier:
+    with closing(_place(folder / "replica.db", pages.snapshot())) as applier:
 
         def sample() -> float:
             sets = [pages.next_set() for _ in range(SETS)]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from primaries import primary
 
 from nearlite import errors
 from nearlite.guard import Guard, Hook, guard
@@ -135,6 +136,23 @@ def test_the_standard_library_is_refused_and_then_allowed(file: Path) -> None:
         timeout=30,
     )
     assert done.stdout.split() == ["refused", "1"], done.stderr
+
+
+def test_files_of_replicas_and_primaries_are_refused_while_they_are_open(
+    watched: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("nearlite.replica", "nearlite.primary"):
+        monkeypatch.setattr(f"{module}.guard", watched)
+    files = [tmp_path / "primary.db", tmp_path / "replica.db"]
+    with primary(tmp_path) as served:
+        first, second = served.replica(), served.replica()
+        for open_here in (first, second):
+            for file in files:
+                with pytest.raises(errors.ProgrammingError, match="open through nearlite"):
+                    watched.hook("sqlite3.connect", (str(file),))
+            open_here.close()
+        watched.hook("sqlite3.connect", (str(files[1]),))
+    watched.hook("sqlite3.connect", (str(files[0]),))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the other systems refuse")

@@ -4,7 +4,8 @@ Four places, from the cheapest on:
 
 * at once, on the event loop: reads, under a budget of virtual machine steps and of bytes. Handing a
   point select to a thread would cost more than the select. What overruns is run again in a thread.
-  Likewise BEGIN with a small first write, which can be undone, and the COMMIT of a small transaction;
+  Likewise a small write, if nothing is synced and nobody else is writing, BEGIN with a small first
+  write, which can be undone, and the COMMIT of a small transaction;
 * in a thread, on one of a few reading connections;
 * in a group of writes (writer.py);
 * on a connection of the stream's own (owned.py), in a thread.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, Protocol, TypeVar
@@ -27,7 +29,7 @@ from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, Refused, RunB
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.owned import Owned, Work
 from nearlite.routing import Router
-from nearlite.session import OverrunError, Session
+from nearlite.session import NotSharedError, OverrunError, Session
 from nearlite.statements import Kind
 from nearlite.streams import Limits, Stream, Streams, Turn
 from nearlite.writer import Host, Writer
@@ -40,6 +42,9 @@ INLINE_BYTES: Final = 1 << 20
 """Bytes of its result."""
 BUSY_MS: Final = 5000
 """Milliseconds that a statement in a thread waits for other programs' locks."""
+_ALONE_SECONDS: Final = 0.0002
+"""So long after the last write nobody else seems to be writing."""
+_BUSY: Final = 5
 _SLOW_READERS: Final = 8
 _SPARE: Final = 8  # connections kept open for the next transaction
 _TICK: Final = 0.25  # seconds between looks at what is overdue
@@ -95,6 +100,9 @@ class Executor:
         self._slow = asyncio.Semaphore(_SLOW_READERS)
         self._slow_sessions: list[Session] = []
         self._spare: list[Session] = []
+        self._wrote = 0.0  # clock when the latest write came, or was done
+        self._quick = self._open(shared=True)
+        self._quick.database.set_busy_timeout(0)
         self._owners: set[Stream] = set()
         self._writer.start()
         self._tick = self._loop.call_later(_TICK, self._look)
@@ -153,11 +161,56 @@ class Executor:
             elif kind <= Kind.SLOW:
                 results.append(await self._in_reader(stream, plan, leaving))
             elif kind is Kind.WRITE:
-                await self._grouped(stream, plans, results, leaving)
+                if not self._write_at_once(stream, plan, results):
+                    await self._grouped(stream, plans, results, leaving)
             elif not self._begin_at_once(stream, plan, results):
                 await self._alone(stream, plans, results, leaving)
 
-    # ------------------------------------------------------------------ small transactions
+    # ------------------------------------------------------------------ small writes and transactions
+
+    def _write_at_once(self, stream: Stream, plan: Plan, results: list[bytes]) -> bool:
+        """Run a small write outside a transaction on the event loop, if nobody else is writing.
+
+        A write that is not synced takes less than handing it to the writing thread and back; many at a
+        time are better off in groups. False: nothing was done, it is the group's.
+        """
+        before, self._wrote = self._wrote, time.monotonic()
+        if (
+            self._wrote - before < _ALONE_SECONDS
+            or not isinstance(plan, Execute)
+            or self._upstream.durability != "normal"
+            or not self._router.is_small(plan.step)
+        ):
+            return False
+        ticket = self.turn.take()
+        if ticket is None:
+            return False
+        session = self._quick
+        native = session.native
+        try:
+            native.set_counters(*stream.counters)
+            try:
+                prepared = session.prepare(plan.step.sql)
+                if prepared.kind is not Kind.WRITE or prepared.rows:
+                    return False  # rows that are too many would have to be undone
+                native.set_budget(INLINE_STEPS)
+                try:
+                    result = hrana.execute_result(session.run(prepared, plan.step))
+                finally:
+                    native.set_budget(-1)
+            except (NotSharedError, OverrunError):
+                return False
+            except StatementError as error:
+                if error.extended_code & 0xFF == _BUSY:
+                    return False
+                result = hrana.error_result(error)
+            stream.counters = native.counters
+            results.append(result)
+            self._committed()
+            self._wrote = time.monotonic()
+            return True
+        finally:
+            self.turn.release(ticket)
 
     def _begin_at_once(self, stream: Stream, plan: Plan, results: list[bytes]) -> bool:
         """Run a batch that begins a transaction on the event loop, if that takes no time.
@@ -276,6 +329,7 @@ class Executor:
             job.cancelled = True
             raise
         stream.counters = job.counters
+        self._wrote = time.monotonic()
         return job
 
     def _deliver(self, jobs: list[Job]) -> None:
@@ -511,7 +565,7 @@ class Executor:
         await self._loop.run_in_executor(None, self._writer.stop)
         await self._loop.run_in_executor(None, self._pool.shutdown)
         owned = [stream.session for stream in self._owners if stream.session is not None]
-        for session in [self._reader, *self._slow_sessions, *self._spare, *owned]:
+        for session in [self._reader, self._quick, *self._slow_sessions, *self._spare, *owned]:
             session.close()
 
 

@@ -28,6 +28,7 @@ from nearlite._native.tail import BusyError, MisuseError, Tail, WalResetError
 from nearlite.answers import Answer, Answers, LargeAnswer, run_count, snapshot_runs
 from nearlite.datafile import move_schema, prepare_file, refuse_replica
 from nearlite.generation import Generations
+from nearlite.guard import guard
 from nearlite.log import Log
 from nearlite.logstate import RETAIN_SECONDS, Durability, now_ms
 from nearlite.position import Position
@@ -107,6 +108,7 @@ class Primary:
         self._subscribers: list[Callable[[Position], None]] = []
         self._snapshots: dict[object, int] = {}
         self._closed = False
+        self._unwatch = guard.watch(self, path)
 
     @classmethod
     def open(
@@ -438,6 +440,7 @@ class Primary:
                 self._roller.close()
                 self._tail.close()
                 self._log.close()
+                self._unwatch()
 
     def __enter__(self) -> Primary:
         return self

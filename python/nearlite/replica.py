@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nearlite import wire
@@ -36,6 +37,7 @@ from nearlite.failing import (
     not_created,
     not_kept,
 )
+from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
@@ -107,6 +109,7 @@ class Replica:
         self._progress = progress
         self._applying = threading.Lock()
         self._applier: Applier | None = None
+        self._unwatch: Callable[[], object] = _nothing
         self._known: Hashes | None = None  # of the file just created, until the applier has them
         self._upkeep = Upkeep(path, wal_limit)
         self._verified = False
@@ -144,6 +147,7 @@ class Replica:
             known, self._known = self._known, None
             if known is not None:
                 self._applier.adopt(known)
+            self._unwatch = guard.watch(self, self.path)
         except BaseException:
             self._applier = None
             self.transport.close()
@@ -507,7 +511,12 @@ class Replica:
                 applier.close()
                 if self._verified:
                     self.folder.remember()
+                self._unwatch()
         self.transport.close()
+
+
+def _nothing() -> None:
+    """Nobody watches yet."""
 
 
 def _apply_arrived(applier: Applier, arrived: Arrived, deadline: Deadline) -> State | None:

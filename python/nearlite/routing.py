@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nearlite import hrana
-from nearlite.hrana import Describe, Execute, Plan, RunBatch, Script, StatementError
+from nearlite.hrana import Describe, Execute, Plan, RunBatch, Script, StatementError, Step
 from nearlite.session import NotSharedError, Session
 from nearlite.statements import Kind
 
@@ -50,6 +50,11 @@ class Router:
         except NotSharedError:
             return Kind.ALONE
         return Kind.READ
+
+    def is_small(self, step: Step) -> bool:
+        """Whether a statement has not been seen to last, and carries little."""
+        size = len(step.sql) + sum(len(v) for v in step.args if isinstance(v, (str, bytes)))
+        return size <= _SMALL and not step.named and not self._lasts(step.sql)
 
     def begins(self, plan: RunBatch) -> bool:
         """Whether a batch begins a transaction, leaves it open, and is small."""

@@ -11,22 +11,19 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define NL_HOST_BIG 1 /* this machine's words are big-endian */
+#else
+#define NL_HOST_BIG 0
+#endif
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-#define NL_SWAP16(x) __builtin_bswap16(x)
 #define NL_SWAP32(x) __builtin_bswap32(x)
 #define NL_SWAP64(x) __builtin_bswap64(x)
 #else
-#define NL_SWAP16(x) (x)
 #define NL_SWAP32(x) (x)
 #define NL_SWAP64(x) (x)
 #endif
-
-static inline uint16_t nl_get16(const uint8_t *p)
-{
-    uint16_t x;
-    memcpy(&x, p, sizeof x);
-    return NL_SWAP16(x);
-}
 
 static inline uint32_t nl_get32(const uint8_t *p)
 {
@@ -40,12 +37,6 @@ static inline uint64_t nl_get64(const uint8_t *p)
     uint64_t x;
     memcpy(&x, p, sizeof x);
     return NL_SWAP64(x);
-}
-
-static inline void nl_put16(uint8_t *p, uint16_t x)
-{
-    x = NL_SWAP16(x);
-    memcpy(p, &x, sizeof x);
 }
 
 static inline void nl_put32(uint8_t *p, uint32_t x)

@@ -31,12 +31,6 @@
 #define FRAME_MAGIC 0x377f0682u
 #define FRAME_FORMAT 3007000u
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define FRAME_HOST_BIG 1
-#else
-#define FRAME_HOST_BIG 0
-#endif
-
 /* ---------------------------------------------------------------- choice of the kernels */
 
 uint32_t nl_fib_down[NL_FIB_HIGH + NL_FIB_LOW + 1];
@@ -108,7 +102,7 @@ __attribute__((constructor)) static void frame_load(void)
 void nl_wal_checksum(const uint8_t *data, size_t n, int big_endian, uint32_t s[2])
 {
     assert(n % 8 == 0);
-    frame_simd->checksum(data, n, (big_endian != 0) != FRAME_HOST_BIG, s);
+    frame_simd->checksum(data, n, (big_endian != 0) != NL_HOST_BIG, s);
 }
 
 int nl_page_size_valid(uint32_t page_size)
@@ -192,7 +186,7 @@ uint32_t nl_frames_verify(
 
 int nl_wal_native(const nl_wal_chain *chain)
 {
-    return (chain->big_endian != 0) == FRAME_HOST_BIG;
+    return (chain->big_endian != 0) == NL_HOST_BIG;
 }
 
 void nl_frame_header_encode(

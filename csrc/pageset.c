@@ -33,12 +33,6 @@ static const uint8_t pageset_magic[8] = {'N', 'L', 'S', 'E', 'T', '\r', '\n', 0x
 #define PAGESET_ALIGN 64                       /* pages start at a multiple of this within a body */
 #define PAGESET_LINEAGE_VERSION 28             /* top 4 bits of a lineage: a version, now 0 */
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define PAGESET_HOST_BIG 1
-#else
-#define PAGESET_HOST_BIG 0
-#endif
-
 /* ---------------------------------------------------------------- set header */
 
 static void pageset_put_position(uint8_t *p, const nl_position *position)
@@ -362,7 +356,7 @@ static void pageset_compute(nl_chunk *c, uint8_t *pairs)
         pageset_pair(pairs, i, c->pgnos[i], c->hashes[i]);
         if (c->shares) {
             c->shares[i][0] = c->shares[i][1] = 0;
-            nl_wal_checksum(page, size, PAGESET_HOST_BIG, c->shares[i]);
+            nl_wal_checksum(page, size, NL_HOST_BIG, c->shares[i]);
         }
     }
 }

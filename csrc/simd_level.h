@@ -71,7 +71,7 @@ static void level_checksum_scalar(const uint8_t *data, size_t n, int swap, uint3
 
 #ifdef LEVEL_BYTES
 
-/* Unaligned loads and stores: pages lie anywhere in network and frame buffers. */
+/* Unaligned loads: pages lie anywhere in network and frame buffers. */
 typedef uint32_t level_vec __attribute__((vector_size(LEVEL_BYTES)));
 typedef uint32_t level_mem __attribute__((vector_size(LEVEL_BYTES), aligned(1), may_alias));
 

@@ -30,7 +30,6 @@ _SMALL: Final = 32 << 10
 JSON: Final = b"application/json"
 
 CORS: Final = (b"access-control-allow-origin", b"*")
-EXPOSED: Final = (b"access-control-expose-headers", b"*")
 
 _T = TypeVar("_T")
 

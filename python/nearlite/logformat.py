@@ -240,9 +240,6 @@ class HashTable:
         return cls(lineage, generation, frame, page_size, table)
 
 
-TABLE_HEADER: Final = _TABLE.size
-
-
 def xor(table: bytes) -> int:
     """XOR of 8-byte big-endian entries: the state hash."""
     # Halving XORs big integers, which is C speed without a loop over entries.

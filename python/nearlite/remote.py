@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from nearlite import wire
 from nearlite._native.database import is_dml
@@ -25,8 +25,6 @@ from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Deadline, Token, Transport
 from nearlite.sync import state_of_request
 from nearlite.upstream import Notes, Stream
-
-SCHEMES: Final = ("http://", "https://", "libsql://")
 
 
 class RemoteConnection(ForwardingConnection):

@@ -53,8 +53,7 @@ class Router:
 
     def is_small(self, step: Step) -> bool:
         """Whether a statement has not been seen to last, and carries little."""
-        size = len(step.sql) + sum(len(v) for v in step.args if isinstance(v, (str, bytes)))
-        return size <= _SMALL and not step.named and not self._lasts(step.sql)
+        return _size(step) <= _SMALL and not step.named and not self._lasts(step.sql)
 
     def begins(self, plan: RunBatch) -> bool:
         """Whether a batch begins a transaction, leaves it open, and is small."""
@@ -65,9 +64,7 @@ class Router:
         try:
             for step in plan.steps:
                 kinds.append(self._reader.prepare(step.sql).kind)
-                size += len(step.sql) + sum(
-                    len(v) for v in step.args if isinstance(v, (str, bytes))
-                )
+                size += _size(step)
                 if step.named or self._lasts(step.sql):
                     return False
         except (StatementError, NotSharedError):
@@ -147,3 +144,8 @@ class Router:
         # stays open, or only looks, needs a connection.
         whole = Kind.BEGIN in kinds and Kind.COMMIT in kinds and Kind.SLOW not in kinds
         return Kind.WRITE if whole and (writes or unknown) else Kind.ALONE
+
+
+def _size(step: Step) -> int:
+    """Characters and bytes of a step's text and arguments."""
+    return len(step.sql) + sum(len(v) for v in step.args if isinstance(v, (str, bytes)))

@@ -14,7 +14,7 @@ import msgspec
 
 from nearlite import hrana
 from nearlite._native import database as flags
-from nearlite._native.database import Database
+from nearlite._native.database import NO_PARAMETERS, Database
 from nearlite._native.hrana import (
     NO_ROWS,
     RESULT,
@@ -42,7 +42,6 @@ _CACHED: Final = 256  # statements kept per connection
 _CACHED_TEXT: Final = 16 << 10  # longer texts (bulk inserts with literals) are not kept
 
 _pack = msgspec.msgpack.Encoder().encode
-_NO_PARAMETERS: Final = b"\x90"
 _SMALL: Final = 4096
 # Settings that a connection can be rid of, with the values of a new one.
 _RESTORED: Final = {"recursive_triggers": False, "ignore_check_constraints": False}
@@ -205,7 +204,7 @@ class Session:
           OverrunError: it used up the step budget.
         """
         statement = self.latest = prepared.statement
-        params = _NO_PARAMETERS
+        params = NO_PARAMETERS
         if statement.parameters or step.args or step.named:
             params = _pack(hrana.arrange(step, statement.parameters))
         if shape is None:
@@ -255,7 +254,7 @@ class Session:
         if statement is None:
             statement = self._own[sql] = self.native.prepare(sql.encode(), persistent=True)
         try:
-            statement.run(_NO_PARAMETERS, NO_ROWS, _SMALL)
+            statement.run(NO_PARAMETERS, NO_ROWS, _SMALL)
         except SqlError as failure:
             raise hrana.sqlite_error(failure.text, failure.sqlite_rc) from None
 

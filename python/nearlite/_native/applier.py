@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nearlite._native._lib import check, ffi, lib
 from nearlite.position import Position
 
 if TYPE_CHECKING:
     from nearlite._native.frames import Chunk, SetHeader
+
+_CHECKPOINTS: Final[dict[str, int]] = {
+    "passive": lib.NL_CHECKPOINT_PASSIVE,
+    "restart": lib.NL_CHECKPOINT_RESTART,
+    "truncate": lib.NL_CHECKPOINT_TRUNCATE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ class Applier:
         Returns:
           frames in the WAL, and how many of them are in the database file now.
         """
-        number = {"passive": 0, "restart": 2, "truncate": 3}[mode]
+        number = _CHECKPOINTS[mode]
         counts = ffi.new("uint32_t[2]")
         check(
             lib.nl_applier_checkpoint(

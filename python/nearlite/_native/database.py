@@ -53,7 +53,6 @@ _LAST: Final = 1 << 18
 _LARGE: Final[int] = lib.NL_RUN_LARGE
 _COLUMNS: Final[int] = lib.NL_RUN_COLUMNS
 _MORE: Final[int] = lib.NL_RUN_MORE
-_SPECIAL: Final[int] = lib.NL_RUN_SPECIAL
 _run: Any = lib.nl_stmt_run
 _many: Any = lib.nl_stmt_many
 

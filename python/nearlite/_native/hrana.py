@@ -8,7 +8,6 @@ from nearlite._native._lib import ffi, lib, new_error
 from nearlite._native.database import Database
 
 INSERT: Final[int] = lib.NL_STMT_INSERT
-MODIFY: Final[int] = lib.NL_STMT_MODIFY
 
 RESULT: Final[int] = lib.NL_HRANA_RESULT
 NO_ROWS: Final[int] = lib.NL_HRANA_NO_ROWS

@@ -32,8 +32,9 @@ FRAME_HEADER_SIZE: Final[int] = lib.NL_FRAME_HEADER_SIZE
 _allocate: Any = ffi.new_allocator(should_clear_after_alloc=False)
 
 _SMALL: Final = 1 << 18
-_CHUNK_BYTES: Final = 1 << 20
 """Bytes of the buffer for page sets that are laid out in one call."""
+_CHUNK_BYTES: Final = 1 << 20
+"""Bytes of pages in a full chunk."""
 
 
 def chunk_pages(page_size: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import re
 import time
@@ -399,14 +398,11 @@ class Feed:
 
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
+_PRIVATE: Final = (b"cache-control", b"private")
 # A transaction is open on the stream: there is nothing of it to show yet.
 _INSIDE: Final = (b"nearlite-autocommit", b"0")
-_PRIVATE: Final = (b"cache-control", b"private")
-
-
 # Nobody can say at the moment what a write has led to: the replica asks.
 _UNKNOWN: Final = (b"nearlite-position", b"unknown")
-_SQLITE_FULL: Final = 13
 
 
 def _at(position: Position) -> tuple[bytes, bytes]:
@@ -415,11 +411,7 @@ def _at(position: Position) -> tuple[bytes, bytes]:
 
 def _refuse_if_full(error: OSError | errors.OperationalError) -> None:
     """507 for a disk without room: commits that the log does not know are shown to nobody."""
-    if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    else:
-        full = getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL
-    if full:
+    if errors.is_disk_full(error):
         raise HttpError(
             507, "DISK_FULL", "the primary's disk is full; what was committed is kept"
         ) from error

@@ -7,10 +7,12 @@ Where a statement runs (placing.py):
 * TEMP tables and ATTACHed files: here, they belong to this connection.
 * it does not compile here: the primary judges (its schema may be newer).
 * BEGIN and SAVEPOINT are run here and remembered; the first write carries them to the primary. A
-  transaction that never writes the main database never leaves this process.
+  transaction that never writes the main database never leaves this process. BEGIN IMMEDIATE and
+  EXCLUSIVE want the primary's write lock: there, at once.
+* of a script, the statements that lie between two that must run here go there as one request.
 
-Before a request whose effects shall be visible here, rows that are still to be fetched are read ahead
-(dbapi/ahead.py): a statement that is half read would keep the connection on its old snapshot (rule B8).
+Before every request, rows that are still to be fetched are read ahead (dbapi/ahead.py): a statement that
+is half read would keep the connection on its old snapshot (rule B8).
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class ReplicaConnection(ForwardingConnection):
       auth_token: bearer token, or a callable that answers one; default: NEARLITE_AUTH_TOKEN.
       sync_interval: seconds between syncs in the background; None: only `sync()` and writes sync.
       read_your_writes: a write returns when this file holds it; False: it arrives with a later sync.
-      network_timeout: seconds for any one request.
+      network_timeout: seconds for any one call; in a long download, for any 64 KiB of it.
       progress: called with a `Progress` during long downloads.
 
     Raises:
@@ -222,7 +224,7 @@ class ReplicaConnection(ForwardingConnection):
     def _reading(self, cursor: Cursor) -> None:
         self._cursors.add(cursor)
 
-    # ------------------------------------------------------------ where
+    # ------------------------------------------------------------ routes
 
     def _forget_routes(self) -> None:
         """Names may mean something else now: a TEMP table, an attached file."""

@@ -6,7 +6,11 @@ Every exception subclasses the class of the same name in :mod:`sqlite3`, so that
 
 from __future__ import annotations
 
+import errno
 import sqlite3
+from typing import Final
+
+_SQLITE_FULL: Final = 13
 
 
 class Warning(sqlite3.Warning):  # noqa: A001 - the name PEP 249 asks for
@@ -134,3 +138,10 @@ class StaleReadError(SyncError):
 
 class ConflictError(SyncError):
     """A local write conflicts with the primary's state."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether something failed for want of room, as the operating system or SQLite says."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL

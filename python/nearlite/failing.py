@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-from typing import Final
-
 from nearlite._native._lib import DiskFullError as NativeDiskFullError
 from nearlite._native._lib import FormatError, HashError
-from nearlite.errors import AnswerError, DiskFullError, Error, NotAReplicaError, SyncError
+from nearlite.errors import (
+    AnswerError,
+    DiskFullError,
+    Error,
+    NotAReplicaError,
+    SyncError,
+    is_disk_full,
+)
 from nearlite.http import Deadline
-
-_SQLITE_FULL: Final = 13
 
 
 def is_applying() -> SyncError:
@@ -53,10 +55,9 @@ def apply_failed(path: str, error: Error | MemoryError) -> SyncError:
 def failure_of(what: str, error: Error | MemoryError, state: str) -> SyncError:
     """The exception of our tree for a failure below it."""
     kind, action = SyncError, ""
-    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL
     if isinstance(error, (HashError, FormatError)):
         kind, action = AnswerError, "try again; if it fails again, run `nearlite verify`"
-    elif full or isinstance(error, NativeDiskFullError):
+    elif is_disk_full(error) or isinstance(error, NativeDiskFullError):
         kind, action = DiskFullError, "make room on the disk and try again"
     failure = kind(f"{what}: {error}", state=state, action=action)
     for name in ("sqlite_errorcode", "sqlite_errorname"):
@@ -89,7 +90,7 @@ def not_kept(path: str, error: OSError) -> SyncError:
 
 
 def _of_the_disk(what: str, error: OSError, state: str) -> SyncError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = is_disk_full(error)
     return (DiskFullError if full else SyncError)(
         f"{what}: {error.strerror}",
         state=state,

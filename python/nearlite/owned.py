@@ -1,8 +1,10 @@
 """Requests of a stream that has a connection of its own: real transactions, settings, temporary tables.
 
-Everything here runs in a thread, one call at a time per stream, as generators that are advanced by
-the event loop: they yield None when the stream must have its turn to write before it goes on (so
-that no thread is ever blocked by another stream's transaction), and bytes that are ready to be sent.
+Everything here runs in a thread, one call at a time per stream, but for the beginning and the end of a
+small transaction, which take no time and run on the event loop (pipeline.py says when). Requests are
+generators that are advanced by the event loop: they yield None when the stream must have its turn to
+write before it goes on (so that no thread is ever blocked by another stream's transaction), and bytes
+that are ready to be sent.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Owned:
 
     Args:
       turn: to write.
-      committed: called in the thread after each commit of a write, before the turn is given on.
+      committed: called after each commit of a write, where it ran, before the turn is given on.
     """
 
     def __init__(self, turn: Turn, committed: Callable[[], None]) -> None:

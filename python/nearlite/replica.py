@@ -222,7 +222,7 @@ class Replica:
         """Where the file stands, as every reader sees it.
 
         Args:
-          wait: seconds to wait for another thread that applies; None: network_timeout.
+          wait: seconds to wait for another thread that applies; None: `timeout` of the construction.
         """
         if not self._applying.acquire(timeout=self.timeout if wait is None else wait):
             raise is_applying()

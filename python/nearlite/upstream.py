@@ -1,8 +1,9 @@
 """A primary as one connection sees it: a Hrana stream with its transaction, over HTTP.
 
 Statements travel as Hrana version 3 pipelines (JSON). Between two requests a stream is named by its
-baton; it is kept only while something depends on it: an open transaction, or settings (pragmas)
-that every statement of the connection must run under. How a pipeline reaches the server is the
+baton; it is kept only while a transaction may be open on it. What belongs to the connection is sent
+again with each new stream: settings (pragmas) as its first statements, the counters in a header of
+every request. How a pipeline reaches the server is the
 caller's: a purely remote connection posts it, a replica sends it with its position and gets the
 pages that were written in the same answer.
 
@@ -33,7 +34,7 @@ from nearlite.errors import (
 from nearlite.sync import primary_is_full
 
 SEND_BYTES: Final = 8 << 20
-"""Parameters of `executemany` sent in one request, bytes of JSON."""
+"""Bytes sent in one request: of parameters of `executemany` (as JSON), of the text of a script."""
 _STORED_BYTES: Final = 5000  # longest SQL text that a server stores under a number
 _BUSY_SNAPSHOT: Final = 517
 _LOST: Final = (
@@ -59,10 +60,10 @@ class Notes:
 
     __slots__ = ("counters", "read", "told")
 
-    def __init__(self, counters: Counters, read: str = "") -> None:
+    def __init__(self, counters: Counters) -> None:
         self.counters = counters
         self.told = False
-        self.read = read
+        self.read = ""
 
     def headers(self) -> dict[str, str]:
         """Of the request."""
@@ -253,7 +254,7 @@ _UNLESS_ENDED: Final[Request] = {"type": "not", "cond": {"type": "is_autocommit"
 # ---------------------------------------------------------------- failures
 
 _CODES: Final = {name: code for code, name in SQLITE_NAMES.items()}
-SQLITE_FULL: Final = _CODES["SQLITE_FULL"]
+_SQLITE_FULL: Final = _CODES["SQLITE_FULL"]
 _COUNTS: Final = re.compile(r".*: (\d+) are needed, (\d+) were given", re.DOTALL)
 _INPUT: Final = re.compile(r"SQL input error: (.*) \(at offset \d+\)", re.DOTALL)
 
@@ -265,7 +266,7 @@ def failure(error: _Error) -> Exception:
     if match is not None:
         return sqlite_exception(error.extended_code or 1, match[1])
     code = error.extended_code or _CODES.get(error.code or "", 0)
-    if code & 0xFF == SQLITE_FULL:
+    if code & 0xFF == _SQLITE_FULL:
         return primary_is_full(text, code)
     if code:
         return sqlite_exception(code, text)

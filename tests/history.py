@@ -1,4 +1,4 @@
-"""A database history made by stock SQLite, and page sets between its states.
+"""A database history made by stock SQLite, page sets between its states, and replicas of them.
 
 An oracle that shares nothing with the primary's tail: pages are read out of the file itself after a
 truncating checkpoint, and compared byte by byte.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nearlite import wire
 from nearlite._native import frames
+from nearlite._native.applier import Applier, Bootstrap, Hashes
 from nearlite._native.frames import Chunk, ChunkHeader, SetHeader
 from nearlite.position import Position
 
@@ -119,3 +120,31 @@ def wire_set(old: Moment | None, new: Moment, *, compress: bool = False) -> byte
     numbers = changed(old, new)
     pieces = wire.page_set(header(old, new, numbers), raw_chunks(new, numbers), compress=compress)
     return b"".join(bytes(piece) for piece in pieces)
+
+
+# ---------------------------------------------------------------- a replica of it
+
+
+def replica_of(moment: Moment, path: Path) -> Applier:
+    """A replica file at `moment`, made as a bootstrap makes it."""
+    bootstrapped(moment, path)
+    return Applier(str(path))
+
+
+def bootstrapped(moment: Moment, path: Path) -> Hashes:
+    """The same file without an applier on it; its page hashes."""
+    head, chunks = page_set(None, moment)
+    file = Bootstrap(str(path), moment.page_size)
+    for chunk in chunks:
+        file.chunk(chunk)
+    known = file.finish(head)
+    file.close()
+    return known
+
+
+def advance(applier: Applier, old: Moment, new: Moment) -> None:
+    """Apply the set between two moments; the replica then is what it has to be."""
+    head, chunks = page_set(old, new)
+    state = applier.apply(head, chunks, wait=5)
+    assert state is not None
+    assert (state.position, state.hash) == (new.position, new.hash)

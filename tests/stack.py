@@ -21,6 +21,28 @@ _context.set_forkserver_preload(["stack", "nearlite.primary", "nearlite.serve", 
 Fault = tuple[str, int]
 """A fault point that kills, and how many passes it lets through first."""
 
+# Fault points that a primary passes while it serves and rolls.
+PRIMARY_POINTS = [
+    "generation.bind",
+    "log.after-append",
+    "log.after-rename",
+    "log.before-append",
+    "log.before-rename",
+    "log.before-sync",
+    "roll.1-prepared",
+    "roll.2-archived",
+    "roll.2-locked",
+    "roll.3-table",
+    "roll.5-emptied",
+    "roll.6-done",
+    "roll.after-checkpoint",
+    "roll.after-pin",
+    "roll.before-checkpoint",
+    "roll.before-unpin",
+    "roll.checkpoint",
+    "tail.read-frames",
+]
+
 ROLL_BYTES = 200_000  # small, so that generations roll during a test
 
 

@@ -10,35 +10,12 @@ from pathlib import Path
 
 import history
 import pytest
-from history import History, Moment
+from history import History, Moment, advance, bootstrapped, replica_of
 
 from nearlite._native._lib import HashError, NotReplicaError, PositionError
-from nearlite._native.applier import Applier, Bootstrap, Hashes
+from nearlite._native.applier import Applier, Hashes
 
 SIZES = [512, 1024, 4096, 65536]
-
-
-def replica_of(moment: Moment, path: Path) -> Applier:
-    """A replica file at `moment`, made as a bootstrap makes it."""
-    bootstrapped(moment, path)
-    return Applier(str(path))
-
-
-def bootstrapped(moment: Moment, path: Path) -> Hashes:
-    head, chunks = history.page_set(None, moment)
-    file = Bootstrap(str(path), moment.page_size)
-    for chunk in chunks:
-        file.chunk(chunk)
-    known = file.finish(head)
-    file.close()
-    return known
-
-
-def apply(applier: Applier, old: Moment, new: Moment) -> None:
-    head, chunks = history.page_set(old, new)
-    state = applier.apply(head, chunks, wait=5)
-    assert state is not None
-    assert (state.position, state.hash) == (new.position, new.hash)
 
 
 def pages_as_sqlite_sees_them(path: Path) -> list[bytes]:
@@ -80,7 +57,7 @@ def test_a_replica_follows_inserts_updates_and_deletes(source: History, tmp_path
     applier = replica_of(old, tmp_path / "r.db")
     for sql in (fill(50), "UPDATE t SET a='x' WHERE id%3=0", "DELETE FROM t WHERE id%2=0"):
         new = source.step(sql)
-        apply(applier, old, new)
+        advance(applier, old, new)
         check_equal(applier, tmp_path / "r.db", new)
         old = new
     applier.close()
@@ -97,7 +74,7 @@ def test_every_page_size_and_vacuum_mode(tmp_path: Path, page_size: int, auto_va
         steps.insert(2, "PRAGMA incremental_vacuum(3)")
     for sql in steps:
         new = source.step(sql)
-        apply(applier, old, new)
+        advance(applier, old, new)
         check_equal(applier, tmp_path / "r.db", new)
         old = new
     applier.close()
@@ -127,7 +104,7 @@ def test_a_long_random_history_with_checkpoints_and_one_open_reader(
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*), sum(length(a)) FROM t").fetchall() == expected
         new = source.step(sql)
-        apply(applier, old, new)
+        advance(applier, old, new)
         assert reader.execute("SELECT count(*), sum(length(a)) FROM t").fetchall() == expected
         if turn % 3 == 0:
             applier.checkpoint("passive", wait=0)
@@ -170,7 +147,7 @@ def test_an_interrupted_set_leaves_nothing_behind(source: History, tmp_path: Pat
         applier.chunk(chunk)
     applier.rollback()
     check_equal(applier, tmp_path / "r.db", old)
-    apply(applier, old, new)
+    advance(applier, old, new)
     check_equal(applier, tmp_path / "r.db", new)
     applier.close()
 
@@ -217,10 +194,10 @@ def test_with_a_bootstraps_hashes_no_old_page_is_read(source: History, tmp_path:
     known = bootstrapped(old, path)
     spoil(path, old, replaced)  # whoever reads it back finds another state hash
     with closing(Applier(str(path))) as without, pytest.raises(HashError):
-        apply(without, old, new)
+        advance(without, old, new)
     with closing(Applier(str(path))) as applier:
         applier.adopt(known)
-        apply(applier, old, new)
+        advance(applier, old, new)
         check_equal(applier, path, new)
 
 
@@ -232,8 +209,8 @@ def test_hashes_of_another_position_are_forgotten(source: History, tmp_path: Pat
     known = bootstrapped(old, path)
     with closing(Applier(str(path))) as one, closing(Applier(str(path))) as two:
         two.adopt(known)
-        apply(one, old, middle)  # another process was faster
-        apply(two, middle, new)
+        advance(one, old, middle)  # another process was faster
+        advance(two, middle, new)
         check_equal(two, path, new)
 
 
@@ -245,8 +222,8 @@ def test_wrong_hashes_make_a_set_refused_once(source: History, tmp_path: Path) -
     with closing(Applier(str(path))) as applier:
         applier.adopt(Hashes(known.at, bytes(known.table[:-8][::-1]) + known.table[-8:]))
         with pytest.raises(HashError):
-            apply(applier, old, new)
-        apply(applier, old, new)
+            advance(applier, old, new)
+        advance(applier, old, new)
         check_equal(applier, path, new)
 
 
@@ -255,13 +232,13 @@ def test_position_is_checked_under_the_write_lock(source: History, tmp_path: Pat
     path = tmp_path / "r.db"
     one, two = replica_of(old, path), Applier(str(path))
     middle = source.step(fill(3))
-    apply(one, old, middle)
+    advance(one, old, middle)
     head, chunks = history.page_set(old, middle)
     assert two.apply(head, chunks, wait=1) is None
     new = source.step(fill(3))
-    apply(two, middle, new)  # the other process's page-hash table was void: it reads old pages
+    advance(two, middle, new)  # the other process's page-hash table was void: it reads old pages
     newest = source.step("DELETE FROM t WHERE id%2")
-    apply(one, new, newest)
+    advance(one, new, newest)
     check_equal(two, path, newest)
     one.close()
     two.close()
@@ -310,7 +287,7 @@ def test_the_position_survives_closing_and_reopening(source: History, tmp_path: 
     path = tmp_path / "r.db"
     applier = replica_of(old, path)
     new = source.step(fill(10))
-    apply(applier, old, new)
+    advance(applier, old, new)
     applier.close()
     assert not Path(f"{path}-wal").exists()
     applier = Applier(str(path))

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import history
 import pytest
-from history import History, Moment
+from history import History, Moment, replica_of
 
 from nearlite._native import frames
-from nearlite._native.applier import Applier, Bootstrap
+from nearlite._native.applier import Applier
 from nearlite._native.frames import Chunk, ChunkHeader, SetHeader
 from nearlite.position import Position
 
@@ -85,17 +85,6 @@ READER = """
         sys.exit(found)
     print(reads)
     """
-
-
-def replica_of(moment: Moment, path: Path) -> Applier:
-    """A replica file at `moment`, made as a bootstrap makes it."""
-    head, chunks = history.page_set(None, moment)
-    file = Bootstrap(str(path), moment.page_size)
-    for chunk in chunks:
-        file.chunk(chunk)
-    file.finish(head)
-    file.close()
-    return Applier(str(path))
 
 
 class Readers:

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import history
 import pytest
-from history import History, Moment
+from history import History, Moment, advance, replica_of
 from test_hostile import Scene, http
 
-from nearlite._native.applier import Applier, Bootstrap
 from nearlite.errors import NotAReplicaError, SyncError
 from nearlite.replica import Replica
 
@@ -32,22 +31,6 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     yield made
     made.replica.close()
     made.server.close()
-
-
-def replica_of(moment: Moment, path: Path) -> Applier:
-    """A replica file at `moment`, made as a bootstrap makes it."""
-    head, chunks = history.page_set(None, moment)
-    file = Bootstrap(str(path), moment.page_size)
-    for chunk in chunks:
-        file.chunk(chunk)
-    file.finish(head)
-    file.close()
-    return Applier(str(path))
-
-
-def advance(applier: Applier, old: Moment, new: Moment) -> None:
-    head, chunks = history.page_set(old, new)
-    assert applier.apply(head, chunks, wait=5) is not None
 
 
 def stock(path: Path) -> sqlite3.Connection:

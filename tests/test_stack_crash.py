@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import stack
-from stack import Process, insert, outcomes, pipeline, run_replica
+from stack import PRIMARY_POINTS, Process, insert, outcomes, pipeline, run_replica
 
 from nearlite.errors import SyncError
 from nearlite.replica import Replica
@@ -33,26 +33,6 @@ REPLICA_POINTS = [
     "apply.indexed",
     "apply.write",
     "apply.written",
-]
-PRIMARY_POINTS = [
-    "generation.bind",
-    "log.after-append",
-    "log.after-rename",
-    "log.before-append",
-    "log.before-rename",
-    "log.before-sync",
-    "roll.1-prepared",
-    "roll.2-archived",
-    "roll.2-locked",
-    "roll.3-table",
-    "roll.5-emptied",
-    "roll.6-done",
-    "roll.after-checkpoint",
-    "roll.after-pin",
-    "roll.before-checkpoint",
-    "roll.before-unpin",
-    "roll.checkpoint",
-    "tail.read-frames",
 ]
 # Not passed while a healthy primary serves: tests/test_primary_crash.py and the bootstrap below have them.
 ELSEWHERE = ["bootstrap.write", "generation.closed", "tail.read-page"]

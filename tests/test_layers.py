@@ -21,7 +21,7 @@ ROOMS = [
     "bootstrap upstream datafile",
     "logstate logformat log",
     "failing receiving arriving seeding upkeep background replica routing session streams",
-    "following forwarding placing generation owned writer roll startup answers pipeline remote",
+    "following forwarding placing generation owned writer roll startup answers pipeline atonce remote",
     "changes primary",
     "server inspection",
     "serve shell microbench demo",

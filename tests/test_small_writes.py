@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from serving import Client, app_of, execute, outcome, serving
 
-from nearlite import pipeline
+from nearlite import atonce
 from nearlite.writer import Writer
 
 LONG = (
@@ -40,7 +40,7 @@ SCRIPT = [
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every write finds nobody else writing, however quickly they follow one another."""
-    monkeypatch.setattr(pipeline, "_ALONE_SECONDS", 0.0)
+    monkeypatch.setattr(atonce, "_ALONE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -63,10 +63,11 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def client(path: Path, alone: None) -> Iterator[Client]:
+def client(path: Path, alone: None, handed_over: list[int]) -> Iterator[Client]:
     with serving(app_of(path, durability="normal")) as port:
         client = Client(port)
         client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        handed_over.clear()
         yield client
 
 
@@ -100,16 +101,24 @@ def test_a_small_write_needs_no_thread(client: Client, handed_over: list[int]) -
     assert len(handed_over) == 1
 
 
-def test_writes_that_follow_one_another_go_in_groups(
-    path: Path, handed_over: list[int], monkeypatch: pytest.MonkeyPatch
+def test_writes_that_follow_one_another_closely_are_gathered(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_ALONE_SECONDS", 60.0)
+    monkeypatch.setattr(atonce, "_ALONE_SECONDS", 60.0)
+    gathered: list[Any] = []
+    submit = atonce.AtOnce.submit
+
+    def noted(at_once: atonce.AtOnce, job: Any) -> None:
+        gathered.append(job)
+        submit(at_once, job)
+
+    monkeypatch.setattr(atonce.AtOnce, "submit", noted)
     with serving(app_of(path, durability="normal")) as port:
         client = Client(port)
         client.run("CREATE TABLE t(a)")
-        before = len(handed_over)
         client.run("INSERT INTO t VALUES(1)")
-        assert len(handed_over) == before + 1
+        assert client.rows("SELECT * FROM t") == [[1]]
+    assert len(gathered) == 1  # the second
 
 
 def test_a_write_that_lasts_is_run_once_in_the_thread(

@@ -91,6 +91,10 @@ class State(Protocol):
 class Source(Protocol):
     """What is asked of a primary to feed replicas."""
 
+    @property
+    def latest(self) -> Position:
+        """Where it was last seen to stand; no look at the database."""
+
     def state(self) -> State:
         """Where it stands."""
 
@@ -223,11 +227,13 @@ class Feed:
         # What was written is written: whatever stands in the way of a page set is for the replica's
         # next sync to hear.
         try:
-            at = _at(self._source.state().position)
-            if replica is not None:
+            if replica is None:
+                at = _at(self._source.latest)
+            else:
                 start, state_hash, compress = replica
                 with contextlib.suppress(HttpError):
                     answer = await self._newer(start, state_hash, compress)
+                at = _at(self._source.state().position if answer is None else answer.to)
         except (errors.Error, OSError):  # a damaged page, a full disk
             log.exception("a write could not be shown to the replica that sent it")
             at = _UNKNOWN
@@ -239,7 +245,7 @@ class Feed:
                 headers = (*headers, _INSIDE)
             await self._answering.whole(send, 200, prefix, kind, headers)
         else:
-            headers = (_at(answer.to), _NO_STORE, *headers)
+            headers = (at, _NO_STORE, *headers)
             await self._stream(send, answer, headers, prefix, kind)
 
     def stop(self) -> None:
@@ -324,7 +330,7 @@ class Feed:
     ) -> PageSet | None:
         source = self._source
         try:
-            here = source.state().position
+            here = source.latest
             near = here.generation == start.generation and here.frame - start.frame <= _NEAR
             if near and here.lineage == start.lineage:
                 return source.changes(start, state_hash, compress=compress)

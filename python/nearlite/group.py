@@ -85,14 +85,17 @@ class Group:
 
     Args:
       session: the writing connection.
+      steps: virtual machine steps that a write may take; then it is stopped with OverrunError, and the
+        transaction is to be rolled back. Negative: as many as it needs.
 
     Attributes:
       lasting: texts that have been seen to last.
       patience: seconds of processor time from which a write counts as lasting.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, steps: int = -1) -> None:
         self._session = session
+        self._steps = steps
         self.lasting: OrderedDict[str, None] = OrderedDict()
         self.patience = LASTING_SECONDS
 
@@ -225,6 +228,8 @@ class Group:
         session = self._session
         # Of this thread's own time: a machine that is busy with others makes nothing last.
         began = time.thread_time()
+        if self._steps >= 0:
+            session.native.set_budget(self._steps)
         try:
             return session.run(prepared, step, shape=shape, index=index)
         except StatementError:
@@ -232,6 +237,8 @@ class Group:
                 raise LostError from None
             raise
         finally:
+            if self._steps >= 0:
+                session.native.set_budget(-1)
             if time.thread_time() - began > self.patience:
                 self.lasting[step.sql] = None
                 if len(self.lasting) > _LASTING_KEPT:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, Protocol, TypeVar
@@ -24,12 +23,13 @@ from typing import Final, Literal, Protocol, TypeVar
 from nearlite import hrana
 from nearlite._native.database import Database
 from nearlite._native.hrana import CURSOR
+from nearlite.atonce import AtOnce
 from nearlite.group import Job
 from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, Refused, RunBatch, StatementError
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.owned import Owned, Work
 from nearlite.routing import Router
-from nearlite.session import NotSharedError, OverrunError, Session
+from nearlite.session import OverrunError, Session
 from nearlite.statements import Kind
 from nearlite.streams import Limits, Stream, Streams, Turn
 from nearlite.writer import Host, Writer
@@ -42,9 +42,6 @@ INLINE_BYTES: Final = 1 << 20
 """Bytes of its result."""
 BUSY_MS: Final = 5000
 """Milliseconds that a statement in a thread waits for other programs' locks."""
-_ALONE_SECONDS: Final = 0.0002
-"""So long after the last write nobody else seems to be writing."""
-_BUSY: Final = 5
 _SLOW_READERS: Final = 8
 _SPARE: Final = 8  # connections kept open for the next transaction
 _TICK: Final = 0.25  # seconds between looks at what is overdue
@@ -100,9 +97,16 @@ class Executor:
         self._slow = asyncio.Semaphore(_SLOW_READERS)
         self._slow_sessions: list[Session] = []
         self._spare: list[Session] = []
-        self._wrote = 0.0  # clock when the latest write came, or was done
+        self._unsynced = upstream.durability == "normal"
         self._quick = self._open(shared=True)
-        self._quick.database.set_busy_timeout(0)
+        self._at_once = AtOnce(
+            self._quick,
+            self.turn,
+            steps=INLINE_STEPS,
+            small=self._router.is_small,
+            committed=self._committed,
+            hand_over=self._writer.submit,
+        )
         self._owners: set[Stream] = set()
         self._writer.start()
         self._tick = self._loop.call_later(_TICK, self._look)
@@ -161,56 +165,15 @@ class Executor:
             elif kind <= Kind.SLOW:
                 results.append(await self._in_reader(stream, plan, leaving))
             elif kind is Kind.WRITE:
-                if not self._write_at_once(stream, plan, results):
+                alone = self._at_once.alone(stream, plan) if self._unsynced else None
+                if alone is None:
                     await self._grouped(stream, plans, results, leaving)
+                else:
+                    results.append(alone)
             elif not self._begin_at_once(stream, plan, results):
                 await self._alone(stream, plans, results, leaving)
 
-    # ------------------------------------------------------------------ small writes and transactions
-
-    def _write_at_once(self, stream: Stream, plan: Plan, results: list[bytes]) -> bool:
-        """Run a small write outside a transaction on the event loop, if nobody else is writing.
-
-        A write that is not synced takes less than handing it to the writing thread and back; many at a
-        time are better off in groups. False: nothing was done, it is the group's.
-        """
-        before, self._wrote = self._wrote, time.monotonic()
-        if (
-            self._wrote - before < _ALONE_SECONDS
-            or not isinstance(plan, Execute)
-            or self._upstream.durability != "normal"
-            or not self._router.is_small(plan.step)
-        ):
-            return False
-        ticket = self.turn.take()
-        if ticket is None:
-            return False
-        session = self._quick
-        native = session.native
-        try:
-            native.set_counters(*stream.counters)
-            try:
-                prepared = session.prepare(plan.step.sql)
-                if prepared.kind is not Kind.WRITE or prepared.rows:
-                    return False  # rows that are too many would have to be undone
-                native.set_budget(INLINE_STEPS)
-                try:
-                    result = hrana.execute_result(session.run(prepared, plan.step))
-                finally:
-                    native.set_budget(-1)
-            except (NotSharedError, OverrunError):
-                return False
-            except StatementError as error:
-                if error.extended_code & 0xFF == _BUSY:
-                    return False
-                result = hrana.error_result(error)
-            stream.counters = native.counters
-            results.append(result)
-            self._committed()
-            self._wrote = time.monotonic()
-            return True
-        finally:
-            self.turn.release(ticket)
+    # ------------------------------------------------------------------ small transactions
 
     def _begin_at_once(self, stream: Stream, plan: Plan, results: list[bytes]) -> bool:
         """Run a batch that begins a transaction on the event loop, if that takes no time.
@@ -247,7 +210,7 @@ class Executor:
         """Whether requests take no thread: a setting, or the COMMIT of a small transaction, not synced."""
         first, session = plans[0], stream.session
         if isinstance(first, Execute) and session is not None:
-            quick = stream.light and self._upstream.durability == "normal"
+            quick = stream.light and self._unsynced
             commits = quick and session.commits(first.step.sql)
             if not commits and not session.sets(first.step.sql):
                 return False
@@ -322,14 +285,16 @@ class Executor:
                 future.set_result(None)
 
         job = Job(plans, stream.counters, resolve, cursor=cursor)
-        self._writer.submit(job)
+        if self._unsynced and not cursor and self._at_once.takes(plans):
+            self._at_once.submit(job)
+        else:
+            self._writer.submit(job)
         try:
             await future
         except asyncio.CancelledError:
             job.cancelled = True
             raise
         stream.counters = job.counters
-        self._wrote = time.monotonic()
         return job
 
     def _deliver(self, jobs: list[Job]) -> None:

@@ -185,6 +185,11 @@ class Primary:
 
     # ------------------------------------------------------------ position
 
+    @property
+    def latest(self) -> Position:
+        """Where it was last seen to stand: an estimate, without a lock and a look at the file."""
+        return self._generations.position
+
     def state(self) -> PrimaryState:
         """Position, hash and size as of now, with commits of whatever process."""
         if not self._mutex.acquire(blocking=False):

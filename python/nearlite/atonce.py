@@ -1,0 +1,178 @@
+"""Small writes on the event loop: one alone, or those that arrived together as one transaction.
+
+Handing a write to the writing thread and back costs more than the write, and both threads want the same
+interpreter lock. So, where nothing is synced and nobody else has the turn to write, small writes are
+run here, under the step budget of reads and without patience for another program's lock. Whatever
+stops them is undone and handed over: the writing thread runs it again, as long as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from nearlite import hrana
+from nearlite.group import Group, Job, LostError
+from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, StatementError, Step
+from nearlite.session import NotSharedError, OverrunError, Session
+from nearlite.statements import Kind
+from nearlite.streams import Stream, Turn
+
+log = logging.getLogger("nearlite.server")
+
+_ALONE_SECONDS: Final = 0.0002
+"""So long after the last write nobody else seems to be writing."""
+_GROUP_SECONDS: Final = 0.002
+"""Then a group ends, so that reads get their turn."""
+_FEW_STEPS: Final = 8
+_BUSY: Final = 5
+
+
+class AtOnce:
+    """Runs writes on the event loop.
+
+    Args:
+      session: its own connection.
+      turn: shared with the writing thread and the streams' transactions.
+      steps: virtual machine steps that a statement may take.
+      small: whether a statement carries little, and has not been seen to last.
+      committed: called after each commit.
+      hand_over: gives a job to the writing thread.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        turn: Turn,
+        *,
+        steps: int,
+        small: Callable[[Step], bool],
+        committed: Callable[[], None],
+        hand_over: Callable[[Job], None],
+    ) -> None:
+        self._session = session
+        self._session.database.set_busy_timeout(0)
+        self._turn = turn
+        self._steps = steps
+        self._small = small
+        self._committed = committed
+        self._hand_over = hand_over
+        self._group = Group(session, steps=steps)
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Job] = []
+        self._wrote = -math.inf  # clock when the latest write came, or was done
+
+    # ------------------------------------------------------------------ one alone
+
+    def alone(self, stream: Stream, plan: Plan) -> bytes | None:
+        """Run a small write outside a transaction; None when nothing was done.
+
+        Without a transaction around it, which a group needs; only if it follows no other closely.
+        """
+        before, self._wrote = self._wrote, time.monotonic()
+        if (
+            self._wrote - before < _ALONE_SECONDS
+            or not isinstance(plan, Execute)
+            or not self._small(plan.step)
+        ):
+            return None
+        ticket = self._turn.take()
+        if ticket is None:
+            return None
+        try:
+            result = self._run_alone(stream, plan)
+            if result is not None:
+                self._committed()
+            return result
+        finally:
+            self._turn.release(ticket)
+            self._wrote = time.monotonic()
+
+    def _run_alone(self, stream: Stream, plan: Execute) -> bytes | None:
+        native = self._session.native
+        native.set_counters(*stream.counters)
+        native.set_budget(self._steps)
+        try:
+            prepared = self._session.prepare(plan.step.sql)
+            if prepared.kind is not Kind.WRITE or prepared.rows:
+                return None  # rows that are too many would have to be undone
+            result = hrana.execute_result(self._session.run(prepared, plan.step))
+        except (NotSharedError, OverrunError):
+            return None
+        except StatementError as error:
+            if error.extended_code & 0xFF == _BUSY:
+                return None
+            result = hrana.error_result(error)
+        finally:
+            native.set_budget(-1)
+        stream.counters = native.counters
+        return result
+
+    # ------------------------------------------------------------------ together
+
+    def takes(self, plans: Sequence[Plan]) -> bool:
+        """Whether all requests are small enough to be tried here."""
+        for plan in plans:
+            if isinstance(plan, Execute):
+                steps: Sequence[Step] = (plan.step,)
+            elif isinstance(plan, RunBatch) and len(plan.steps) <= _FEW_STEPS:
+                steps = plan.steps
+            elif isinstance(plan, (Answered, GetAutocommit)):
+                continue
+            else:
+                return False
+            if not all(map(self._small, steps)):
+                return False
+        return True
+
+    def submit(self, job: Job) -> None:
+        """Run a job together with all that arrive in this turn of the event loop."""
+        if not self._waiting:
+            self._loop.call_soon(self._run)
+        self._waiting.append(job)
+
+    def _run(self) -> None:
+        jobs = [job for job in self._waiting if not job.cancelled]
+        self._waiting = []
+        done = self._commit(jobs) if jobs else 0
+        self._wrote = time.monotonic()
+        for job in jobs[:done]:
+            job.resolve(job)
+        if done:
+            for job in jobs[done:]:  # its time was over
+                self.submit(job)
+        else:
+            for job in jobs:
+                self._hand_over(job)
+
+    def _commit(self, jobs: list[Job]) -> int:
+        """Commit the first of `jobs` together; how many, 0 when that is the writing thread's."""
+        ticket = self._turn.take()
+        if ticket is None:
+            return 0
+        done = 0
+        try:
+            self._session.control("BEGIN IMMEDIATE")
+            deadline = time.monotonic() + _GROUP_SECONDS
+            for job in jobs:
+                self._group.job(job)
+                done += 1
+                if time.monotonic() > deadline:
+                    break
+            self._session.control("COMMIT")
+            self._committed()
+        except (LostError, OverrunError, StatementError):
+            done = 0
+        except Exception:  # whoever waits must hear of it: from the thread
+            log.exception("a group of writes was rolled back")
+            done = 0
+        finally:
+            with contextlib.suppress(StatementError):
+                self._session.rollback()  # of what was not committed
+            self._turn.release(ticket)
+        return done

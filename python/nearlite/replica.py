@@ -10,7 +10,6 @@ network is waited for, or while user code runs.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import logging
 import os
@@ -20,18 +19,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import BusyError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.bootstrap import Folder
+from nearlite.checking import FullCheck, survived
 from nearlite.errors import AnswerError, Error, SyncError
 from nearlite.failing import (
     apply_failed,
     failure_of,
     is_applying,
-    is_being_checked,
     left,
     not_a_replica,
     not_created,
@@ -112,9 +110,7 @@ class Replica:
         self._unwatch: Callable[[], object] = _nothing
         self._known: Hashes | None = None  # of the file just created, until the applier has them
         self._upkeep = Upkeep(path, wal_limit)
-        self._verified = False
-        self._checking = threading.Lock()  # guards `_check`
-        self._check: concurrent.futures.Future[None] | None = None
+        self._check = FullCheck(path)
         self.wal_bytes = 0
         #: newest position of the primary that an answer named
         self.primary_position: Position | None = None
@@ -139,10 +135,10 @@ class Replica:
         try:
             if created:
                 self._create(deadline)
-            self._verified = created or self.folder.is_as_we_left_it()
-            if self.folder.may_be_torn() and not self._survived():
+            self._check.passed = created or self.folder.is_as_we_left_it()
+            if self.folder.may_be_torn() and not survived(self.path):
                 self._discard_and_create()
-                self._verified = True
+                self._check.passed = True
             self._applier = self._open_applier()
             known, self._known = self._known, None
             if known is not None:
@@ -169,23 +165,6 @@ class Replica:
             applier.close()
             raise not_a_replica(self.path, error) from error
         return applier
-
-    def _survived(self) -> bool:
-        """Whether a file that was placed before it was synced outlived a restart of the system.
-
-        What is left otherwise is most often a file of zero bytes, or one without its page 1.
-        """
-        try:
-            applier = Applier(self.path)
-            try:
-                state, found = applier.full_hash()
-            finally:
-                applier.close()
-        except BusyError:
-            raise  # somebody works with it: nothing is known
-        except Error:
-            return False
-        return found == state.hash
 
     def _discard_and_create(self) -> None:
         """The one case in which a file is replaced: ours, whose first bytes never reached the disk."""
@@ -274,8 +253,8 @@ class Replica:
         seconds = patience if timeout is None else timeout
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
-            if not self._verified:
-                self._verify(deadline)
+            if not self._check.passed:
+                self._check.wait(deadline)
             state = self.state(wait=left(deadline))
             local = Local(state.position, state.hash)
             pull = Pull(local, compress=not self.transport.loopback, wait=wait)
@@ -286,40 +265,6 @@ class Replica:
         self.last_error = None
         self.equal_at = time.monotonic()
         return result
-
-    def _verify(self, deadline: Deadline) -> None:
-        """Rule C1: a file that may be somebody's copy is hashed once before it is built upon.
-
-        That takes as long as reading the file takes: it is done beside everything else, and goes on
-        when a caller's time is over.
-        """
-        with self._checking:
-            if self._check is None:
-                self._check = concurrent.futures.Future()
-                threading.Thread(
-                    target=self._hash_file, args=(self._check,), name="nearlite-check", daemon=True
-                ).start()
-            check = self._check
-        try:
-            check.result(None if deadline.renewed else left(deadline))
-        except concurrent.futures.TimeoutError:
-            raise is_being_checked(self.path) from None
-        deadline.restart()
-
-    def _hash_file(self, check: concurrent.futures.Future[None]) -> None:
-        """On a thread and a connection of its own."""
-        try:
-            with contextlib.closing(Applier(self.path)) as applier:
-                state, found = applier.full_hash()
-            if found != state.hash:
-                raise _not_what_it_says(self.path, state)
-            self._verified = True
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the callers raise it
-            with self._checking:
-                self._check = None  # the next call looks again
-            check.set_exception(error)
-        else:
-            check.set_result(None)
 
     def _run(
         self, pull: Pull, deadline: Deadline, progress: ProgressCallback | None = None
@@ -432,8 +377,8 @@ class Replica:
         """
         patience = self.timeout if network_timeout is None else network_timeout
         deadline = Deadline(patience, renewed=True)
-        if visible and not self._verified:
-            self._verify(deadline)
+        if visible and not self._check.passed:
+            self._check.wait(deadline)
         headers = {"Content-Type": "application/json"}
         if notes is not None:
             headers.update(notes.headers())
@@ -509,7 +454,7 @@ class Replica:
             applier, self._applier = self._applier, None
             if applier is not None:
                 applier.close()
-                if self._verified:
+                if self._check.passed:
                     self.folder.remember()
                 self._unwatch()
         self.transport.close()
@@ -535,16 +480,6 @@ def _apply_arrived(applier: Applier, arrived: Arrived, deadline: Deadline) -> St
     except BaseException:
         applier.rollback()
         raise
-
-
-def _not_what_it_says(path: str, state: State) -> SyncError:
-    return SyncError(
-        f"{path} does not hold what its header says: it was copied without its -wal, "
-        "or changed by something other than SQLite",
-        state=f"its header says {state.position}; nothing was written",
-        action="move the file away and connect again",
-        data_at_risk=True,
-    )
 
 
 def _refuse(pull: Pull, response: Response) -> None:

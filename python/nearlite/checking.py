@@ -1,0 +1,94 @@
+"""Whether a replica's file is what its header says: all of it is hashed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import threading
+
+from nearlite._native._lib import BusyError
+from nearlite._native.applier import Applier, State
+from nearlite.errors import Error, SyncError
+from nearlite.failing import is_being_checked, left
+from nearlite.http import Deadline
+
+
+class FullCheck:
+    """Rule C1: a file that may be somebody's copy is hashed once before it is built upon.
+
+    That takes as long as reading the file takes: it is done beside everything else, on a thread and a
+    connection of its own, and goes on when a caller's time is over.
+
+    Args:
+      path: of the replica.
+
+    Attributes:
+      passed: it is what its header says; or it is known for another reason.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.passed = False
+        self._path = path
+        self._starting = threading.Lock()  # guards `_running`
+        self._running: concurrent.futures.Future[None] | None = None
+
+    def wait(self, deadline: Deadline) -> None:
+        """Begin it if nobody has, and wait for its end.
+
+        Raises:
+          SyncError: the file is not what its header says, or the time is over.
+        """
+        with self._starting:
+            if self._running is None:
+                self._running = concurrent.futures.Future()
+                threading.Thread(
+                    target=self._run, args=(self._running,), name="nearlite-check", daemon=True
+                ).start()
+            running = self._running
+        try:
+            running.result(None if deadline.renewed else left(deadline))
+        except concurrent.futures.TimeoutError:
+            raise is_being_checked(self._path) from None
+        deadline.restart()
+
+    def _run(self, running: concurrent.futures.Future[None]) -> None:
+        try:
+            with contextlib.closing(Applier(self._path)) as applier:
+                state, found = applier.full_hash()
+            if found != state.hash:
+                raise _not_what_it_says(self._path, state)
+            self.passed = True
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the callers raise it
+            with self._starting:
+                self._running = None  # the next call looks again
+            running.set_exception(error)
+        else:
+            running.set_result(None)
+
+
+def survived(path: str) -> bool:
+    """Whether a file that was placed before it was synced outlived a restart of the system.
+
+    What is left otherwise is most often a file of zero bytes, or one without its page 1.
+
+    Raises:
+      BusyError: somebody works with it: nothing is known.
+    """
+    try:
+        with contextlib.closing(Applier(path)) as applier:
+            state, found = applier.full_hash()
+    except BusyError:
+        raise
+    except Error:
+        return False
+    return found == state.hash
+
+
+def _not_what_it_says(path: str, state: State) -> SyncError:
+    return SyncError(
+        f"{path} does not hold what its header says: it was copied without its -wal, "
+        "or changed by something other than SQLite",
+        state=f"its header says {state.position}; nothing was written",
+        action="move the file away and connect again",
+        data_at_risk=True,
+    )

@@ -64,9 +64,9 @@ def primary(folder: Path, durability: str) -> Steps:
 
 
 def applier(folder: Path, *, durable: bool) -> Steps:
-    from history import History, page_set
+    from history import History, bootstrapped, page_set
 
-    from nearlite._native.applier import Applier, Bootstrap
+    from nearlite._native.applier import Applier
 
     source = History(folder / "source.db", page_size=512)
     source.step("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
@@ -75,12 +75,7 @@ def applier(folder: Path, *, durable: bool) -> Steps:
         for i, size in enumerate([10, 10, 700_000, 10, 10, 10])
     ]
     source.db.close()
-    head, chunks = page_set(None, moments[0])
-    file = Bootstrap(str(folder / "replica.db"), 512)
-    for chunk in chunks:
-        file.chunk(chunk)
-    file.finish(head)
-    file.close()
+    bootstrapped(moments[0], folder / "replica.db")
     with closing(Applier(str(folder / "replica.db"), durable=durable)) as replica:
         steps = Steps()
 

@@ -19,6 +19,7 @@ from typing import Final
 from nearlite import hrana
 from nearlite.group import Group, Job, LostError
 from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, StatementError, Step
+from nearlite.routing import FEW_STEPS
 from nearlite.session import NotSharedError, OverrunError, Session
 from nearlite.statements import Kind
 from nearlite.streams import Stream, Turn
@@ -29,8 +30,6 @@ _ALONE_SECONDS: Final = 0.0002
 """So long after the last write nobody else seems to be writing."""
 _GROUP_SECONDS: Final = 0.002
 """Then a group ends, so that reads get their turn."""
-_FEW_STEPS: Final = 8
-_BUSY: Final = 5
 
 
 class AtOnce:
@@ -105,7 +104,7 @@ class AtOnce:
         except (NotSharedError, OverrunError):
             return None
         except StatementError as error:
-            if error.extended_code & 0xFF == _BUSY:
+            if hrana.is_busy(error):
                 return None
             result = hrana.error_result(error)
         finally:
@@ -120,7 +119,7 @@ class AtOnce:
         for plan in plans:
             if isinstance(plan, Execute):
                 steps: Sequence[Step] = (plan.step,)
-            elif isinstance(plan, RunBatch) and len(plan.steps) <= _FEW_STEPS:
+            elif isinstance(plan, RunBatch) and len(plan.steps) <= FEW_STEPS:
                 steps = plan.steps
             elif isinstance(plan, (Answered, GetAutocommit)):
                 continue

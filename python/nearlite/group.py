@@ -1,7 +1,7 @@
 """One group of writes: requests inside a foreign transaction, each with the effect it has alone.
 
-Requests run one after another on the writing connection, inside the BEGIN IMMEDIATE ... COMMIT that
-writer.py puts around them. What rules that asks for is told there.
+Requests run one after another on a writing connection, inside the BEGIN IMMEDIATE ... COMMIT that
+writer.py, or for small ones atonce.py, puts around them. What rules that asks for is told in writer.py.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Group:
     """Runs jobs inside the transaction that is open on a connection.
 
     Args:
-      session: the writing connection.
+      session: a writing connection.
       steps: virtual machine steps that a write may take; then it is stopped with OverrunError, and the
         transaction is to be rolled back. Negative: as many as it needs.
 

@@ -36,7 +36,6 @@ LIGHT_SECONDS: Final = 0.001
 """Of processor time: a transaction that took less so far has written little."""
 _QUIET: Final = Step("", want_rows=False)
 _READONLY: Final = 8
-_BUSY: Final = 5
 
 Work = Generator["bytes | None", None, None]
 
@@ -89,7 +88,8 @@ class Owned:
             for _ in self._batch(stream, steps, outcomes):
                 break  # somebody else writes
             else:
-                if not any(_is_busy(outcome) for outcome in outcomes):
+                failed = [outcome for outcome in outcomes if isinstance(outcome, StatementError)]
+                if not any(map(hrana.is_busy, failed)):
                     stream.light = time.thread_time() - started < LIGHT_SECONDS
                     return outcomes
         except OverrunError:
@@ -299,10 +299,6 @@ def _all_or_nothing(session: Session, prepared: Prepared, step: Step) -> bytes:
             session.rollback()
         raise
     return result
-
-
-def _is_busy(outcome: Outcome) -> bool:
-    return isinstance(outcome, StatementError) and outcome.extended_code & 0xFF == _BUSY
 
 
 def _session(stream: Stream) -> Session:

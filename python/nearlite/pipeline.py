@@ -4,8 +4,8 @@ Four places, from the cheapest on:
 
 * at once, on the event loop: reads, under a budget of virtual machine steps and of bytes. Handing a
   point select to a thread would cost more than the select. What overruns is run again in a thread.
-  Likewise a small write, if nothing is synced and nobody else is writing, BEGIN with a small first
-  write, which can be undone, and the COMMIT of a small transaction;
+  Likewise BEGIN with a small first write, which can be undone, and, where nothing is synced, small
+  writes (atonce.py) and the COMMIT of a small transaction;
 * in a thread, on one of a few reading connections;
 * in a group of writes (writer.py);
 * on a connection of the stream's own (owned.py), in a thread.
@@ -63,7 +63,7 @@ class Upstream(Host, Protocol):
 
 
 class Executor:
-    """Everything one server has to run SQL with. Event loop thread only, except `deliver`.
+    """Everything one server has to run SQL with. Event loop thread only, except `_deliver` and `_committed`.
 
     Args:
       upstream: the primary.
@@ -302,7 +302,7 @@ class Executor:
             self._loop.call_soon_threadsafe(_resolve, jobs)
 
     def _committed(self) -> None:
-        """After a commit on a stream's own connection. In its thread."""
+        """After a commit that was not the writing thread's. In the thread that committed."""
         try:
             self._upstream.after_commit()
         except Exception:  # the commit is durable whatever becomes of its announcement

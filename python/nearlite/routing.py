@@ -12,7 +12,8 @@ from nearlite.statements import Kind
 
 _LONG_SCRIPT: Final = 8192  # characters; compiling a longer one would hold up the event loop
 _MANY_STEPS: Final = 256  # the same for a batch
-_FEW_STEPS: Final = 8  # of a transaction's beginning on the event loop
+FEW_STEPS: Final = 8
+"""Of a batch that may run on the event loop."""
 _SMALL: Final = 16 << 10  # characters and bytes of its texts and arguments
 _BEGUN: Final = frozenset({Kind.BEGIN, Kind.READ, Kind.WRITE})
 _ENDS: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
@@ -57,7 +58,7 @@ class Router:
 
     def begins(self, plan: RunBatch) -> bool:
         """Whether a batch begins a transaction, leaves it open, and is small."""
-        if len(plan.steps) > _FEW_STEPS:
+        if len(plan.steps) > FEW_STEPS:
             return False
         size = 0
         kinds = []

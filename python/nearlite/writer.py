@@ -18,6 +18,9 @@ alone:
   been told about, are executed again in a new one.
 * a write inside a group is never interrupted, because that rolls back everybody; a statement that
   has been seen to last is kept out of groups instead.
+
+Small groups that nothing syncs are committed on the event loop (atonce.py); what is stopped there comes
+here.
 """
 
 from __future__ import annotations

@@ -83,12 +83,18 @@ _REFUSED_CODES = frozenset(
         "ARGS_BOTH_POSITIONAL_AND_NAMED",
     ]
 )
+_BUSY = 5
 _SYNTAX = (": near ", ": incomplete input", ": unrecognized token")
 
 
 def is_refusal(error: StatementError) -> bool:
     """Whether a statement could never have run, whatever ran before it (not: a missing table)."""
     return error.code in _REFUSED_CODES or any(text in error.message for text in _SYNTAX)
+
+
+def is_busy(error: StatementError) -> bool:
+    """Whether another connection's lock was in the way."""
+    return error.extended_code & 0xFF == _BUSY
 
 
 PRIMARY_NAMES = {

@@ -20,7 +20,7 @@ ROOMS = [
     "dbapi http asgi",
     "bootstrap upstream datafile",
     "logstate logformat log",
-    "failing checking receiving arriving seeding upkeep background replica routing session streams",
+    "failing checking receiving arriving seeding upkeep background replica routing session streams lending",
     "following forwarding placing generation owned writer roll startup answers pipeline atonce remote",
     "changes primary",
     "server inspection",

@@ -98,7 +98,9 @@ def test_a_lock_of_another_program_is_waited_for_beside_everybody_else(
         client = opened(port)
         executor = app._executor
         assert executor is not None
-        for session in executor._spare:  # an event loop that waits, waits longer than the client
+        for (
+            session
+        ) in executor._lending.spare:  # an event loop that waits, waits longer than the client
             session.database.set_busy_timeout(60_000)
         lock_and_write(client, tmp_path / "data.db")
 
@@ -168,7 +170,7 @@ def test_a_connection_with_settings_serves_others_without_them(tmp_path: Path) -
         client.run("CREATE TABLE c(a REFERENCES t)", "CREATE TABLE p(a CHECK(a > 0))")
         executor = app._executor
         assert executor is not None
-        (session,) = executor._spare
+        (session,) = executor._lending.spare
 
         def under(*settings: str, sql: str = "INSERT INTO c VALUES(99)") -> Any:
             requests = [execute(f"PRAGMA {text}") for text in settings]
@@ -185,8 +187,8 @@ def test_a_connection_with_settings_serves_others_without_them(tmp_path: Path) -
             text = "INSERT INTO p VALUES(-1)"
             assert under("ignore_check_constraints=1", "foreign_keys=1", sql=text) is None
             assert under("recursive_triggers=1", sql=text) == "SQLITE_CONSTRAINT"
-        assert executor._spare == [session]  # the same one all the time
+        assert executor._lending.spare == [session]  # the same one all the time
         assert under("case_sensitive_like=1") is None
         assert under("foreign_keys=1", sql="CREATE TEMP TABLE x(a)") is None
-        assert session not in executor._spare
-        assert executor._owners == set()
+        assert session not in executor._lending.spare
+        assert executor._lending.owners == set()

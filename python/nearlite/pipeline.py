@@ -27,6 +27,7 @@ from nearlite.atonce import AtOnce
 from nearlite.group import Job
 from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, Refused, RunBatch, StatementError
 from nearlite.leaving import GoneError, Leaving, either
+from nearlite.lending import Lending
 from nearlite.owned import Owned, Work
 from nearlite.routing import Router
 from nearlite.session import OverrunError, Session
@@ -43,7 +44,6 @@ INLINE_BYTES: Final = 1 << 20
 BUSY_MS: Final = 5000
 """Milliseconds that a statement in a thread waits for other programs' locks."""
 _SLOW_READERS: Final = 8
-_SPARE: Final = 8  # connections kept open for the next transaction
 _TICK: Final = 0.25  # seconds between looks at what is overdue
 
 _T = TypeVar("_T")
@@ -96,7 +96,7 @@ class Executor:
         )
         self._slow = asyncio.Semaphore(_SLOW_READERS)
         self._slow_sessions: list[Session] = []
-        self._spare: list[Session] = []
+        self._lending = Lending(limits.connections, self._open_in_thread)
         self._unsynced = upstream.durability == "normal"
         self._quick = self._open(shared=True)
         self._at_once = AtOnce(
@@ -107,7 +107,6 @@ class Executor:
             committed=self._committed,
             hand_over=self._writer.submit,
         )
-        self._owners: set[Stream] = set()
         self._writer.start()
         self._tick = self._loop.call_later(_TICK, self._look)
         self._closed = False
@@ -115,6 +114,9 @@ class Executor:
     def _open(self, *, readonly: bool = False, shared: bool = False) -> Session:
         database = self._upstream.connect(readonly=readonly)
         return Session(database, foreign_keys=self._foreign_keys, shared=shared)
+
+    async def _open_in_thread(self) -> Session:
+        return await self._loop.run_in_executor(self._pool, self._open)
 
     # ------------------------------------------------------------------ on the event loop
 
@@ -182,16 +184,13 @@ class Executor:
         for; handing each to a thread and back would cost more than the statement.
         """
         if (
-            not self._spare
-            or len(self._owners) >= self._limits.connections
+            not self._lending.at_hand
             or not isinstance(plan, RunBatch)
             or not self._router.begins(plan)
         ):
             return False
-        session = stream.session = self._spare.pop()
-        self._owners.add(stream)
+        session = self._lending.lend_at_once(stream)
         native = session.native
-        native.set_counters(*stream.counters)
         native.set_budget(INLINE_STEPS)
         session.database.set_busy_timeout(0)
         try:
@@ -203,7 +202,7 @@ class Executor:
             native.set_counters(*stream.counters)
         else:
             results.append(hrana.batch_result(outcomes))
-        self._give_back(stream)
+        self._lending.give_back(stream)
         return outcomes is not None
 
     def _ends_at_once(self, stream: Stream, plans: Sequence[Plan]) -> bool:
@@ -316,7 +315,7 @@ class Executor:
         self, stream: Stream, plans: Sequence[Plan], results: list[bytes], leaving: Leaving
     ) -> None:
         """Run one request on a connection of the stream's own, and if it stays so, the others."""
-        refusal = await self._own_session(stream)
+        refusal = await self._lending.lend(stream)
         if refusal is not None:
             results.append(hrana.error_result(refusal))
             return
@@ -326,7 +325,7 @@ class Executor:
         self, stream: Stream, plans: Sequence[Plan], results: list[bytes], leaving: Leaving
     ) -> None:
         if stream.session is None:  # its transaction was ended, and its connection with it
-            refusal = await self._own_session(stream)
+            refusal = await self._lending.lend(stream)
             if refusal is not None:
                 error = hrana.error_result(refusal)
                 results.extend([error] * (len(plans) - len(results)))
@@ -341,7 +340,7 @@ class Executor:
             async for _ in self._advance(stream, work, leaving):
                 pass
         stream.ending = None
-        self._give_back(stream)
+        self._lending.give_back(stream)
 
     async def _advance(
         self, stream: Stream, work: Work, leaving: Leaving
@@ -385,39 +384,6 @@ class Executor:
                 return
         stream.turn = ticket
 
-    async def _own_session(self, stream: Stream) -> StatementError | None:
-        if len(self._owners) >= self._limits.connections:
-            return StatementError(
-                f"Server cannot handle additional transactions: {self._limits.connections} "
-                "connections are in use, which is the limit",
-                "TRANSACTION_BUSY",
-            )
-        self._owners.add(stream)
-        try:
-            if self._spare:
-                session = self._spare.pop()
-            else:
-                session = await self._loop.run_in_executor(self._pool, self._open)
-        except BaseException:
-            self._owners.discard(stream)
-            raise
-        session.native.set_counters(*stream.counters)
-        stream.session = session
-        return None
-
-    def _give_back(self, stream: Stream) -> None:
-        """A connection that carries nothing of its stream serves others."""
-        session = stream.session
-        if session is None or stream.in_transaction or stream.sticky:
-            return
-        stream.counters = session.native.counters
-        stream.session = None
-        self._owners.discard(stream)
-        if len(self._spare) < _SPARE:
-            self._spare.append(session)
-        else:
-            session.close()
-
     # ------------------------------------------------------------------ cursors
 
     def cursor_at_once(self, stream: Stream, plan: RunBatch) -> bytes | None:
@@ -458,7 +424,7 @@ class Executor:
                     yield job.results[0]
                     return
         if stream.session is None:
-            refusal = await self._own_session(stream)
+            refusal = await self._lending.lend(stream)
             if refusal is not None:
                 yield hrana.cursor_error(refusal)
                 return
@@ -471,7 +437,7 @@ class Executor:
             await pieces.aclose()
             await self._loop.run_in_executor(self._pool, work.close)
             stream.ending = None
-            self._give_back(stream)
+            self._lending.give_back(stream)
 
     # ------------------------------------------------------------------ ends
 
@@ -484,10 +450,8 @@ class Executor:
         self._owned.end_transaction(stream)
         if stream.sticky and stream.settings is not None and session.restore(stream.settings):
             stream.sticky = False
-        self._give_back(stream)
-        if stream.session is not None:
-            stream.session = None
-            self._owners.discard(stream)
+        self._lending.give_back(stream)
+        if self._lending.take_away(stream) is not None:
             await self._loop.run_in_executor(self._pool, session.close)
 
     def _look(self) -> None:
@@ -496,7 +460,7 @@ class Executor:
         if self._upstream.overgrown():
             self._writer.nudge()
         wanted = self.turn.wanted
-        for stream in list(self._owners):
+        for stream in list(self._lending.owners):
             if stream.ending is None and self.streams.overdue(stream, wanted=wanted):
                 self._end(stream)
         for stream in self.streams.idle():
@@ -522,16 +486,16 @@ class Executor:
             return
         self._closed = True
         self._tick.cancel()
-        for stream in list(self._owners):
+        for stream in list(self._lending.owners):
             if stream.session is not None and stream.busy:
                 stream.session.database.interrupt()
             elif stream.session is not None:
                 self._owned.end_transaction(stream)
         await self._loop.run_in_executor(None, self._writer.stop)
         await self._loop.run_in_executor(None, self._pool.shutdown)
-        owned = [stream.session for stream in self._owners if stream.session is not None]
-        for session in [self._reader, self._quick, *self._slow_sessions, *self._spare, *owned]:
+        for session in [self._reader, self._quick, *self._slow_sessions]:
             session.close()
+        self._lending.close()
 
 
 class _End:

@@ -443,6 +443,7 @@ class Executor:
     def _give_back(self, stream: Stream) -> None:
         """A connection that carries nothing of its stream serves others."""
         session = stream.session
+        stream.take_settings()
         if session is None or stream.in_transaction or stream.sticky:
             return
         stream.counters = session.native.counters
@@ -517,6 +518,7 @@ class Executor:
         if session is None:
             return
         self._owned.end_transaction(stream)
+        stream.take_settings()
         if stream.sticky and stream.settings is not None and session.restore(stream.settings):
             stream.sticky = False
         self._give_back(stream)

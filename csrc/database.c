@@ -350,6 +350,9 @@ static int database_authorize(
 {
     nl_db *db = arg;
 
+    if (db->collect && action == SQLITE_ALTER_TABLE) db->alters_main = database_place(a) == 0;
+    /* RENAME and DROP COLUMN always look for views and triggers in temp, too, that name the table. */
+    if (db->alters_main && database_place(place) == 1) return SQLITE_OK;
     if (db->collect) {
         *db->collect |= database_report_flags(action, a, b, place);
         if (!trigger) *db->collect |= database_own_flags(action, a);
@@ -539,6 +542,7 @@ int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err)
         const char *tail = NULL;
         uint32_t flags = 0;
         db->collect = &flags;
+        db->alters_main = 0;
         rc = sqlite3_prepare_v2(db->sqlite, sql, (int)(end - sql), &stmt, &tail);
         db->collect = NULL;
         if (rc != SQLITE_OK) break;

@@ -380,6 +380,7 @@ int nl_stmt_prepare(
     nl_db_adopt(db, s);
     db->collect = &s->flags;
     db->unplaced_count = 0;
+    db->alters_main = 0;
     db->pragma[0] = 0;
     db->pragma_set = 0;
     int rc = sqlite3_prepare_v3(db->sqlite, sql, (int)n, flags, &s->sqlite, &tail);

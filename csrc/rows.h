@@ -30,6 +30,7 @@ struct nl_db {
     /* While compiling: tables of which no column is read ("count(*)"). SQLite reports them without
     ** their database when the text does not name it; nl_stmt_prepare looks them up afterwards. */
     char unplaced[4][64];
+    int alters_main;         /* what is being compiled is an ALTER TABLE of the main database */
     int unplaced_count;      /* may exceed the room: then main is assumed */
     char pragma[32];         /* while compiling: name of the pragma */
     int pragma_set;          /* ... and whether it has a value */

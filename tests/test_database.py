@@ -167,6 +167,10 @@ W, T, A, S = native.WRITES_MAIN, native.WRITES_TEMP, native.WRITES_ATTACHED, nat
         ("create temp table n(a)", T | S, W),
         ("alter table t add column z", W | S, T),
         ("alter table tt add column z", T | S, W),
+        ("alter table t rename to u", W | S, T | native.TEMP),
+        ("alter table t rename column a to c", W | S, T | native.TEMP),
+        ("alter table t2 drop column b", W | S, T | native.TEMP),
+        ("alter table tt rename to u", T | S, W),
         ("drop table other.o", A | S, W),
         ("create index i on t(a)", W | S, T),
         ("begin", native.TRANSACTION, native.COMMIT | native.SAVEPOINT | W),
@@ -184,7 +188,8 @@ W, T, A, S = native.WRITES_MAIN, native.WRITES_TEMP, native.WRITES_ATTACHED, nat
 )
 def test_flags_say_what_a_statement_does(db, sql, has, lacks):
     db.exec(
-        "create table t(a); create temp table tt(a); attach ':memory:' as other;"
+        "create table t(a); create table t2(a, b); create temp table tt(a);"
+        "attach ':memory:' as other;"
         "create table other.o(a); create view v as select a from t;"
         "create trigger vi instead of insert on v begin insert into t values(new.a); end"
     )

@@ -74,9 +74,40 @@ def everyday_statements(con):
         "create index i on t(b)",
         "alter table t add column c default 7",
         "select c from t limit 1",
+        "alter table t rename column c to d",
+        "alter table t rename to u",
+        "alter table u drop column d",
+        "select * from u limit 1",
+        "alter table u rename to t",
         "drop table t",
         "select * from t",
     )
+
+
+@scenario
+def an_iterator_of_executemany_uses_the_connection(con):
+    con.execute("create table t(a)")
+    con.commit()
+
+    def writing():
+        for i in range(3):
+            con.execute("insert into t values(?)", (-i,))
+            yield (con.execute("select count(*) from t where a < 0").fetchone()[0],)
+
+    def committing():
+        for i in range(25_000):
+            if i == 24_000:
+                con.commit()
+            yield (i,)
+
+    found = [con.executemany("insert into t values(?)", writing()).rowcount, con.in_transaction]
+    found += con.execute("select min(a), max(a), count(*) from t").fetchall()
+    con.rollback()
+    found += con.execute("select count(*) from t").fetchall()
+    con.executemany("insert into t values(?)", committing())
+    found += con.execute("select count(*), count(distinct a) from t").fetchall()
+    con.commit()
+    return [*found, con.execute("select count(*), count(distinct a) from t").fetchall()]
 
 
 @scenario

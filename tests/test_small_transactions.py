@@ -192,3 +192,21 @@ def test_a_connection_with_settings_serves_others_without_them(tmp_path: Path) -
         assert under("foreign_keys=1", sql="CREATE TEMP TABLE x(a)") is None
         assert session not in executor._lending.spare
         assert executor._lending.owners == set()
+
+
+def test_what_did_not_stay_in_the_transaction_is_not_run_twice(client: Client) -> None:
+    client.run("CREATE UNIQUE INDEX i ON t(b)", "INSERT INTO t(b) VALUES('taken')")
+    inside = {"type": "not", "cond": {"type": "is_autocommit"}}
+    once = "INSERT INTO t(b) VALUES('once')"
+    again = "INSERT INTO t(b) VALUES('again')"
+    ended = "INSERT OR ROLLBACK INTO t(b) VALUES('taken')"
+    for steps in ([("BEGIN", inside), once, LONG], ["BEGIN", ended, again, LONG]):
+        (result, _) = client.pipeline(batch(*steps), {"type": "close"})["results"]
+        found = outcome(result)
+        assert found["step_errors"][-2:] == [None, None]
+        assert found["step_results"][-2]["affected_row_count"] == 1
+        client.run("DELETE FROM t WHERE typeof(b) = 'integer'")
+    assert client.rows("SELECT b FROM t WHERE b IN ('once', 'again') ORDER BY a") == [
+        ["once"],
+        ["again"],
+    ]

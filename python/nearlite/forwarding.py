@@ -142,14 +142,11 @@ class ForwardingConnection(Connection):
         Without a transaction of the program's own, one is opened around all of it: the sets before
         a failing one stay, as they would have locally.
         """
-        opening = self._openings(sql)
-        own = not (self._stream.in_transaction or opening)
-        if own:
-            opening = ["BEGIN"]
+        opening: list[str] = []
+        own: bool | None = None  # not known before the first request
         count = 0
         failure: BaseException | None = None
         chunk, failure = self._next_chunk(sql, sets, names)
-        self._before_forward()
         try:
             while True:
                 following: list[Any] = []
@@ -157,7 +154,14 @@ class ForwardingConnection(Connection):
                 if failure is None:
                     following, later = self._next_chunk(sql, sets, names)
                 last = (not following and later is None) or failure is not None
+                # Now: the program's iterator may have used this connection, too.
+                if not own:
+                    opening = self._openings(sql)
+                if own is None:
+                    own = not (self._stream.in_transaction or opening)
+                    opening = ["BEGIN"] if own else opening
                 if chunk or opening or last:
+                    self._before_forward()
                     count += self._stream.many(
                         sql, chunk, opening=opening, commit=own and last,
                         visible=self._visible and own and last,

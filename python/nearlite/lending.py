@@ -66,6 +66,7 @@ class Lending:
     def give_back(self, stream: Stream) -> None:
         """Take back a connection that carries nothing of its stream: it serves others."""
         session = stream.session
+        stream.take_settings()
         if session is None or stream.in_transaction or stream.sticky:
             return
         stream.counters = session.native.counters

@@ -79,24 +79,33 @@ class Owned:
 
         The session has a step budget and no patience with locks; the steps contain no COMMIT, so that
         everything can be undone. Answers None when it was: the turn is not free, the budget is used
-        up, the database is locked by another program, or the statements are no quick ones.
+        up, the database is locked by another program, the statements are no quick ones, or they did
+        not stay inside a transaction.
         """
         session = _session(stream)
         outcomes: list[Outcome] = []
         started = time.thread_time()
         try:
-            for _ in self._batch(stream, steps, outcomes):
-                break  # somebody else writes
-            else:
-                failed = [outcome for outcome in outcomes if isinstance(outcome, StatementError)]
-                if not any(map(hrana.is_busy, failed)):
-                    stream.light = time.thread_time() - started < LIGHT_SECONDS
-                    return outcomes
+            begun = all(self._stays(stream, step, outcomes) for step in steps)
+            failed = [outcome for outcome in outcomes if isinstance(outcome, StatementError)]
+            if begun and not any(map(hrana.is_busy, failed)):
+                stream.light = time.thread_time() - started < LIGHT_SECONDS
+                return outcomes
         except OverrunError:
             pass
         session.rollback()
         self._settle(stream)
         return None
+
+    def _stays(self, stream: Stream, step: Step, outcomes: list[Outcome]) -> bool:
+        """Run a step that needs no turn of somebody else's; whether it leaves a transaction open.
+
+        Without one (BEGIN was skipped or failed, OR ROLLBACK ended it) the next step would be kept
+        at once, and could not be undone.
+        """
+        for _ in self._batch(stream, [step], outcomes):
+            return False
+        return stream.in_transaction
 
     def cursor(self, stream: Stream, plan: RunBatch) -> Work:
         """Run a cursor's batch, yielding its entries in pieces."""
@@ -219,12 +228,9 @@ class Owned:
         if stream.ending is not None:
             self.end_transaction(stream)
             raise StatementError(*stream.ending)
-        if prepared.kind is Kind.STICKY:
+        if prepared.kind is Kind.STICKY and not prepared.setting:  # temporary objects
             stream.sticky = True
-            if not prepared.setting:
-                stream.settings = None
-            elif stream.settings is not None:
-                stream.settings.add(prepared.setting)
+            stream.settings = None
         try:
             if shape == CURSOR:
                 result = session.run(prepared, step, limit=PIECE, shape=shape, index=index)

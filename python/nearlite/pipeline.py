@@ -448,6 +448,7 @@ class Executor:
         if session is None:
             return
         self._owned.end_transaction(stream)
+        stream.take_settings()
         if stream.sticky and stream.settings is not None and session.restore(stream.settings):
             stream.sticky = False
         self._lending.give_back(stream)

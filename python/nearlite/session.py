@@ -69,6 +69,9 @@ class Session:
       foreign_keys: enforcement was switched on when the connection was opened.
       latest: the statement that was run last.
       shared: it serves many streams: what would change the connection is refused.
+      changed: settings that pragmas have changed, since whoever uses the session took note of it. SQLite
+        carries them out while it compiles them: one that is only described, or refused because more
+        follows it, counts, too.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Session:
         if foreign_keys:
             database.exec("PRAGMA foreign_keys=ON")
         self.latest: HranaStatement | None = None
+        self.changed: set[str] = set()
         self._cache: OrderedDict[str, Prepared] = OrderedDict()
         # Apart from the clients' statements: theirs are classified, and may be evicted.
         self._own: dict[str, HranaStatement] = {}
@@ -138,6 +142,8 @@ class Session:
         kind = pragma_kind(text)
         if self.shared and kind is not None and kind >= Kind.ALONE:
             raise NotSharedError
+        if kind is Kind.STICKY:
+            self.changed.add(setting_of(text))
         return kind
 
     def _newest(self, text: bytes, *, persistent: bool) -> HranaStatement:

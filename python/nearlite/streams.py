@@ -102,6 +102,16 @@ class Stream:
         self.busy = False
         self.closed = False
 
+    def take_settings(self) -> None:
+        """Note which settings its requests have changed on its connection."""
+        session = self.session
+        if session is None or not session.changed:
+            return
+        self.sticky = True
+        if self.settings is not None:
+            self.settings |= session.changed
+        session.changed = set()
+
     def set_counters(self, counters: tuple[int, int, int]) -> None:
         """Its next statement sees these."""
         self.counters = counters

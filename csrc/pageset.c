@@ -19,7 +19,6 @@
 */
 #include "pageset.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -18,7 +18,7 @@ ROOMS = [
     "message wire sync",
     "hrana guard",
     "dbapi http asgi",
-    "bootstrap upstream datafile",
+    "bootstrap asking upstream datafile",
     "logstate logformat log",
     "failing checking receiving arriving seeding upkeep background replica routing session streams lending",
     "following forwarding placing generation owned writer roll startup answers pipeline atonce remote",

@@ -27,6 +27,7 @@ from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
 from nearlite._native.database import NO_PARAMETERS, Database, is_dml
+from nearlite.asking import NOTHING
 from nearlite.dbapi.binding import encode
 from nearlite.dbapi.connection import (
     LEGACY_TRANSACTION_CONTROL,
@@ -50,7 +51,7 @@ from nearlite.remote import _token_of_environment
 from nearlite.replica import Replica, SyncResult
 from nearlite.script import statements_of
 from nearlite.sharing import abandon, acquire, release
-from nearlite.upstream import NOTHING, SEND_BYTES, Notes, Stream
+from nearlite.upstream import SEND_BYTES, Notes, Stream
 
 _KEPT_ROUTES: Final = 512
 

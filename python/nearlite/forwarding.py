@@ -14,11 +14,12 @@ from typing import Any, Final
 from msgspec.msgpack import Ext
 
 from nearlite._native.database import TEXT_BYTES, TEXT_STR, is_dml
+from nearlite.asking import Outcome
 from nearlite.dbapi.binding import values_of
 from nearlite.dbapi.connection import Connection
 from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import DatabaseError, DataError, ProgrammingError
-from nearlite.upstream import SEND_BYTES, Outcome, Stream
+from nearlite.upstream import SEND_BYTES, Stream
 
 _SETS_AT_ONCE: Final = 10_000  # parameter sets in one request
 _KEPT_NAMES: Final = 256

@@ -3,26 +3,43 @@
 Statements travel as Hrana version 3 pipelines (JSON). Between two requests a stream is named by its
 baton; it is kept only while a transaction may be open on it. What belongs to the connection is sent
 again with each new stream: settings (pragmas) as its first statements, the counters in a header of
-every request. How a pipeline reaches the server is the
-caller's: a purely remote connection posts it, a replica sends it with its position and gets the
-pages that were written in the same answer.
+every request. How a pipeline reaches the server is the caller's: a purely remote connection posts it,
+a replica sends it with its position and gets the pages that were written in the same answer.
 
 Source: the Hrana 3 specification published with libSQL.
 """
 
 from __future__ import annotations
 
-import base64
-import math
 import os
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from nearlite._native._lib import sqlite_exception
-from nearlite._native.codes import SQLITE_NAMES
+from nearlite.asking import (
+    AUTOCOMMIT,
+    CLOSE,
+    NOTHING,
+    UNLESS_ENDED,
+    Answer,
+    Failed,
+    Outcome,
+    Request,
+    Result,
+    Steps,
+    Values,
+    decode_answer,
+    decode_description,
+    decode_rows,
+    decode_steps,
+    encode,
+    failure,
+    if_ok,
+    statement_of,
+    value_of,
+)
 from nearlite.errors import (
     AnswerError,
     Error,
@@ -31,7 +48,6 @@ from nearlite.errors import (
     ProgrammingError,
     SyncError,
 )
-from nearlite.sync import primary_is_full
 
 SEND_BYTES: Final = 8 << 20
 """Bytes sent in one request: of parameters of `executemany` (as JSON), of the text of a script."""
@@ -88,201 +104,6 @@ class Notes:
 
 Send = Callable[[bytes, bool, Notes], bytes]
 """Sends a pipeline, the second argument says whether its effects shall be visible here; its answer."""
-Request = dict[str, Any]
-Values = Sequence[Any]
-
-# ---------------------------------------------------------------- answers
-
-
-class _Null(msgspec.Struct, tag="null", frozen=True, gc=False):
-    pass
-
-
-class _Integer(msgspec.Struct, tag="integer", frozen=True, gc=False):
-    value: str
-
-
-class _Float(msgspec.Struct, tag="float", frozen=True, gc=False):
-    value: msgspec.Raw  # infinity is written 1e999, which msgspec does not take for a number
-
-
-class _Text(msgspec.Struct, tag="text", frozen=True, gc=False):
-    value: str
-
-
-class _Blob(msgspec.Struct, tag="blob", frozen=True, gc=False):
-    base64: str = ""
-
-
-class _Column(msgspec.Struct, frozen=True):
-    name: str | None = None
-    decltype: str | None = None
-
-
-class _Rows(msgspec.Struct, frozen=True):
-    """StmtResult."""
-
-    cols: list[_Column] = []
-    rows: list[list[_Null | _Integer | _Float | _Text | _Blob]] = []
-    affected_row_count: int = 0
-    last_insert_rowid: str | None = None
-
-
-class _Error(msgspec.Struct, frozen=True):
-    message: str = ""
-    code: str | None = None
-    extended_code: int = 0
-
-
-class _Steps(msgspec.Struct, frozen=True):
-    """BatchResult."""
-
-    step_results: list[_Rows | None] = []
-    step_errors: list[_Error | None] = []
-
-
-class _Parameter(msgspec.Struct, frozen=True):
-    name: str | None = None
-
-
-class _Description(msgspec.Struct, frozen=True):
-    """DescribeResult."""
-
-    params: list[_Parameter] = []
-
-
-class _Response(msgspec.Struct, frozen=True):
-    type: str = ""
-    result: msgspec.Raw = msgspec.Raw(b"null")
-    is_autocommit: bool = True
-
-
-class _Result(msgspec.Struct, frozen=True):
-    type: str
-    response: _Response | None = None
-    error: _Error | None = None
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    results: list[_Result]
-    baton: str | None = None
-    base_url: str | None = None
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_rows = msgspec.json.Decoder(_Rows).decode
-_decode_steps = msgspec.json.Decoder(_Steps).decode
-_decode_description = msgspec.json.Decoder(_Description).decode
-_encode = msgspec.json.Encoder().encode
-
-
-def _python(value: _Null | _Integer | _Float | _Text | _Blob) -> Any:
-    if isinstance(value, _Text):
-        return value.value
-    if isinstance(value, _Integer):
-        return int(value.value)
-    if isinstance(value, _Float):
-        return float(bytes(value.value))
-    if isinstance(value, _Blob):
-        return base64.b64decode(value.base64 + "=" * (-len(value.base64) % 4))
-    return None
-
-
-class Outcome:
-    """What one statement came to on the primary.
-
-    Attributes:
-      columns, decltypes: of its result, as of a compiled statement.
-      rows: all of them.
-      changes: rows changed, 0 unless it was an INSERT, UPDATE or DELETE.
-      last_rowid: of an INSERT, otherwise None.
-    """
-
-    __slots__ = ("changes", "columns", "decltypes", "last_rowid", "rows")
-
-    def __init__(self, found: _Rows) -> None:
-        self.columns = tuple(column.name or "" for column in found.cols)
-        self.decltypes = tuple(column.decltype for column in found.cols)
-        self.rows = [tuple(map(_python, row)) for row in found.rows]
-        self.changes = found.affected_row_count
-        self.last_rowid = None if found.last_insert_rowid is None else int(found.last_insert_rowid)
-
-
-NOTHING: Final = Outcome(_Rows())
-
-# ---------------------------------------------------------------- requests
-
-
-def value_of(value: Any) -> Request:
-    """The Hrana form of a value of a plain type.
-
-    Raises:
-      OverflowError: an integer beyond 64 signed bits.
-    """
-    if value is None:
-        return {"type": "null"}
-    if isinstance(value, int):
-        if not -(1 << 63) <= value < 1 << 63:
-            raise OverflowError("Python int too large to convert to SQLite INTEGER")
-        return {"type": "integer", "value": str(int(value))}
-    if isinstance(value, float):
-        if math.isnan(value):
-            return {"type": "null"}  # as SQLite stores it
-        if math.isinf(value):  # a number too large for a double: what SQLite itself prints
-            return {"type": "float", "value": msgspec.Raw(b"1e999" if value > 0 else b"-1e999")}
-        return {"type": "float", "value": value}
-    if isinstance(value, str):
-        return {"type": "text", "value": value}
-    return {"type": "blob", "base64": base64.b64encode(value).decode("ascii")}
-
-
-def _statement(sql: str, values: Values = (), *, rows: bool = True) -> Request:
-    statement: Request = {"sql": sql, "want_rows": rows}
-    if values:
-        statement["args"] = [value_of(value) for value in values]
-    return statement
-
-
-def _if_ok(step: int) -> Request:
-    return {"type": "ok", "step": step}
-
-
-_AUTOCOMMIT: Final[Request] = {"type": "get_autocommit"}
-_CLOSE: Final[Request] = {"type": "close"}
-_UNLESS_ENDED: Final[Request] = {"type": "not", "cond": {"type": "is_autocommit"}}
-
-# ---------------------------------------------------------------- failures
-
-_CODES: Final = {name: code for code, name in SQLITE_NAMES.items()}
-_SQLITE_FULL: Final = _CODES["SQLITE_FULL"]
-_COUNTS: Final = re.compile(r".*: (\d+) are needed, (\d+) were given", re.DOTALL)
-_INPUT: Final = re.compile(r"SQL input error: (.*) \(at offset \d+\)", re.DOTALL)
-
-
-def failure(error: _Error) -> Exception:
-    """The exception that the same statement raises on a local file."""
-    text = error.message.removeprefix("SQLite error: ")
-    match = _INPUT.fullmatch(text)
-    if match is not None:
-        return sqlite_exception(error.extended_code or 1, match[1])
-    code = error.extended_code or _CODES.get(error.code or "", 0)
-    if code & 0xFF == _SQLITE_FULL:
-        return primary_is_full(text, code)
-    if code:
-        return sqlite_exception(code, text)
-    if error.code == "SQL_MANY_STATEMENTS":
-        return ProgrammingError("You can only execute one statement at a time.")
-    counts = _COUNTS.fullmatch(text)
-    if error.code == "ARGS_INVALID" and counts is not None:
-        return ProgrammingError(
-            "Incorrect number of bindings supplied. The current statement uses "
-            f"{counts[1]}, and there are {counts[2]} supplied."
-        )
-    if error.code in ("ARGS_INVALID", "ARGS_BOTH_POSITIONAL_AND_NAMED"):
-        return ProgrammingError(text)
-    if error.code == "SQL_PARSE_ERROR":
-        return NotSupportedError(text.removeprefix("SQL string could not be parsed: "))
-    return OperationalError(f"{text} ({error.code})" if error.code else text)
 
 
 def _baton_is_void(error: SyncError) -> bool:
@@ -343,15 +164,15 @@ class Stream:
           SyncError: no answer, or a refusal.
         """
         if not opening:
-            request: Request = {"type": "execute", "stmt": _statement(sql, values)}
+            request: Request = {"type": "execute", "stmt": statement_of(sql, values)}
             keep = may_open or self.in_transaction
             results = self._pipeline([request], visible=visible, keep=keep)
             self._raise(results[0])
-            return self._count(Outcome(_decode_rows(results[0].response.result)))  # type: ignore[union-attr]
-        steps = [{"stmt": _statement(text)} for text in opening]
-        steps.append({"stmt": _statement(sql, values)})
+            return self._count(Outcome(decode_rows(results[0].response.result)))  # type: ignore[union-attr]
+        steps = [{"stmt": statement_of(text)} for text in opening]
+        steps.append({"stmt": statement_of(sql, values)})
         for number in range(1, len(steps)):
-            steps[number]["condition"] = _if_ok(number - 1)
+            steps[number]["condition"] = if_ok(number - 1)
         found = self._batch(steps, visible=visible)
         self._raise_steps(found)
         last = found.step_results[-1]
@@ -379,15 +200,15 @@ class Stream:
         """
         stored = len(sql.encode()) <= _STORED_BYTES
         name: Request = {"sql_id": 1} if stored else {"sql": sql}
-        steps: list[Request] = [{"stmt": _statement(text)} for text in opening]
+        steps: list[Request] = [{"stmt": statement_of(text)} for text in opening]
         first = len(steps)
         for values in sets:
             args = [value_of(value) for value in values]
             steps.append({"stmt": {**name, "args": args, "want_rows": False}})
         for number in range(1, len(steps)):
-            steps[number]["condition"] = _if_ok(number - 1)
+            steps[number]["condition"] = if_ok(number - 1)
         if commit:
-            steps.append({"stmt": _statement("COMMIT"), "condition": _UNLESS_ENDED})
+            steps.append({"stmt": statement_of("COMMIT"), "condition": UNLESS_ENDED})
         before = [{"type": "store_sql", "sql_id": 1, "sql": sql}] if stored else []
         after = [{"type": "close_sql", "sql_id": 1}] if stored else []
         found = self._batch(steps, visible=visible, before=before, after=after, keep=not commit)
@@ -404,7 +225,7 @@ class Stream:
         result = self._pipeline([request], visible=False, keep=self.in_transaction)[0]
         self._raise(result)
         assert result.response is not None
-        found = _decode_description(result.response.result)
+        found = decode_description(result.response.result)
         return tuple(param.name[1:] if param.name else None for param in found.params)
 
     def script(self, sql: str, *, visible: bool) -> None:
@@ -422,7 +243,7 @@ class Stream:
             results = self._pipeline([_rollback()], visible=False, keep=False)
             self._raise(results[0])
             return
-        request: Request = {"type": "execute", "stmt": _statement(word)}
+        request: Request = {"type": "execute", "stmt": statement_of(word)}
         self._raise(self._pipeline([request], visible=visible, keep=True)[0])
 
     def close(self) -> None:
@@ -445,16 +266,16 @@ class Stream:
         before: Sequence[Request] = (),
         after: Sequence[Request] = (),
         keep: bool = True,
-    ) -> _Steps:
+    ) -> Steps:
         requests = [*before, {"type": "batch", "batch": {"steps": steps}}, *after]
         results = self._pipeline(requests, visible=visible, keep=keep)
         for result in results:
             self._raise(result)
         response = results[len(before)].response
         assert response is not None
-        return _decode_steps(response.result)
+        return decode_steps(response.result)
 
-    def _pipeline(self, requests: list[Request], *, visible: bool, keep: bool) -> list[_Result]:
+    def _pipeline(self, requests: list[Request], *, visible: bool, keep: bool) -> list[Result]:
         """Send requests on the stream; answers their results.
 
         Args:
@@ -472,10 +293,10 @@ class Stream:
         while True:
             opened = self._baton is None
             first = self._settings() if opened else []
-            last = [_AUTOCOMMIT] if keep else [_CLOSE]
+            last = [AUTOCOMMIT] if keep else [CLOSE]
             body = {"baton": self._baton, "requests": [*first, *requests, *last]}
             try:
-                answer = self._exchange(_encode(body), visible)
+                answer = self._exchange(encode(body), visible)
             except SyncError as error:
                 if error.code == "SNAPSHOT_STALE":
                     self._baton = None
@@ -497,13 +318,13 @@ class Stream:
             self._raise(result)
         return results[len(first) : -1]
 
-    def _exchange(self, body: bytes, visible: bool) -> _Answer:
+    def _exchange(self, body: bytes, visible: bool) -> Answer:
         notes = Notes(self.counters)
         data = self._send(body, visible, notes)
         self._told = notes.told
         self.counters = notes.counters
         try:
-            answer = _decode_answer(data)
+            answer = decode_answer(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
             raise AnswerError(f"the primary's answer is no pipeline result: {error}") from None
         if answer.base_url:
@@ -512,7 +333,7 @@ class Stream:
             )
         return answer
 
-    def _after(self, answer: _Answer, *, keep: bool) -> None:
+    def _after(self, answer: Answer, *, keep: bool) -> None:
         """What the stream is after an answer."""
         self._baton = answer.baton
         last = answer.results[-1]
@@ -525,7 +346,7 @@ class Stream:
 
     def _settings(self) -> list[Request]:
         return [
-            {"type": "execute", "stmt": _statement(sql, rows=False)}
+            {"type": "execute", "stmt": statement_of(sql, rows=False)}
             for sql in self.settings.values()
         ]
 
@@ -547,22 +368,22 @@ class Stream:
             self.counters = last_rowid, last, total
         return outcome
 
-    def _raise(self, result: _Result) -> None:
+    def _raise(self, result: Result) -> None:
         if result.error is not None:
             raise self._failure(result.error)
         if result.response is None:
             raise AnswerError("the primary's answer holds neither a result nor an error")
 
-    def _raise_steps(self, found: _Steps) -> None:
+    def _raise_steps(self, found: Steps) -> None:
         for error in found.step_errors:
             if error is not None:
                 raise self._failure(error)
 
-    def _failure(self, error: _Error) -> Exception:
+    def _failure(self, error: Failed) -> Exception:
         # What does not compile is SQLITE_ERROR; few failures of a running statement are.
         self.compiled = (error.code or "").startswith("SQLITE_") and error.code != "SQLITE_ERROR"
         return failure(error)
 
 
 def _rollback() -> Request:
-    return {"type": "execute", "stmt": _statement("ROLLBACK")}
+    return {"type": "execute", "stmt": statement_of("ROLLBACK")}

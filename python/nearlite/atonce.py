@@ -164,12 +164,14 @@ class AtOnce:
                 if time.monotonic() > deadline:
                     break
             self._session.control("COMMIT")
-            self._committed()
         except (LostError, OverrunError, StatementError):
             done = 0
         except Exception:  # whoever waits must hear of it: from the thread
             log.exception("a group of writes was rolled back")
             done = 0
+        try:
+            if done:
+                self._committed()
         finally:
             with contextlib.suppress(StatementError):
                 self._session.rollback()  # of what was not committed

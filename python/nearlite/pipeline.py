@@ -304,10 +304,10 @@ class Executor:
         """After a commit that was not the writing thread's. In the thread that committed."""
         try:
             self._upstream.after_commit()
+            if self._upstream.roll_due:
+                self._writer.nudge()
         except Exception:  # the commit is durable whatever becomes of its announcement
             log.exception("a commit could not be announced to replicas")
-        if self._upstream.roll_due:
-            self._writer.nudge()
 
     # ------------------------------------------------------------------ own connections
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from primaries import primary
@@ -716,3 +717,63 @@ def test_a_remote_connection_needs_no_file(served):
     with pytest.raises(nearlite.ProgrammingError, match="closed"):
         con.execute("select 1")
     assert set(os.listdir(served.path.parent)) == before
+
+
+# ---------------------------------------------------------------- Ctrl-C
+
+
+class _Interrupting:
+    """A lock that is acquired when the signal's exception comes."""
+
+    def __init__(self, lock):
+        self.lock = lock
+        self.release = lock.release
+
+    def acquire(self, **how):
+        assert self.lock.acquire(**how)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("what", ["position", "sync", "write"])
+def test_ctrl_c_leaves_no_lock_behind(served, what):
+    con = served.replica(isolation_level=None)
+    replica = con._replica
+    lock = replica._applying
+    replica._applying = _Interrupting(lock)
+    with pytest.raises(KeyboardInterrupt):
+        if what == "position":
+            _ = con.position
+        elif what == "sync":
+            con.sync()
+        else:
+            con.execute("insert into t(b) values('cut')")
+    replica._applying = lock
+
+    def is_free():
+        free = lock.acquire(timeout=0)
+        if free:
+            lock.release()
+        return free
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(is_free).result()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_after_ctrl_c_inside_a_transaction_rollback_ends_it(served, remote):
+    con = served.remote() if remote else served.replica()
+    con.execute("insert into t(b) values('first')")
+    stream = con._stream
+    send = stream._send
+
+    def carried_out(*args):
+        send(*args)
+        raise KeyboardInterrupt
+
+    stream._send = carried_out
+    with pytest.raises(KeyboardInterrupt):
+        con.execute("insert into t(b) values('second')")
+    stream._send = send
+    con.rollback()
+    assert not con.in_transaction
+    assert rows(con, "select count(*) from t") == [(2,)]

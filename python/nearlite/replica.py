@@ -105,7 +105,9 @@ class Replica:
         self.transport = Transport(url, token=token, timeout=timeout)
         self.folder = Folder(path)
         self._progress = progress
-        self._applying = threading.Lock()
+        # It knows its owner: a signal's exception (Ctrl-C) may come just when it has been acquired, and
+        # whoever leaves gives back what he has, without having to know whether he has it.
+        self._applying = threading.RLock()
         self._applier: Applier | None = None
         self._unwatch: Callable[[], object] = _nothing
         self._known: Hashes | None = None  # of the file just created, until the applier has them
@@ -203,12 +205,12 @@ class Replica:
         Args:
           wait: seconds to wait for another thread that applies; None: `timeout` of the construction.
         """
-        if not self._applying.acquire(timeout=self.timeout if wait is None else wait):
-            raise is_applying()
         try:
+            if not self._applying.acquire(timeout=self.timeout if wait is None else wait):
+                raise is_applying()
             return self._live().state()
         finally:
-            self._applying.release()
+            _give_back(self._applying)
 
     def _live(self) -> Applier:
         if self._applier is None:
@@ -334,16 +336,16 @@ class Replica:
         except OSError as error:
             raise not_kept(self.path, error) from error
         with contextlib.closing(arrived):
-            if not self._applying.acquire(timeout=left(deadline)):
-                raise is_applying()
             try:
+                if not self._applying.acquire(timeout=left(deadline)):
+                    raise is_applying()
                 state = _apply_arrived(self._live(), arrived, deadline)
             except SyncError:
                 raise
             except (Error, MemoryError) as error:
                 raise apply_failed(self.path, error) from error
             finally:
-                self._applying.release()
+                _give_back(self._applying)
         if state is not None:
             self.wal_bytes = state.wal_frames * (state.page_size + 24)
             if state.wal_frames >= CHECKPOINT_FRAMES:
@@ -458,6 +460,14 @@ class Replica:
                     self.folder.remember()
                 self._unwatch()
         self.transport.close()
+
+
+def _give_back(lock: threading.RLock) -> None:
+    """Release it if this thread has it."""
+    try:
+        lock.release()
+    except RuntimeError:
+        return
 
 
 def _nothing() -> None:

@@ -240,7 +240,14 @@ class Stream:
             return
         if word == "ROLLBACK":
             # Closing a stream rolls back; nothing else hangs on it but settings, which are sent again.
-            results = self._pipeline([_rollback()], visible=False, keep=False)
+            try:
+                results = self._pipeline([_rollback()], visible=False, keep=False)
+            except SyncError as error:
+                if not _baton_is_void(error):
+                    raise
+                # The server has rolled back, or will: the answer to the last request was not taken.
+                self._forget()
+                return
             self._raise(results[0])
             return
         request: Request = {"type": "execute", "stmt": statement_of(word)}

@@ -156,3 +156,24 @@ def test_a_transaction_of_another_stream_is_waited_for(client: Client) -> None:
         other.pipeline(execute("COMMIT"), baton=begun["baton"])
         waiting.result(30)
     assert client.rows("SELECT b FROM t") == [["first"], ["second"]]
+
+
+def test_what_steps_do_not_count_leaves_the_event_loop(
+    path: Path, alone: None, handed_over: list[int]
+) -> None:
+    app = app_of(path, durability="normal")
+    with serving(app) as port:
+        client = Client(port)
+        client.run("CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")
+        executor = app._executor
+        assert executor is not None
+        assert executor._slow_sessions == []
+        assert client.rows("SELECT length(hex(zeroblob(20000000)))") == [[40000000]]
+        assert len(executor._slow_sessions) == 1  # it was run on one of these
+        handed_over.clear()
+        (made,) = client.run("INSERT INTO t VALUES(zeroblob(20000000))")
+        assert made["affected_row_count"] == 1
+        assert client.rows("SELECT sum(length(a)) FROM t") == [[20000001]]
+        (gone,) = client.run("DELETE FROM t")
+        assert gone["affected_row_count"] == 2
+        assert len(handed_over) == 2

@@ -56,6 +56,7 @@ class AtOnce:
     ) -> None:
         self._session = session
         self._session.database.set_busy_timeout(0)
+        session.hurry(-1)  # no budget but around writes
         self._turn = turn
         self._steps = steps
         self._small = small

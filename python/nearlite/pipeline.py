@@ -82,7 +82,7 @@ class Executor:
         self.streams = Streams(key, limits)
         self.turn = Turn()
         self._reader = self._open(readonly=True, shared=True)
-        self._reader.native.set_budget(INLINE_STEPS)
+        self._reader.hurry(INLINE_STEPS)
         self._seen = (0, 0, 0)  # counters the reader has now
         self._writer = Writer(
             self._open(shared=True), upstream, self.turn, self._deliver, limits.wait

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +16,9 @@ _MANY_STEPS: Final = 256  # the same for a batch
 FEW_STEPS: Final = 8
 """Of a batch that may run on the event loop."""
 _SMALL: Final = 16 << 10  # characters and bytes of its texts and arguments
+_UNCOUNTED: Final = re.compile(
+    r"\W*(?:delete|drop|create|alter|reindex|vacuum|analyze)\b", re.ASCII | re.IGNORECASE
+)
 _BEGUN: Final = frozenset({Kind.BEGIN, Kind.READ, Kind.WRITE})
 _ENDS: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 
@@ -53,24 +57,27 @@ class Router:
         return Kind.READ
 
     def is_small(self, step: Step) -> bool:
-        """Whether a statement has not been seen to last, and carries little."""
-        return _size(step) <= _SMALL and not step.named and not self._lasts(step.sql)
+        """Whether a statement has not been seen to last, carries little, and is counted in steps.
+
+        DELETE without WHERE and DROP TABLE are a few steps, whatever the size of the table.
+        """
+        if step.named or self._lasts(step.sql) or _UNCOUNTED.match(step.sql):
+            return False
+        return _size(step) <= _SMALL
 
     def begins(self, plan: RunBatch) -> bool:
         """Whether a batch begins a transaction, leaves it open, and is small."""
         if len(plan.steps) > FEW_STEPS:
             return False
-        size = 0
         kinds = []
         try:
             for step in plan.steps:
                 kinds.append(self._reader.prepare(step.sql).kind)
-                size += _size(step)
-                if step.named or self._lasts(step.sql):
+                if not self.is_small(step):
                     return False
         except (StatementError, NotSharedError):
             return False
-        return kinds[0] is Kind.BEGIN and _BEGUN.issuperset(kinds) and size <= _SMALL
+        return kinds[0] is Kind.BEGIN and _BEGUN.issuperset(kinds)
 
     def _description(self, plan: Describe) -> Kind | StatementError:
         try:

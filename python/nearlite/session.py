@@ -48,6 +48,12 @@ _RESTORED: Final = {"recursive_triggers": False, "ignore_check_constraints": Fal
 _QUIET: Final = Step("", want_rows=False)
 
 
+_TOO_BIG: Final = 18
+_LIMIT_LENGTH: Final = 0
+_HURRIED_BYTES: Final = 8 << 20
+"""Of a value. Not less: the text of a schema is a value, too."""
+
+
 class OverrunError(Exception):
     """A statement used up its step budget, or its result the size allowed here."""
 
@@ -84,6 +90,7 @@ class Session:
         if foreign_keys:
             database.exec("PRAGMA foreign_keys=ON")
         self.latest: HranaStatement | None = None
+        self._hurried = False
         self.changed: set[str] = set()
         self._cache: OrderedDict[str, Prepared] = OrderedDict()
         # Apart from the clients' statements: theirs are classified, and may be evicted.
@@ -222,7 +229,7 @@ class Session:
 
     def translate(self, failure: SqlError) -> StatementError | OverrunError:
         """What a failure while running means to the client."""
-        if failure.over_budget:
+        if failure.over_budget or (self._hurried and failure.sqlite_rc & 0xFF == _TOO_BIG):
             return OverrunError()
         if failure.too_big:
             return StatementError(
@@ -230,6 +237,15 @@ class Session:
                 "RESPONSE_TOO_LARGE",
             )
         return hrana.sqlite_error(failure.text, failure.sqlite_rc)
+
+    def hurry(self, steps: int) -> None:
+        """Serve the event loop: what takes more steps, or makes larger values, is an OverrunError.
+
+        A function like randomblob() is one step, whatever it makes.
+        """
+        self._hurried = True
+        self.native.set_budget(steps)
+        self.database.limit(_LIMIT_LENGTH, _HURRIED_BYTES)
 
     def restore(self, settings: Iterable[str]) -> bool:
         """Give settings the values that a new connection has; False if that cannot be done."""

@@ -828,6 +828,29 @@ def test_changes_since_a_position(client: Client) -> None:
     assert nothing.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_file_that_was_replaced_is_not_written_to_any_more(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "data.db"
+    with serving(app_of(path, durability="normal")) as port:
+        client = Client(port)
+        client.run("CREATE TABLE t(a)", "INSERT INTO t VALUES (1)")
+        away = tmp_path / "away.db"
+        path.rename(away)
+        if how == "replaced":
+            path.write_bytes(b"")
+        limit = time.monotonic() + 20
+        body = json.dumps({"requests": [execute("INSERT INTO t VALUES (2)"), CLOSE]}).encode()
+        while (reply := client.request("POST", "/v3/pipeline", body)).status == 200:
+            assert time.monotonic() < limit
+        assert (reply.status, reply.json["code"]) == (503, "DATABASE_REPLACED")
+        assert client.request("GET", "/nl/v1/status").status == 503
+        path.unlink(missing_ok=True)
+        away.rename(path)  # it was a mistake
+        while (reply := client.request("POST", "/v3/pipeline", body)).status == 503:
+            assert time.monotonic() < limit
+        assert client.rows("SELECT count(*) > 1 FROM t") == [[1]]
+
+
 def test_a_client_that_stands_still_holds_up_no_roll(tmp_path: Path) -> None:
     app = app_of(tmp_path / "data.db", durability="normal", roll_bytes=1 << 20)
     with serving(app) as port:

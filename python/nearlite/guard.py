@@ -32,7 +32,8 @@ class FileId(NamedTuple):
     inode: int
 
 
-def _file_id(path: str) -> FileId | None:
+def file_id(path: str) -> FileId | None:
+    """What a path names now; None if that is nothing."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):  # ValueError: a NUL byte in the name
@@ -79,7 +80,7 @@ class Guard:
         """
         if not self._needed:
             return None
-        key = next(filter(None, map(_file_id, _names(database))), None)
+        key = next(filter(None, map(file_id, _names(database))), None)
         if key is not None:
             with self._lock:
                 self._open[key] += 1
@@ -120,7 +121,7 @@ class Guard:
         if event != "sqlite3.connect" or not self._open:
             return
         for name in _names(args[0]):
-            if _file_id(name) in self._open:
+            if file_id(name) in self._open:
                 raise errors.ProgrammingError(
                     f"{name!r} is open through nearlite in this process, and on this system the "
                     "standard sqlite3 module would drop nearlite's locks on it when it closes; "

@@ -58,6 +58,9 @@ class Upstream(Host, Protocol):
     def connect(self, *, readonly: bool = False, busy_ms: int = BUSY_MS) -> Database:
         """A connection that never checkpoints and syncs as the durability says."""
 
+    def displaced(self) -> bool:
+        """Whether the path names another file than the one that is open."""
+
     def overgrown(self) -> bool:
         """Whether commits of other programs have made a roll due that nobody knows of."""
 
@@ -97,6 +100,8 @@ class Executor:
         self._slow = asyncio.Semaphore(_SLOW_READERS)
         self._slow_sessions: list[Session] = []
         self._lending = Lending(limits.connections, self._open_in_thread)
+        #: the path names another file than the one that is open: whoever serves refuses
+        self.displaced = False
         self._unsynced = upstream.durability == "normal"
         self._quick = self._open(shared=True)
         self._at_once = AtOnce(
@@ -460,6 +465,15 @@ class Executor:
         self._tick = self._loop.call_later(_TICK, self._look)
         if self._upstream.overgrown():
             self._writer.nudge()
+        displaced = self._upstream.displaced()
+        if displaced != self.displaced:
+            self.displaced = displaced
+            log.critical(
+                "the database's path names another file, or none: requests are refused; restart the "
+                "server to serve what is there now"
+                if displaced
+                else "the database's path names the file that is served again"
+            )
         wanted = self.turn.wanted
         for stream in list(self._lending.owners):
             if stream.ending is None and self.streams.overdue(stream, wanted=wanted):

@@ -28,7 +28,7 @@ from nearlite._native.tail import BusyError, MisuseError, Tail, WalResetError
 from nearlite.answers import Answer, Answers, LargeAnswer, run_count, snapshot_runs
 from nearlite.datafile import move_schema, prepare_file, refuse_replica
 from nearlite.generation import Generations
-from nearlite.guard import guard
+from nearlite.guard import file_id, guard
 from nearlite.log import Log
 from nearlite.logstate import RETAIN_SECONDS, Durability, now_ms
 from nearlite.position import Position
@@ -102,6 +102,7 @@ class Primary:
         self._frame_size = 24 + self.page_size
         self._retry_at = 0.0
         self._retry_after = _RETRY_FIRST
+        self._file = file_id(path)
         self._overgrown = 0  # size that `overgrown` told last
         self._answers = Answers(generations)
         self._announced = generations.position
@@ -362,6 +363,12 @@ class Primary:
         """Whether the WAL has passed its threshold and the last attempt was not a moment ago."""
         size = (self._tail.frame - self._generations.state.base.frame) * self._frame_size
         return size >= self._roll_bytes and time.monotonic() >= self._retry_at
+
+    def displaced(self) -> bool:
+        """Whether the path names another file than the one that is open, or none: what is committed
+        from here on, nobody would find again.
+        """
+        return file_id(self.path) != self._file
 
     def overgrown(self) -> bool:
         """Whether the WAL has passed its threshold by commits of other programs, which nobody took.

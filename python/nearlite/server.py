@@ -194,17 +194,28 @@ class App:
         if method == "OPTIONS":
             await self._preflight(scope, send)
         elif handler is not None:
-            self._authorize(scope)
+            self._admit(scope)
             if method != "POST":
                 raise _not_allowed(b"POST, OPTIONS")
             await handler(scope, receive, send)
         elif path.startswith("/nl/v1/"):
-            self._authorize(scope)
+            self._admit(scope)
             if method not in ("GET", "HEAD"):
                 raise _not_allowed(b"GET, HEAD, OPTIONS")
             await self._native(path[7:], scope, receive, send)
         else:
             await self._cold({**scope, "path": path, "root_path": ""}, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        self._authorize(scope)
+        executor = self._executor
+        if executor is not None and executor.displaced:
+            raise HttpError(
+                503,
+                "DATABASE_REPLACED",
+                "The database's file was replaced or removed under the running server; nothing was "
+                "carried out. Restart the server to serve what is there now",
+            )
 
     def _authorize(self, scope: Scope) -> None:
         expected = self._token

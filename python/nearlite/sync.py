@@ -215,7 +215,7 @@ def state_of_request(status: int, code: str) -> str:
     Our server refuses before it runs anything, with two exceptions: an answer that came out too large,
     and a failure of its own. Of a gateway in between (502, 504) nothing is known.
     """
-    before = code in ("SHUTTING_DOWN", "DISK_FULL")
+    before = code in ("SHUTTING_DOWN", "DISK_FULL", "DATABASE_REPLACED")
     if code == "RESPONSE_TOO_LARGE" or (status >= 500 and not before):
         return "the request had been sent and may have been carried out"
     return "nothing was carried out"

@@ -851,6 +851,24 @@ def test_a_file_that_was_replaced_is_not_written_to_any_more(tmp_path: Path, how
         assert client.rows("SELECT count(*) > 1 FROM t") == [[1]]
 
 
+def test_connections_beyond_the_limit_are_refused_and_the_others_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "CONNECTIONS", 3)
+    with serving(app_of(tmp_path / "data.db", durability="normal")) as port:  # has one itself
+        served = [Client(port), Client(port)]
+        for client in served:
+            assert client.rows("SELECT 1") == [[1]]
+        refused = Client(port)
+        assert refused.request("GET", "/health").status == 503
+        for client in served:
+            assert client.rows("SELECT 1") == [[1]]
+        served[0].close()
+        limit = time.monotonic() + 20
+        while Client(port).request("GET", "/health").status == 503:
+            assert time.monotonic() < limit
+
+
 def test_a_client_that_stands_still_holds_up_no_roll(tmp_path: Path) -> None:
     app = app_of(tmp_path / "data.db", durability="normal", roll_bytes=1 << 20)
     with serving(app) as port:

@@ -20,7 +20,7 @@ log = logging.getLogger("nearlite.server")
 SHUTDOWN_SECONDS: Final = 5
 """Requests under way may take so long to end after SIGTERM."""
 CONNECTIONS: Final = 2048
-"""HTTP connections at a time; one more is answered 503."""
+"""HTTP connections at a time; requests of those beyond are answered 503."""
 _KEEP_ALIVE: Final = 75  # seconds; longer than what proxies and HTTP clients keep
 _HEAD_SECONDS: Final = 30.0  # for the head of a connection's first request
 _HEAD_BYTES: Final = 64 << 10
@@ -78,7 +78,7 @@ class _Transport:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with the two limits it lacks: on a head that never comes, or never ends."""
+    """uvicorn's protocol with the limits it lacks: on a head that never comes, or never ends, and on connections."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _in_head = True
@@ -87,6 +87,8 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(_Transport(transport, self.loop))  # type: ignore[arg-type]
+        # uvicorn's own limit would answer 503 on connections that were there before, too.
+        self.limit_concurrency = 0 if len(self.connections) > CONNECTIONS else None
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -203,7 +205,6 @@ def server(app: App) -> uvicorn.Server:
         server_header=False,
         date_header=False,
         proxy_headers=False,  # who asks is looked at only where no proxy stands in between
-        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )

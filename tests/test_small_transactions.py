@@ -98,9 +98,8 @@ def test_a_lock_of_another_program_is_waited_for_beside_everybody_else(
         client = opened(port)
         executor = app._executor
         assert executor is not None
-        for (
-            session
-        ) in executor._lending.spare:  # an event loop that waits, waits longer than the client
+        # An event loop that waits, waits longer than the client.
+        for session in executor._lending.spare:
             session.database.set_busy_timeout(60_000)
         lock_and_write(client, tmp_path / "data.db")
 

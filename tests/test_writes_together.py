@@ -134,6 +134,19 @@ def test_what_is_stopped_takes_nothing_along(bench: Bench, stopped: str) -> None
     assert bench.rows() == ["next"]
 
 
+def test_a_read_that_lasts_leaves_the_group_to_the_others(bench: Bench) -> None:
+    slow = (
+        "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 7000) "
+        "SELECT count(*) FROM c"  # more steps than the loop has, fewer than a group in the thread
+    )
+    mixed = bench.job(execute("INSERT INTO t(b) VALUES('kept')"), execute(slow))
+    other = bench.job(execute("INSERT INTO t(b) VALUES('other')"))
+    bench.run(mixed, other)
+    assert bench.handed == []
+    assert (mixed.finished, other.finished) == (1, 1)  # the rest runs alone
+    assert bench.rows() == ["kept", "other"]
+
+
 def test_another_programs_lock_is_the_threads_to_wait_for(bench: Bench) -> None:
     stock = sqlite3.connect(bench.path, isolation_level=None)
     stock.execute("BEGIN IMMEDIATE")

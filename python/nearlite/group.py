@@ -85,8 +85,9 @@ class Group:
 
     Args:
       session: a writing connection.
-      steps: virtual machine steps that a write may take; then it is stopped with OverrunError, and the
-        transaction is to be rolled back. Negative: as many as it needs.
+      steps: virtual machine steps that a statement may take. A read that takes more leaves the group; a
+        write is stopped with OverrunError, and the transaction is to be rolled back. Negative: a write
+        as many as it needs, a read READ_STEPS.
 
     Attributes:
       lasting: texts that have been seen to last.
@@ -215,7 +216,7 @@ class Group:
         if prepared.kind is not Kind.READ:
             raise _LeaveError
         native = self._session.native
-        native.set_budget(READ_STEPS)
+        native.set_budget(READ_STEPS if self._steps < 0 else self._steps)
         try:
             return self._session.run(prepared, step, shape=shape, index=index)
         except OverrunError:

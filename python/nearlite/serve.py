@@ -33,9 +33,8 @@ class _Transport:
 
     uvicorn writes one after the other, and uvloop hands each to the kernel at once: two system calls
     and two packets, each of which wakes the client (measured: 1.2 times the reads a second without). The
-    head waits for the body, but not longer than this turn of the event loop. To hold back the whole answer
-    until then costs writes a twentieth of their rate: the next group begins when the first client of the
-    last one has heard.
+    head waits for the body, but not longer than this turn of the event loop; the whole answer does not:
+    the next group of writes begins when the first client of the last one has heard.
     """
 
     __slots__ = ("_head", "_loop", "_transport")

@@ -30,6 +30,7 @@
 #define NL_E_FULL 12      /* disk full */
 #define NL_E_BIND 13      /* parameters do not match the statement */
 #define NL_E_CONSTRAINT_DEFERRED 14
+#define NL_E_PIECEMEAL 15 /* a page set has to be taken chunk by chunk; nothing was done */
 
 typedef struct nl_error {
     int code;           /* NL_E_* */
@@ -380,6 +381,17 @@ int nl_applier_apply(
     const nl_set_header *set,
     nl_chunk *const *chunks,
     uint32_t n,
+    int wait_ms,                /* for locks */
+    nl_state *out,              /* OUT: state after */
+    nl_error *err);
+/* The same with a set whose every byte is in memory, nothing of it verified yet: `in` is what follows
+** its header, to its end. All of it is verified before any lock is taken. NL_E_FORMAT, NL_E_HASH: also
+** for what was found then. NL_E_PIECEMEAL: chunks are compressed, or they are many. */
+int nl_applier_receive(
+    nl_applier *a,
+    const nl_set_header *set,
+    const uint8_t *in,
+    size_t n,
     int wait_ms,                /* for locks */
     nl_state *out,              /* OUT: state after */
     nl_error *err);

@@ -192,7 +192,7 @@ static int apply_fail_sqlite(int rc, const char *what, nl_error *err) {
     } else if (base == SQLITE_FULL) {
         nl_fail(err, NL_E_FULL, "the disk is full");
     } else {
-        nl_fail(err, NL_E_SQLITE, what);
+        nl_fail(err, NL_E_SQLITE, "%s", what);
     }
     if (err != NULL) err->sqlite_rc = rc;
     return err != NULL ? err->code : NL_E_SQLITE;

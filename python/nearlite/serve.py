@@ -13,6 +13,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nearlite import errors
+from nearlite.delivery import Delivery
+from nearlite.exchange import DELIVERY
 from nearlite.server import App, is_loopback
 
 log = logging.getLogger("nearlite.server")
@@ -37,11 +39,12 @@ class _Transport:
     the next group of writes begins when the first client of the last one has heard.
     """
 
-    __slots__ = ("_head", "_loop", "_transport")
+    __slots__ = ("_head", "_loop", "_transport", "delivery")
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
+        self.delivery = Delivery(transport)
         self._head: bytes | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -59,13 +62,17 @@ class _Transport:
             if len(data) <= _GATHERED:
                 data = head + data
             else:
-                self._transport.write(head)
+                self._write(head)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        self.delivery.wrote(len(data))
         self._transport.write(data)
 
     def _flush(self) -> None:
         head, self._head = self._head, None
         if head is not None and not self._transport.is_closing():
-            self._transport.write(head)
+            self._write(head)
 
     def close(self) -> None:
         self._flush()
@@ -79,20 +86,33 @@ class _Transport:
 class _Protocol(HttpToolsProtocol):
     """uvicorn's protocol with the limits it lacks: on a head that never comes, or never ends, and on connections."""
 
+    _delivery: Delivery
+    _extensions: dict[str, Any]
     _head_timer: asyncio.TimerHandle | None = None
     _in_head = True
     _ended = False  # a message ended within the data that is being parsed
     _head_size = 0
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(_Transport(transport, self.loop))  # type: ignore[arg-type]
+        gathering = _Transport(transport, self.loop)
+        self._delivery = gathering.delivery
+        self._extensions = {DELIVERY: self._delivery}
+        super().connection_made(gathering)  # type: ignore[arg-type]
         # uvicorn's own limit would answer 503 on connections that were there before, too.
         self.limit_concurrency = 0 if len(self.connections) > CONNECTIONS else None
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_done()
+        self._delivery.end()
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._delivery.eof()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = self._extensions
 
     def data_received(self, data: bytes) -> None:
         begun_in_head = self._in_head

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from nearlite import hrana
@@ -30,6 +30,7 @@ from nearlite.exchange import (
     Scope,
     Send,
     cut_off,
+    expecting,
     header,
     read_body,
 )
@@ -53,6 +54,22 @@ class Owner(Upstream, Source, Protocol):
 
     def close(self) -> None:
         """End with a roll."""
+
+
+class _Ran(NamedTuple):
+    """A pipeline that was executed.
+
+    Attributes:
+      stream: whose requests they were.
+      answer: body, as JSON.
+      outside: the stream was left outside a transaction.
+      headers: to be sent with it.
+    """
+
+    stream: Stream
+    answer: bytes
+    outside: bool
+    headers: Headers
 
 
 class App:
@@ -86,6 +103,7 @@ class App:
         self._executor: Executor | None = None
         self._feed: Feed | None = None
         self._starting: asyncio.Lock | None = None
+        self._abandoning: set[asyncio.Task[None]] = set()
         self._cold = cold_paths()
         self._hot: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {
             "/v2/pipeline": self._pipeline_2,
@@ -257,13 +275,45 @@ class App:
 
     async def _pipeline(self, version: int, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(scope, receive, self._deadlines)
-        answer, _, headers = await self._run(version, body, scope, receive)
-        await self._answering.whole(send, 200, answer, headers=headers)
+        ran = await self._run(version, body, scope, receive)
+        sending = self._answering.whole(send, 200, ran.answer, headers=ran.headers)
+        await self._deliver(ran.stream, scope, sending)
 
-    async def _run(
-        self, version: int, body: bytes, scope: Scope, receive: Receive
-    ) -> tuple[bytes, bool, Headers]:
-        """Execute a pipeline; its answer, whether its stream is outside a transaction, headers."""
+    async def _deliver(self, stream: Stream, scope: Scope, sending: Awaitable[None]) -> None:
+        """Send an answer. If it is known not to arrive, its stream ends: nobody else has the baton."""
+        sequence = stream.sequence
+        try:
+            await sending
+        except BaseException:
+            await self._abandon(stream, sequence)
+            raise
+        self._expect(stream, scope)
+
+    def _expect(self, stream: Stream, scope: Scope) -> None:
+        """An answer with the stream's baton was sent: end the stream when it turns out not to arrive."""
+        if stream.session is None:
+            return  # nobody waits for anything that it has
+        sequence = stream.sequence
+        delivery = expecting(scope)
+        if delivery is not None:
+            delivery.expect(lambda: self._lost(stream, sequence))
+
+    def _lost(self, stream: Stream, sequence: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._abandon(stream, sequence))
+        self._abandoning.add(task)
+        task.add_done_callback(self._abandoning.discard)
+
+    async def _abandon(self, stream: Stream, sequence: int) -> None:
+        """End a stream whose baton of that number was lost, unless a later request has used it."""
+        executor = self._executor
+        if executor is None or stream.closed or stream.busy or stream.sequence != sequence:
+            return
+        if stream.in_transaction:
+            log.info("a transaction was rolled back: its client left before it had the answer")
+        await executor.close_stream(stream)
+
+    async def _run(self, version: int, body: bytes, scope: Scope, receive: Receive) -> _Ran:
+        """Execute a pipeline."""
         executor = self._ready()
         counters = _counters(scope)
         if len(body) <= _LARGE_BODY:
@@ -299,7 +349,7 @@ class App:
             headers: Headers = ()
             if counters is not None:
                 headers = ((_COUNTERS, b"%d,%d,%d" % stream.get_counters()),)
-            return hrana.pipeline_answer(baton, results), outside, headers
+            return _Ran(stream, hrana.pipeline_answer(baton, results), outside, headers)
         finally:
             if kept or stream.sequence or stream.session is not None:
                 await self._leave(executor, stream, kept=kept)
@@ -369,11 +419,12 @@ class App:
                     await self._answering.piece(send, head)
             finally:
                 await pieces.aclose()
-            kept = True
             await self._answering.end(send)
+            kept = True
         finally:
             leaving.close()
             await self._leave(executor, stream, kept=kept)
+        self._expect(stream, scope)
 
     # ------------------------------------------------------------------ native protocol
 
@@ -400,8 +451,9 @@ class App:
         assert feed is not None
         replica = feed.replica(scope)
         body = await read_body(scope, receive, self._deadlines)
-        answer, outside, headers = await self._run(3, body, scope, receive)
-        await feed.answer(send, answer, replica if outside else None, headers)
+        ran = await self._run(3, body, scope, receive)
+        sending = feed.answer(send, ran.answer, replica if ran.outside else None, ran.headers)
+        await self._deliver(ran.stream, scope, sending)
 
     def _ready(self) -> Executor:
         executor = self._executor

@@ -49,6 +49,7 @@ C_ORDER = [
     "bootstrap",
     "ofd",
     "errors",
+    "buffer",
     "rows",
     "apply",
     "tail",
@@ -58,6 +59,9 @@ C_ORDER = [
     "counters",
     "sqlite_unit",
     "database",
+    "encode",
+    "bind",
+    "statement",
     "hrana",
 ]
 

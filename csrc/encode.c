@@ -1,5 +1,5 @@
 /*
-** encode.c - a row of SQLite as MessagePack.
+** encode.c - rows of SQLite as MessagePack.
 **
 ** SQLite's five types map one to one (NULL nil, INTEGER int, REAL float 64, TEXT str, BLOB bin; TEXT
 ** as the statement's text mode says), and Python decodes a batch of rows in one call. Integers take
@@ -85,7 +85,7 @@ static int encode_value(nl_stmt *s, int i)
 {
     static const uint8_t bin[3] = {0xc4, 0xc5, 0xc6};
     nl_buffer *out = &s->out;
-    uint8_t *p = out->data + out->size;   /* nl_stmt_put_row left room for 9 bytes */
+    uint8_t *p = out->data + out->size;   /* encode_row left room for 9 bytes */
 
     switch (sqlite3_column_type(s->sqlite, i)) {
     case SQLITE_INTEGER:
@@ -115,7 +115,7 @@ static int encode_value(nl_stmt *s, int i)
     }
 }
 
-int nl_stmt_put_row(nl_stmt *s)
+static int encode_row(nl_stmt *s)
 {
     nl_buffer *out = &s->out;
     int rc = SQLITE_OK;
@@ -131,6 +131,23 @@ int nl_stmt_put_row(nl_stmt *s)
     for (int i = 0; rc == SQLITE_OK && i < s->columns; i++) {
         if (out->cap - out->size < 16 && nl_buffer_reserve(out, 16)) return SQLITE_NOMEM;
         rc = encode_value(s, i);
+    }
+    return rc;
+}
+
+int nl_stmt_put_rows(nl_stmt *s, int rc, size_t target, uint32_t *count)
+{
+    while (rc == SQLITE_ROW) {
+        size_t start = s->out.size;
+        rc = encode_row(s);
+        if (rc != SQLITE_OK) {
+            s->out.size = start;
+            break;
+        }
+        ++*count;
+        s->active = 1;
+        if (s->out.size >= target || s->db->late) break;
+        rc = sqlite3_step(s->sqlite);
     }
     return rc;
 }

@@ -85,19 +85,9 @@ static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
 {
     nl_db *db = s->db;
     uint32_t count = 0;
-    size_t row_start = ROWS_HEADER;
 
     s->out.size = ROWS_HEADER;
-    while (rc == SQLITE_ROW) {
-        row_start = s->out.size;
-        rc = nl_stmt_put_row(s);
-        if (rc != SQLITE_OK) break;
-        count++;
-        s->active = 1;
-        if (s->out.size >= target || db->late) break;
-        rc = sqlite3_step(s->sqlite);
-    }
-    if (rc == SQLITE_NOMEM && s->active) s->out.size = row_start;
+    rc = nl_stmt_put_rows(s, rc, target, &count);
     if (rc != SQLITE_OK && rc != SQLITE_DONE) {
         /* The message belongs to the statement until it is reset. */
         nl_db_fail(db, rc, &s->failure);

@@ -96,8 +96,9 @@ typedef struct nl_input {
 int nl_input_array(nl_input *in, size_t *count, nl_error *err);
 /* Binds one array of values to all parameters. The input must outlive the binding. (bind.c) */
 int nl_input_bind(nl_stmt *s, nl_input *in, nl_error *err);
-/* Appends the row that the statement stands on to s->out. Answers SQLITE_OK or SQLITE_NOMEM. (encode.c) */
-int nl_stmt_put_row(nl_stmt *s);
+/* Appends rows to s->out until it holds `target` bytes, the rows end, or a failure; `rc` is the result of
+** a step already made. Answers SQLITE_OK when there may be more, or SQLite's result. (encode.c) */
+int nl_stmt_put_rows(nl_stmt *s, int rc, size_t target, uint32_t *count);
 
 /* Notes how many columns the statement has now. (statement.c) */
 void nl_stmt_announce_columns(nl_stmt *s);

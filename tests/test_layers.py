@@ -21,6 +21,7 @@ ROOMS = [
     "bootstrap asking upstream datafile",
     "logstate logformat log",
     "failing checking receiving arriving seeding upkeep background replica routing session streams lending",
+    "batches",
     "following forwarding placing generation owned writer roll startup answers pipeline atonce remote",
     "changes primary",
     "server inspection",

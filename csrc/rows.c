@@ -121,7 +121,7 @@ int64_t nl_stmt_run(
 
     if (nl_db_enter(db, err)) return -1;
     if (!s->sqlite) {
-        answer = 0;
+        if (!nl_stmt_bind(s, params, n, err)) answer = 0;   /* it takes none */
         goto done;
     }
     if (s->active) {

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
+from nearlite.asking import encode_values
 from nearlite.dbapi.sets import Asking
 from nearlite.errors import DatabaseError
 from nearlite.upstream import SEND_BYTES
@@ -16,6 +19,7 @@ Names = tuple[str | None, ...]
 """Of a statement's parameters; None for a nameless one."""
 
 _SETS_AT_ONCE: Final = 10_000  # parameter sets in one request
+_STEP_BYTES: Final = 96  # of JSON around the values of a set
 _END: Final = object()
 
 
@@ -37,7 +41,7 @@ class Batches:
         self._stream = connection._stream
         self._sql = sql
         self._names = names
-        self._taken: list[list[Any]] = []
+        self._taken: list[msgspec.Raw] = []
         self._size = 0
         self._begun = False  # what begins before the first set has begun
         self._ours = False  # the open transaction is ours
@@ -56,23 +60,23 @@ class Batches:
                     if parameters is _END:
                         break
                     values = self._connection._arranged(self._sql, parameters, self._names)
+                    encoded = encode_values(values)
             except BaseException:
                 if not asking.failed:
                     self._send(end=True)
                 raise
-            self._take(values)
+            self._take(encoded)
         if not (self._begun or self._taken) and self._names is None:
             self._stream.parameters(self._sql)  # raises what compiling it raises
         self._send(end=True)
         return self._count
 
-    def _take(self, values: list[Any]) -> None:
-        size = 64 + sum(map(_size, values))
-        full = self._size + size > SEND_BYTES or len(self._taken) == _SETS_AT_ONCE
+    def _take(self, values: msgspec.Raw) -> None:
+        full = self._size + len(values) > SEND_BYTES or len(self._taken) == _SETS_AT_ONCE
         if self._taken and full:
             self._send(end=False)
         self._taken.append(values)
-        self._size += size
+        self._size += _STEP_BYTES + len(values)
 
     def _settle(self) -> None:
         self._send(end=True)
@@ -110,10 +114,3 @@ class Batches:
             stream.end("COMMIT", visible=self._connection._visible)
         elif opening and isinstance(error, DatabaseError):
             self._connection._undo_opening()
-
-
-def _size(value: Any) -> int:
-    """About as many bytes as the value takes in JSON."""
-    if isinstance(value, (str, bytes)):
-        return 40 + len(value) * 4 // 3
-    return 40

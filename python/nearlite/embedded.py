@@ -125,7 +125,7 @@ class ReplicaConnection(ForwardingConnection):
             self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
             self._counting = self._database.prepare(_COUNTERS)
             self._open = True
-            self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
+            self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
             self._set_autocommit(autocommit)
             if sync_interval is not None:
                 self._replica.background.every(sync_interval)

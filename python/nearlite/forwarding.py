@@ -84,6 +84,11 @@ class ForwardingConnection(Connection):
         if stream.in_transaction and not (stream.compiled or self._opening):
             stream.end("ROLLBACK", visible=False)
 
+    def _run_nothing(self, cursor: Cursor, sql: str, parameters: Any) -> None:
+        """Run a text that holds no statement."""
+        self._arranged(sql, parameters, ())
+        cursor._reset()
+
     def _before_forward(self) -> None:
         """Called before every request."""
 

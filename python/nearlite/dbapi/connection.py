@@ -98,14 +98,14 @@ class Connection:
         )
         self._unwatch = guard.watch(self, database)
         self._open = True
-        self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
+        self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
         self._set_autocommit(autocommit)
 
     def _prepare_state(
         self, detect_types: int, check_same_thread: bool, cached_statements: int
     ) -> None:
         """Everything of a connection that is not the database."""
-        self._open = False
+        self._open = None
         self._statements = {}
         self._words: dict[str, Statement] = {}  # BEGIN, COMMIT, ROLLBACK
         self._cached_statements = max(0, cached_statements)
@@ -130,7 +130,7 @@ class Connection:
         """A new cursor, made by calling `factory` with the connection."""
         self._check()
         cursor = factory(self)
-        if not isinstance(cursor, Cursor):
+        if not issubclass(type(cursor), Cursor):  # what __class__ pretends does not count
             raise TypeError(f"factory must return a cursor, not {type(cursor).__name__}")
         if self.row_factory is not None:
             cursor.row_factory = self.row_factory
@@ -194,7 +194,7 @@ class Connection:
         _checked_level(level)
         self._check()
         self._settle()
-        self._isolation_level = level.upper() if level is not None else None
+        self._isolation_level = None if level is None else str.upper(level)
         if level is None and self._autocommit == LEGACY_TRANSACTION_CONTROL:
             self.commit()  # as the standard library: back in SQLite's own autocommit mode
         self._choose_begin()
@@ -418,7 +418,10 @@ class Connection:
             raise DataError("query string is too large")
         if not isinstance(self._autocommit, bool) and self._in_transaction():
             self._word("COMMIT")
-        self._database.exec(sql)
+        try:
+            self._database.exec(sql)
+        finally:
+            self._last_rowid = self._database.last_insert_rowid
 
     def _describe(self, statement: Result) -> Any:
         if not statement.columns:
@@ -451,7 +454,7 @@ def _checked_level(level: Any) -> None:
         return
     if not isinstance(level, str):
         raise TypeError("isolation_level must be str or None")
-    if level.upper() not in BEGIN:
+    if str.upper(level) not in BEGIN:  # a subclass may have an idea of its own
         raise ValueError(
             "isolation_level string must be '', 'DEFERRED', 'IMMEDIATE', or 'EXCLUSIVE'"
         )

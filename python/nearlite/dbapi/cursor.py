@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
+from operator import index
 from threading import get_ident
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -72,6 +73,8 @@ class Cursor:
         if not hasattr(connection, "_statements"):
             kind = type(connection).__name__
             raise TypeError(f"Cursor() argument 1 must be nearlite.Connection, not {kind}")
+        if self._barred is _RECURSIVE:
+            raise ProgrammingError(_RECURSIVE)
         self._connection = connection
         connection._check()
         self._reset()
@@ -153,6 +156,7 @@ class Cursor:
             rows = statement.outcome(n)
         except BaseException:
             self._reset()
+            connection._last_rowid = connection._database.last_insert_rowid
             raise
         self._description = statement.description
         self._rowcount = -1
@@ -208,6 +212,7 @@ class Cursor:
                 raise ProgrammingError("executemany() can only execute DML statements.")
             count = run_sets(connection, statement, sets)
         finally:
+            connection._last_rowid = connection._database.last_insert_rowid
             connection._give(statement)
         return count if statement.flags & DML else -1
 
@@ -251,7 +256,7 @@ class Cursor:
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """At most `size` rows (default: ``arraysize``)."""
         self._check()
-        wanted = self.arraysize if size is None else size
+        wanted = index(self.arraysize if size is None else size)
         if wanted < 1:  # the standard library counts to a number it never meets
             return self.fetchall()
         rows = list(islice(self._rows, wanted))

@@ -23,8 +23,8 @@ ROOMS = [
     "failing checking receiving arriving seeding upkeep background replica routing session streams lending",
     "following forwarding placing generation owned writer roll startup answers pipeline atonce remote",
     "changes primary",
-    "server inspection",
-    "serve shell microbench demo",
+    "running routes server inspection",
+    "connection serve shell microbench demo",
     "cli",
     "__main__",
 ]

@@ -25,7 +25,7 @@ from nearlite._native.database import Database
 from nearlite._native.hrana import CURSOR
 from nearlite.atonce import AtOnce
 from nearlite.group import Job
-from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, Refused, RunBatch, StatementError
+from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, StatementError
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.lending import Lending
 from nearlite.owned import Owned, Work
@@ -125,45 +125,39 @@ class Executor:
 
     # ------------------------------------------------------------------ on the event loop
 
-    def _at_once_reads(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> bool:
-        """Run as many requests as only look, and quickly. True: that was all."""
-        reader = self._reader
-        if self._seen is not stream.counters:
-            self._seen = stream.counters
-            reader.native.set_counters(*self._seen)
-        try:
-            for plan in plans[len(results) :]:
-                if isinstance(plan, (Answered, Refused)):
-                    results.append(reader.read(plan))
-                    continue
-                kind = self._router.route(plan, after_write=False)
-                if kind is Kind.READ:
-                    results.append(reader.read(plan, limit=INLINE_BYTES))
-                elif isinstance(kind, StatementError):
-                    results.append(hrana.error_result(kind))
-                else:
-                    return False
-        except OverrunError:
-            return False
-        return True
+    def now(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> Kind | None:
+        """Run as many requests as need neither a thread nor to wait.
 
-    def now(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> bool:
-        """Run as many requests as need neither a thread nor to wait. True: that was all."""
+        Returns:
+          None when that was all, otherwise where the next one is to run.
+        """
+        reader = self._reader
         while len(results) < len(plans):
             if stream.session is not None or stream.ending is not None:
-                return self._own_now(stream, plans, results)
-            if self._at_once_reads(stream, plans, results):
-                return True
+                return None if self._own_now(stream, plans, results) else Kind.ALONE
             plan = plans[len(results)]
+            if isinstance(plan, Answered):
+                results.append(plan.result)
+                continue
             kind = self._router.route(plan, after_write=False)
-            if kind is Kind.WRITE:
+            if isinstance(kind, StatementError):
+                results.append(hrana.error_result(kind))
+            elif kind is Kind.READ:
+                if self._seen is not stream.counters:
+                    self._seen = stream.counters
+                    reader.native.set_counters(*self._seen)
+                try:
+                    results.append(reader.read(plan, limit=INLINE_BYTES))
+                except OverrunError:
+                    return Kind.SLOW
+            elif kind is Kind.WRITE:
                 alone = self._at_once.alone(stream, plan) if self._unsynced else None
                 if alone is None:
-                    return False
+                    return kind
                 results.append(alone)
             elif kind is not Kind.ALONE or not self._begin_at_once(stream, plan, results):
-                return False
-        return True
+                return kind
+        return None
 
     async def finish(
         self,
@@ -181,7 +175,7 @@ class Executor:
         """
         if alone:
             await self._alone(stream, plans, results, leaving)
-            if self.now(stream, plans, results):
+            if self.now(stream, plans, results) is None:
                 return
         while True:
             plan = plans[len(results)]
@@ -197,7 +191,7 @@ class Executor:
                 await self._grouped(stream, plans, results, leaving)
             else:
                 await self._alone(stream, plans, results, leaving)
-            if len(results) == len(plans) or self.now(stream, plans, results):
+            if self.now(stream, plans, results) is None:
                 return
 
     def group(
@@ -207,7 +201,7 @@ class Executor:
         results: list[bytes],
         done: Callable[[bool], None],
     ) -> bool:
-        """Have what `now` has left run in a group of writes; False when it cannot begin with that.
+        """Have what `now` has left, a write first, run in a group; False when not all of it can be in one.
 
         Args:
           stream, plans, results: as of `now`.
@@ -215,13 +209,9 @@ class Executor:
             cannot be part of a group.
         """
         first = len(results)
-        if (
-            stream.session is not None
-            or stream.ending is not None
-            or self._router.route(plans[first], after_write=False) is not Kind.WRITE
-            or not all(map(self._joins, plans[first + 1 :]))
-        ):
-            return False
+        for plan in plans[first + 1 :]:
+            if not isinstance(plan, Answered) and not self._joins(plan):
+                return False
 
         def resolve(job: Job) -> None:
             done(self._take(stream, job, results))

@@ -12,6 +12,7 @@ from nearlite.hrana import Plan, Planner
 from nearlite.leaving import Leaving
 from nearlite.pipeline import Executor
 from nearlite.session import MAX_RESPONSE
+from nearlite.statements import Kind
 from nearlite.streams import Stream
 
 _COUNTERS: Final = b"nearlite-counters"
@@ -49,7 +50,16 @@ class Running:
       ProtocolError: the baton is not good; HttpError: a header is not.
     """
 
-    __slots__ = ("_counters", "_executor", "_planner", "_plans", "_request", "_results", "stream")
+    __slots__ = (
+        "_counters",
+        "_executor",
+        "_left",
+        "_planner",
+        "_plans",
+        "_request",
+        "_results",
+        "stream",
+    )
 
     def __init__(
         self, executor: Executor, version: int, request: hrana.PipelineBody, scope: Scope
@@ -60,6 +70,7 @@ class Running:
         self._request = request
         self._plans: list[Plan] = []
         self._results: list[bytes] = []
+        self._left: Kind | None = None
         self.stream = streams.open() if request.baton is None else streams.take(request.baton)
         self._planner = Planner(version, self.stream.stored)
 
@@ -68,13 +79,16 @@ class Running:
         self._plans = self._planner.plan(self._request.requests)
         if self._counters is not None:
             self.stream.set_counters(self._counters)
-        return self._executor.now(self.stream, self._plans, self._results)
+        self._left = self._executor.now(self.stream, self._plans, self._results)
+        return self._left is None
 
     def group(self, done: Callable[[bool], None]) -> bool:
         """Have the write that `now` has left run in a group, if it is one.
 
         `done` is called later, on the event loop: whether that was all, or `finish` is to go on.
         """
+        if self._left is not Kind.WRITE:
+            return False
         return self._executor.group(self.stream, self._plans, self._results, done)
 
     async def finish(self, receive: Receive, *, alone: bool = False) -> None:

@@ -446,7 +446,7 @@ typedef struct nl_hrana_report {
     int64_t step;           /* IN: number of the step, for a cursor's step_begin */
     size_t size;            /* bytes in nl_stmt_out() */
     int64_t rows;           /* rows so far */
-    int64_t last_rowid;     /* the connection's counters after the statement */
+    int64_t last_rowid;     /* IN and out: the connection's counters, before and after it */
     int64_t changes;
     int64_t total_changes;
     int64_t written;        /* rows changed by it, triggers included */

@@ -736,6 +736,28 @@ print(con.execute("select 1").fetchall(), con.execute("select count(*) from t").
     assert run.stdout == "interrupted True\n[(1,)] [(0,)]\n"
 
 
+def test_rows_before_the_one_that_memory_does_not_hold_are_delivered():
+    program = """
+import nearlite, resource
+con = nearlite.connect(":memory:")
+resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+cur = con.execute(
+    "select i, case i when 3 then length(randomblob(999999999)) end from "
+    "(select 1 as i union all select 2 union all select 3)"
+)
+print(cur.fetchone(), cur.fetchone())
+try:
+    cur.fetchone()
+except MemoryError:
+    print("out of memory")
+print(con.execute("select 1").fetchall())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert run.stdout == "(1, None) (2, None)\nout of memory\n[(1,)]\n", run.stderr
+
+
 def test_interrupt_from_another_thread():
     con = nearlite.connect(":memory:", check_same_thread=False)
     failures = []

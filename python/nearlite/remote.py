@@ -105,7 +105,7 @@ class RemoteConnection(ForwardingConnection):
         self._forward(cursor, sql, values, opening=self._openings(sql), may_open=may_open)
         return True
 
-    def _executemany_elsewhere(self, _cursor: Cursor, sql: str, sets: Iterator[Any]) -> int | None:
+    def _executemany_elsewhere(self, sql: str, sets: Iterator[Any]) -> int | None:
         self._check_text(sql)
         if not is_dml(sql):
             raise ProgrammingError("executemany() can only execute DML statements.")

@@ -216,7 +216,11 @@ class Stream:
         count = sum(step.affected_row_count for step in done if step is not None)
         if done and done[-1] is not None:
             self._count(Outcome(done[-1]), count)
-        self._raise_steps(found)
+        try:
+            self._raise_steps(found)
+        except Error:
+            self.compiled = self.compiled or (bool(done) and done[0] is not None)
+            raise
         return count
 
     def parameters(self, sql: str) -> tuple[str | None, ...]:

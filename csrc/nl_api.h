@@ -30,6 +30,7 @@
 #define NL_E_FULL 12      /* disk full */
 #define NL_E_BIND 13      /* parameters do not match the statement */
 #define NL_E_CONSTRAINT_DEFERRED 14
+#define NL_E_PIECEMEAL 15 /* a page set has to be taken chunk by chunk; nothing was done */
 
 typedef struct nl_error {
     int code;           /* NL_E_* */
@@ -383,6 +384,17 @@ int nl_applier_apply(
     int wait_ms,                /* for locks */
     nl_state *out,              /* OUT: state after */
     nl_error *err);
+/* The same with a set whose every byte is in memory, nothing of it verified yet: `in` is what follows
+** its header, to its end. All of it is verified before any lock is taken. NL_E_FORMAT, NL_E_HASH: also
+** for what was found then. NL_E_PIECEMEAL: chunks are compressed, or they are many. */
+int nl_applier_receive(
+    nl_applier *a,
+    const nl_set_header *set,
+    const uint8_t *in,
+    size_t n,
+    int wait_ms,                /* for locks */
+    nl_state *out,              /* OUT: state after */
+    nl_error *err);
 /* The same for a set larger than memory. begin takes the write lock until commit or rollback. */
 int nl_applier_begin(nl_applier *a, const nl_set_header *set, int wait_ms, nl_state *at, nl_error *err);
 int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err); /* on failure: roll back */
@@ -434,7 +446,7 @@ typedef struct nl_hrana_report {
     int64_t step;           /* IN: number of the step, for a cursor's step_begin */
     size_t size;            /* bytes in nl_stmt_out() */
     int64_t rows;           /* rows so far */
-    int64_t last_rowid;     /* the connection's counters after the statement */
+    int64_t last_rowid;     /* IN and out: the connection's counters, before and after it */
     int64_t changes;
     int64_t total_changes;
     int64_t written;        /* rows changed by it, triggers included */

@@ -13,7 +13,7 @@ CSRC = ROOT / "csrc"
 
 # From the bottom up; a room imports from rooms before it and from itself.
 ROOMS = [
-    "errors position zstd spawn options script",
+    "errors position zstd spawn options script delivery",
     "_native",
     "message wire sync",
     "hrana guard",
@@ -24,8 +24,8 @@ ROOMS = [
     "batches",
     "following forwarding placing generation owned writer roll startup answers pipeline atonce remote",
     "changes primary",
-    "server inspection",
-    "serve shell microbench demo",
+    "running routes server inspection",
+    "connection serve shell microbench demo",
     "cli",
     "__main__",
 ]

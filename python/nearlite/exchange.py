@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from nearlite import hrana
 
@@ -31,6 +31,9 @@ JSON: Final = b"application/json"
 
 CORS: Final = (b"access-control-allow-origin", b"*")
 
+DELIVERY: Final = "nearlite.delivery"
+"""ASGI extension of our own server: the `Expecting` of the connection."""
+
 _T = TypeVar("_T")
 
 
@@ -45,8 +48,44 @@ class HttpError(Exception):
         super().__init__(message)
 
 
+def failed() -> HttpError:
+    """What a client is told of an exception that nobody expected."""
+    return HttpError(500, "INTERNAL_ERROR", "The server failed; its log says why")
+
+
 class ClientGoneError(Exception):
     """The client has disconnected, or was cut off: there is nobody to answer."""
+
+
+class Expecting(Protocol):
+    """Knows whether answers have arrived at a client."""
+
+    def expect(self, lost: Callable[[], None]) -> None:
+        """Call `lost` when what was sent so far is known not to have arrived."""
+
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Client(Expecting, Protocol):
+    """Whoever sent a request that took a short cut. Either method is called, once."""
+
+    def answer(self, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
+        """Answer with status 200."""
+
+    def proceed(self, application: Application) -> None:
+        """Let an ASGI application answer after all. It is called soon."""
+
+
+class Shortcut(Protocol):
+    """Answers a request without ASGI."""
+
+    @property
+    def repeats(self) -> bool:
+        """It is the same for every request with this head."""
+
+    def __call__(self, body: bytes, client: Client) -> bool:
+        """Answer, or see to it; False when nothing was done: the request goes the usual way."""
 
 
 class Deadlines:
@@ -99,6 +138,12 @@ def header(scope: Scope, name: bytes) -> bytes | None:
             found: bytes = value
             return found
     return None
+
+
+def expecting(scope: Scope) -> Expecting | None:
+    """Who knows whether the answer has arrived; None under another server than ours."""
+    found: Expecting | None = (scope.get("extensions") or {}).get(DELIVERY)
+    return found
 
 
 async def read_body(scope: Scope, receive: Receive, deadlines: Deadlines) -> bytes:
@@ -168,11 +213,14 @@ class Answering:
             CORS,
             *headers,
         ]
-        await send({"type": "http.response.start", "status": status, "headers": fields})
-        if head or len(body) <= _SMALL:
-            # Fits into the transport's buffer: there is nothing to wait for.
-            await send({"type": "http.response.body", "body": b"" if head else body})
-            return
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": fields})
+            if head or len(body) <= _SMALL:
+                # Fits into the transport's buffer: there is nothing to wait for.
+                await send({"type": "http.response.body", "body": b"" if head else body})
+                return
+        except OSError:
+            raise ClientGoneError from None
         view = memoryview(body)
         for at in range(0, len(body), PIECE):
             piece = bytes(view[at : at + PIECE])

@@ -67,6 +67,10 @@ SOURCES = [
     "ofd.c",
     "sqlite_unit.c",
     "database.c",
+    "buffer.c",
+    "encode.c",
+    "bind.c",
+    "statement.c",
     "rows.c",
     "hrana.c",
 ]

@@ -476,16 +476,21 @@ int nl_hrana_run(
     nl_hrana_report *out,
     nl_error *err)
 {
-    int64_t step = out->step;
+    nl_hrana_report in = *out;
     int rc;
 
     memset(out, 0, sizeof *out);
-    out->step = step;
+    out->step = in.step;
+    out->last_rowid = in.last_rowid;
+    out->changes = in.changes;
+    out->total_changes = in.total_changes;
     if ((rc = nl_db_enter(s->db, err)) != NL_OK) return rc;
     if (!s->sqlite) {
         nl_db_leave(s->db);
         return nl_fail(err, NL_E_MISUSE, "there is no statement to run");
     }
+    /* Refused while another statement is open: then the counters are the connection's own. */
+    (void)nl_db_set_counters(s->db, in.last_rowid, in.changes, in.total_changes);
     out->began_ns = hrana_now();
     out->total_before = sqlite3_total_changes64(s->db->sqlite);
     s->out.size = 0;

@@ -264,7 +264,7 @@ int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err);
 ** signal handlers (Ctrl-C) run there. */
 void nl_set_tick(int (*tick)(void));
 
-/* ------------------------------------------------------------------ rows (rows.c) */
+/* ------------------------------------------------------------------ statements (statement.c, rows.c) */
 
 /* What a statement does, as SQLite's own compiler told its authorizer. */
 #define NL_STMT_READONLY 1        /* sqlite3_stmt_readonly(): changes no database file */
@@ -322,6 +322,7 @@ const char *nl_stmt_pragma(nl_stmt *s);             /* name of a PRAGMA, in lowe
 int nl_stmt_pragma_set(nl_stmt *s);                 /* 1: it was written with a value */
 int nl_sql_is_dml(const char *sql, size_t n);       /* [any thread] the rule of NL_STMT_DML */
 void nl_stmt_text_mode(nl_stmt *s, int mode);       /* NL_TEXT_* */
+void nl_stmt_set_special(nl_stmt *s);   /* its rows need more than decoding: say so in every answer */
 
 /*
 ** Runs a statement from the start: bind, step, encode rows, and reset when the end is reached, in
@@ -341,7 +342,6 @@ int64_t nl_stmt_run(
 /* The same with the connection's defaults (nl_db_set_begin, nl_db_error) and a batch of at most
 ** NL_SMALL_BATCH / 2 bytes: every argument of a call from Python costs. */
 int64_t nl_stmt_go(nl_stmt *s, const uint8_t *params, size_t n);
-void nl_stmt_set_special(nl_stmt *s);   /* its rows need more than decoding: say so in every answer */
 int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err);
 const uint8_t *nl_stmt_out(nl_stmt *s);
 void nl_stmt_reset(nl_stmt *s);                     /* ends it early; gives large buffers back */
@@ -446,7 +446,7 @@ typedef struct nl_hrana_report {
     int64_t step;           /* IN: number of the step, for a cursor's step_begin */
     size_t size;            /* bytes in nl_stmt_out() */
     int64_t rows;           /* rows so far */
-    int64_t last_rowid;     /* the connection's counters after the statement */
+    int64_t last_rowid;     /* IN and out: the connection's counters, before and after it */
     int64_t changes;
     int64_t total_changes;
     int64_t written;        /* rows changed by it, triggers included */

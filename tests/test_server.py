@@ -30,7 +30,7 @@ from serving import (
     transaction,
 )
 
-from nearlite import errors, serve
+from nearlite import connection, errors, serve
 from nearlite.position import Position
 from nearlite.server import App
 from nearlite.streams import Limits
@@ -854,7 +854,7 @@ def test_a_file_that_was_replaced_is_not_written_to_any_more(tmp_path: Path, how
 def test_connections_beyond_the_limit_are_refused_and_the_others_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "CONNECTIONS", 3)
+    monkeypatch.setattr(connection, "CONNECTIONS", 3)
     with serving(app_of(tmp_path / "data.db", durability="normal")) as port:  # has one itself
         served = [Client(port), Client(port)]
         for client in served:

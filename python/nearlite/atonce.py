@@ -56,13 +56,12 @@ class AtOnce:
     ) -> None:
         self._session = session
         self._session.database.set_busy_timeout(0)
-        session.hurry(-1)  # no budget but around writes
+        session.hurry(steps)  # BEGIN, COMMIT and ROLLBACK are a few of them
         self._turn = turn
-        self._steps = steps
         self._small = small
         self._committed = committed
         self._hand_over = hand_over
-        self._group = Group(session, steps=steps)
+        self._group = Group(session, hurried=True)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Job] = []
         self._wrote = -math.inf  # clock when the latest write came, or was done
@@ -96,7 +95,6 @@ class AtOnce:
     def _run_alone(self, stream: Stream, plan: Execute) -> bytes | None:
         native = self._session.native
         native.set_counters(*stream.counters)
-        native.set_budget(self._steps)
         try:
             prepared = self._session.prepare(plan.step.sql)
             if prepared.kind is not Kind.WRITE or prepared.rows:
@@ -108,8 +106,6 @@ class AtOnce:
             if hrana.is_busy(error):
                 return None
             result = hrana.error_result(error)
-        finally:
-            native.set_budget(-1)
         stream.counters = native.counters
         return result
 
@@ -119,14 +115,12 @@ class AtOnce:
         """Whether all requests are small enough to be tried here."""
         for plan in plans:
             if isinstance(plan, Execute):
-                steps: Sequence[Step] = (plan.step,)
+                if not self._small(plan.step):
+                    return False
             elif isinstance(plan, RunBatch) and len(plan.steps) <= FEW_STEPS:
-                steps = plan.steps
-            elif isinstance(plan, (Answered, GetAutocommit)):
-                continue
-            else:
-                return False
-            if not all(map(self._small, steps)):
+                if not all(map(self._small, plan.steps)):
+                    return False
+            elif not isinstance(plan, (Answered, GetAutocommit)):
                 return False
         return True
 

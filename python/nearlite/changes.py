@@ -28,6 +28,7 @@ _NEAR: Final = 64
 """Frames: a page set of at most so many pages is made on the event loop, a larger one in a thread."""
 _IN_ONE_PIECE: Final = 64 << 10
 """Bytes of an answer that is in memory as a whole."""
+_ANSWER: Final = ANSWER_TYPE.encode()
 _SEEN_MAX: Final = 10_000
 _BATCH: Final = 4
 """Pieces of a page set that one visit to a thread brings."""
@@ -113,6 +114,10 @@ class Source(Protocol):
         """Call back after commits, on the committing thread."""
 
 
+ReplicaOf = tuple[Position, int | None, bool]
+"""A replica that has sent a request: its position, state hash, and whether it takes compressed chunks."""
+
+
 class Feed:
     """Answers replicas. Event loop thread only.
 
@@ -138,7 +143,7 @@ class Feed:
 
     async def status(self, send: Send, *, head: bool) -> None:
         """``GET status``."""
-        state = self._state()
+        state = self.state()
         status = Status(
             position=state.position,
             hash=state.hash,
@@ -184,7 +189,7 @@ class Feed:
             return
         await self._stream(send, answer, (_at(answer.to), _PRIVATE))
 
-    def replica(self, scope: Scope) -> tuple[Position, int | None, bool]:
+    def replica(self, scope: Scope) -> ReplicaOf:
         """Position, hash and wish for compression of ``POST sql``; refuses what could never be synced.
 
         Raises:
@@ -197,7 +202,7 @@ class Feed:
             raise HttpError(400, "BAD_REQUEST", "The header Nearlite-Position is missing")
         start = _position(text.decode("latin-1"))
         state_hash = header(scope, b"nearlite-hash")
-        here = self._state().position
+        here = self.state().position
         if start.lineage != here.lineage:
             raise HttpError(
                 409,
@@ -216,11 +221,7 @@ class Feed:
         return start, _state_hash(decoded), _query(scope).get("z") == "1"
 
     async def answer(
-        self,
-        send: Send,
-        body: bytes,
-        replica: tuple[Position, int | None, bool] | None,
-        headers: Headers = (),
+        self, send: Send, body: bytes, replica: ReplicaOf | None, headers: Headers = ()
     ) -> None:
         """Answer ``POST sql``: a pipeline's JSON and, if `replica` is given, what changed since."""
         answer = None
@@ -235,18 +236,42 @@ class Feed:
                     answer = await self._newer(start, state_hash, compress)
                 at = _at(self._source.state().position if answer is None else answer.to)
         except (errors.Error, OSError):  # a damaged page, a full disk
-            log.exception("a write could not be shown to the replica that sent it")
+            log.exception(_UNSHOWN)
             at = _UNKNOWN
         prefix = answer_prefix(body)
-        kind = ANSWER_TYPE.encode()
+        fields = _fields(at, headers, inside=replica is None)
         if answer is None:
-            headers = (at, _NO_STORE, *headers)
-            if replica is None:
-                headers = (*headers, _INSIDE)
-            await self._answering.whole(send, 200, prefix, kind, headers)
+            await self._answering.whole(send, 200, prefix, _ANSWER, fields)
         else:
-            headers = (at, _NO_STORE, *headers)
-            await self._stream(send, answer, headers, prefix, kind)
+            await self._stream(send, answer, fields, prefix, _ANSWER)
+
+    def answer_now(
+        self, body: bytes, replica: ReplicaOf | None, headers: Headers = ()
+    ) -> tuple[bytes, bytes, Headers] | None:
+        """Body, type and headers of the same answer, or None when it takes long to make: nothing was done."""
+        source = self._source
+        answer = None
+        try:
+            if replica is None:
+                at = _at(source.latest)
+            else:
+                start, state_hash, compress = replica
+                if not self._is_near(start):
+                    return None
+                with contextlib.suppress(HttpError), _refusals():
+                    answer = source.changes(start, state_hash, compress=compress)
+                if answer is not None and (answer.size or _IN_ONE_PIECE + 1) > _IN_ONE_PIECE:
+                    answer.close()
+                    return None
+                at = _at(source.state().position if answer is None else answer.to)
+        except (errors.Error, OSError):
+            log.exception(_UNSHOWN)
+            at = _UNKNOWN
+        whole = answer_prefix(body)
+        if answer is not None:
+            whole += b"".join(answer)
+            answer.close()
+        return whole, _ANSWER, _fields(at, headers, inside=replica is None)
 
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
@@ -318,7 +343,8 @@ class Feed:
 
     # ------------------------------------------------------------------ page sets
 
-    def _state(self) -> State:
+    def state(self) -> State:
+        """Where the primary stands. Raises HttpError when its disk is full."""
         try:
             return self._source.state()
         except (OSError, errors.OperationalError) as error:
@@ -329,23 +355,16 @@ class Feed:
         self, start: Position, state_hash: int | None, compress: bool
     ) -> PageSet | None:
         source = self._source
-        try:
-            here = source.latest
-            near = here.generation == start.generation and here.frame - start.frame <= _NEAR
-            if near and here.lineage == start.lineage:
+        with _refusals():
+            if self._is_near(start):
                 return source.changes(start, state_hash, compress=compress)
             return await self._thread(lambda: source.changes(start, state_hash, compress=compress))
-        except errors.LineageError as error:
-            raise HttpError(409, "LINEAGE_MISMATCH", error.message) from None
-        except errors.PrimaryRestoredError as error:
-            raise HttpError(409, "POSITION_AHEAD", error.message) from None
-        except errors.StateMismatchError as error:
-            raise HttpError(409, "STATE_MISMATCH", error.message) from None
-        except errors.HistoryGoneError as error:
-            raise HttpError(410, "HISTORY_GONE", error.message) from None
-        except (OSError, errors.OperationalError) as error:
-            _refuse_if_full(error)
-            raise
+
+    def _is_near(self, start: Position) -> bool:
+        """Whether a page set from there is made in no time."""
+        here = self._source.latest
+        near = here.generation == start.generation and here.frame - start.frame <= _NEAR
+        return near and here.lineage == start.lineage
 
     async def _stream(
         self,
@@ -408,11 +427,35 @@ _PRIVATE: Final = (b"cache-control", b"private")
 # A transaction is open on the stream: there is nothing of it to show yet.
 _INSIDE: Final = (b"nearlite-autocommit", b"0")
 # Nobody can say at the moment what a write has led to: the replica asks.
+_UNSHOWN: Final = "a write could not be shown to the replica that sent it"
 _UNKNOWN: Final = (b"nearlite-position", b"unknown")
 
 
 def _at(position: Position) -> tuple[bytes, bytes]:
     return (b"nearlite-position", str(position).encode())
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What a primary says of a position, as its client is told."""
+    try:
+        yield
+    except errors.LineageError as error:
+        raise HttpError(409, "LINEAGE_MISMATCH", error.message) from None
+    except errors.PrimaryRestoredError as error:
+        raise HttpError(409, "POSITION_AHEAD", error.message) from None
+    except errors.StateMismatchError as error:
+        raise HttpError(409, "STATE_MISMATCH", error.message) from None
+    except errors.HistoryGoneError as error:
+        raise HttpError(410, "HISTORY_GONE", error.message) from None
+    except (OSError, errors.OperationalError) as error:
+        _refuse_if_full(error)
+        raise
+
+
+def _fields(at: tuple[bytes, bytes], headers: Headers, *, inside: bool) -> Headers:
+    """Headers of an answer to ``POST sql``."""
+    return (at, _NO_STORE, *headers, _INSIDE) if inside else (at, _NO_STORE, *headers)
 
 
 def _refuse_if_full(error: OSError | errors.OperationalError) -> None:

@@ -48,6 +48,11 @@ class HttpError(Exception):
         super().__init__(message)
 
 
+def failed() -> HttpError:
+    """What a client is told of an exception that nobody expected."""
+    return HttpError(500, "INTERNAL_ERROR", "The server failed; its log says why")
+
+
 class ClientGoneError(Exception):
     """The client has disconnected, or was cut off: there is nobody to answer."""
 
@@ -57,6 +62,30 @@ class Expecting(Protocol):
 
     def expect(self, lost: Callable[[], None]) -> None:
         """Call `lost` when what was sent so far is known not to have arrived."""
+
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Client(Expecting, Protocol):
+    """Whoever sent a request that took a short cut. Either method is called, once."""
+
+    def answer(self, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
+        """Answer with status 200."""
+
+    def proceed(self, application: Application) -> None:
+        """Let an ASGI application answer after all. It is called soon."""
+
+
+class Shortcut(Protocol):
+    """Answers a request without ASGI."""
+
+    @property
+    def repeats(self) -> bool:
+        """It is the same for every request with this head."""
+
+    def __call__(self, body: bytes, client: Client) -> bool:
+        """Answer, or see to it; False when nothing was done: the request goes the usual way."""
 
 
 class Deadlines:

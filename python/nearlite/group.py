@@ -85,18 +85,18 @@ class Group:
 
     Args:
       session: a writing connection.
-      steps: virtual machine steps that a statement may take. A read that takes more leaves the group; a
-        write is stopped with OverrunError, and the transaction is to be rolled back. Negative: a write
-        as many as it needs, a read READ_STEPS.
+      hurried: the session has a step budget. A read that takes more leaves the group; a write is stopped
+        with OverrunError, and the transaction is to be rolled back. Otherwise a write takes as many
+        steps as it needs, and a read READ_STEPS.
 
     Attributes:
       lasting: texts that have been seen to last.
       patience: seconds of processor time from which a write counts as lasting.
     """
 
-    def __init__(self, session: Session, *, steps: int = -1) -> None:
+    def __init__(self, session: Session, *, hurried: bool = False) -> None:
         self._session = session
-        self._steps = steps
+        self._hurried = hurried
         self.lasting: OrderedDict[str, None] = OrderedDict()
         self.patience = LASTING_SECONDS
 
@@ -106,31 +106,31 @@ class Group:
         # Each call into C gives the GIL away and has to win it back: there are as few as possible.
         native.set_counters(*job.start)
         job.counters = job.start
-        job.results = []
-        job.finished = 0
-        for index in range(job.limit):
-            try:
-                job.results.append(self._request(job.plans[index], cursor=job.cursor))
-            except _LeaveError:
-                job.limit = index
-                return
-            except LostError:
-                job.limit = index
-                raise
-            job.finished = index + 1
-            if not isinstance(job.plans[index], (Answered, GetAutocommit)):
-                job.counters = native.counters
+        results = job.results = []
+        try:
+            for plan in job.plans[: job.limit]:
+                if isinstance(plan, Answered):
+                    results.append(plan.result)
+                else:
+                    results.append(self._request(plan, cursor=job.cursor))
+                    job.counters = native.counters
+        except LostError:
+            job.limit = len(results)
+            raise
+        except _LeaveError:
+            job.limit = len(results)
+        finally:
+            job.finished = len(results)
 
     def _request(self, plan: Plan, *, cursor: bool) -> bytes:
         if isinstance(plan, Execute):
+            step = plan.step
             try:
-                return hrana.execute_result(self._autocommit(plan.step))
+                return hrana.execute_result(self.autocommit(self._session.prepare(step.sql), step))
             except StatementError as error:
                 return hrana.error_result(error)
             except NotSharedError:
                 raise _LeaveError from None
-        if isinstance(plan, Answered):
-            return plan.result
         if isinstance(plan, GetAutocommit):
             return hrana.autocommit_result(True)
         if not isinstance(plan, (RunBatch, Script)):
@@ -177,9 +177,6 @@ class Group:
         run.end()
         return hrana.sequence_result() if failed is None else hrana.error_result(failed)
 
-    def _autocommit(self, step: Step) -> bytes:
-        return self.autocommit(self._session.prepare(step.sql), step)
-
     def autocommit(
         self, prepared: Prepared, step: Step, shape: int | None = None, index: int = 0
     ) -> bytes:
@@ -216,31 +213,28 @@ class Group:
         if prepared.kind is not Kind.READ:
             raise _LeaveError
         native = self._session.native
-        native.set_budget(READ_STEPS if self._steps < 0 else self._steps)
+        if not self._hurried:
+            native.set_budget(READ_STEPS)
         try:
             return self._session.run(prepared, step, shape=shape, index=index)
         except OverrunError:
             raise _LeaveError from None
         finally:
-            native.set_budget(-1)
+            if not self._hurried:
+                native.set_budget(-1)
 
     def write(self, prepared: Prepared, step: Step, shape: int | None, index: int) -> bytes:
-        """Run a writing statement, uninterrupted; notes it when it lasts."""
-        session = self._session
+        """Run a writing statement, uninterrupted but for a budget; without one it is noted when it lasts."""
         # Of this thread's own time: a machine that is busy with others makes nothing last.
-        began = time.thread_time()
-        if self._steps >= 0:
-            session.native.set_budget(self._steps)
+        began = 0.0 if self._hurried else time.thread_time()
         try:
-            return session.run(prepared, step, shape=shape, index=index)
+            return self._session.run(prepared, step, shape=shape, index=index)
         except StatementError:
-            if not session.native.in_transaction:
+            if not self._session.native.in_transaction:
                 raise LostError from None
             raise
         finally:
-            if self._steps >= 0:
-                session.native.set_budget(-1)
-            if time.thread_time() - began > self.patience:
+            if not self._hurried and time.thread_time() - began > self.patience:
                 self.lasting[step.sql] = None
                 if len(self.lasting) > _LASTING_KEPT:
                     self.lasting.popitem(last=False)

@@ -25,7 +25,7 @@ from nearlite._native.database import Database
 from nearlite._native.hrana import CURSOR
 from nearlite.atonce import AtOnce
 from nearlite.group import Job
-from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, Refused, RunBatch, StatementError
+from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, StatementError
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.lending import Lending
 from nearlite.owned import Owned, Work
@@ -125,60 +125,99 @@ class Executor:
 
     # ------------------------------------------------------------------ on the event loop
 
-    def at_once(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> bool:
-        """Run as many requests as can be run on the event loop. True: that was all."""
-        if stream.session is not None or stream.ending is not None:
-            return False
+    def now(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> Kind | None:
+        """Run as many requests as need neither a thread nor to wait.
+
+        Returns:
+          None when that was all, otherwise where the next one is to run.
+        """
         reader = self._reader
-        if self._seen is not stream.counters:
-            self._seen = stream.counters
-            reader.native.set_counters(*self._seen)
-        try:
-            for plan in plans[len(results) :]:
-                if isinstance(plan, (Answered, Refused)):
-                    results.append(reader.read(plan))
-                    continue
-                kind = self._router.route(plan, after_write=False)
-                if kind is Kind.READ:
+        while len(results) < len(plans):
+            if stream.session is not None or stream.ending is not None:
+                return None if self._own_now(stream, plans, results) else Kind.ALONE
+            plan = plans[len(results)]
+            if isinstance(plan, Answered):
+                results.append(plan.result)
+                continue
+            kind = self._router.route(plan, after_write=False)
+            if isinstance(kind, StatementError):
+                results.append(hrana.error_result(kind))
+            elif kind is Kind.READ:
+                if self._seen is not stream.counters:
+                    self._seen = stream.counters
+                    reader.native.set_counters(*self._seen)
+                try:
                     results.append(reader.read(plan, limit=INLINE_BYTES))
-                elif isinstance(kind, StatementError):
-                    results.append(hrana.error_result(kind))
-                else:
-                    return False
-        except OverrunError:
-            return False
-        return True
+                except OverrunError:
+                    return Kind.SLOW
+            elif kind is Kind.WRITE:
+                alone = self._at_once.alone(stream, plan) if self._unsynced else None
+                if alone is None:
+                    return kind
+                results.append(alone)
+            elif kind is not Kind.ALONE or not self._begin_at_once(stream, plan, results):
+                return kind
+        return None
 
     async def finish(
-        self, stream: Stream, plans: Sequence[Plan], results: list[bytes], leaving: Leaving
+        self,
+        stream: Stream,
+        plans: Sequence[Plan],
+        results: list[bytes],
+        leaving: Leaving,
+        *,
+        alone: bool = False,
     ) -> None:
-        """Run the requests that `at_once` has left.
+        """Run the requests that `now` has left; `alone`: the next one has left a group.
 
         Raises:
           GoneError: the client has disconnected.
         """
-        overrun = True  # what at_once stopped at is not tried at once again
-        while len(results) < len(plans):
-            if not overrun and self.at_once(stream, plans, results):
-                break
-            overrun = False
+        if alone:
+            await self._alone(stream, plans, results, leaving)
+            if self.now(stream, plans, results) is None:
+                return
+        while True:
             plan = plans[len(results)]
             if stream.session is not None or stream.ending is not None:
                 await self._own(stream, plans, results, leaving)
-                break
+                return
             kind = self._router.route(plan, after_write=False)
             if isinstance(kind, StatementError):
                 results.append(hrana.error_result(kind))
             elif kind <= Kind.SLOW:
                 results.append(await self._in_reader(stream, plan, leaving))
             elif kind is Kind.WRITE:
-                alone = self._at_once.alone(stream, plan) if self._unsynced else None
-                if alone is None:
-                    await self._grouped(stream, plans, results, leaving)
-                else:
-                    results.append(alone)
-            elif not self._begin_at_once(stream, plan, results):
+                await self._grouped(stream, plans, results, leaving)
+            else:
                 await self._alone(stream, plans, results, leaving)
+            if self.now(stream, plans, results) is None:
+                return
+
+    def group(
+        self,
+        stream: Stream,
+        plans: Sequence[Plan],
+        results: list[bytes],
+        done: Callable[[bool], None],
+    ) -> bool:
+        """Have what `now` has left, a write first, run in a group; False when not all of it can be in one.
+
+        Args:
+          stream, plans, results: as of `now`.
+          done: called later, on the event loop: True when that was all, False when the next request
+            cannot be part of a group.
+        """
+        first = len(results)
+        for plan in plans[first + 1 :]:
+            if not isinstance(plan, Answered) and not self._joins(plan):
+                return False
+
+        def resolve(job: Job) -> None:
+            done(self._take(stream, job, results))
+
+        self._submit(Job(plans[first:], stream.counters, resolve))
+        return True
 
     # ------------------------------------------------------------------ small transactions
 
@@ -263,13 +302,18 @@ class Executor:
         while last < len(plans) and self._joins(plans[last]):
             last += 1
         job = await self._job(stream, plans[first:last])
+        if not self._take(stream, job, results):
+            await self._alone(stream, plans, results, leaving)
+
+    def _take(self, stream: Stream, job: Job, results: list[bytes]) -> bool:
+        """Take over what became of a job; False when the rest of it has to run alone."""
+        stream.counters = job.counters
         if job.failure is not None:
             error = hrana.error_result(job.failure)
             results.extend(error if self._runs(plan) else _known(plan) for plan in job.plans)
-            return
+            return True
         results.extend(job.results)
-        if job.finished < last - first:
-            await self._alone(stream, plans, results, leaving)
+        return job.finished == len(job.plans)
 
     def _joins(self, plan: Plan) -> bool:
         if isinstance(plan, (Answered, GetAutocommit)):
@@ -289,17 +333,19 @@ class Executor:
                 future.set_result(None)
 
         job = Job(plans, stream.counters, resolve, cursor=cursor)
-        if self._unsynced and not cursor and self._at_once.takes(plans):
-            self._at_once.submit(job)
-        else:
-            self._writer.submit(job)
+        self._submit(job)
         try:
             await future
         except asyncio.CancelledError:
             job.cancelled = True
             raise
-        stream.counters = job.counters
         return job
+
+    def _submit(self, job: Job) -> None:
+        if self._unsynced and not job.cursor and self._at_once.takes(job.plans):
+            self._at_once.submit(job)
+        else:
+            self._writer.submit(job)
 
     def _deliver(self, jobs: list[Job]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed
@@ -335,17 +381,26 @@ class Executor:
                 error = hrana.error_result(refusal)
                 results.extend([error] * (len(plans) - len(results)))
                 return
-        left = plans[len(results) :]
-        work = self._owned.requests(stream, left, results)
-        if stream.ending is None and self._ends_at_once(stream, left):
-            for _ in work:
-                raise AssertionError("a COMMIT needs no turn")
-        else:
-            stream.light = False
-            async for _ in self._advance(stream, work, leaving):
-                pass
+        if self._own_now(stream, plans, results):
+            return
+        work = self._owned.requests(stream, plans[len(results) :], results)
+        stream.light = False
+        async for _ in self._advance(stream, work, leaving):
+            pass
         stream.ending = None
         self._lending.give_back(stream)
+
+    def _own_now(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> bool:
+        """Run requests on a connection of the stream's own, if they take no thread."""
+        left = plans[len(results) :]
+        if stream.session is None or stream.ending is not None:
+            return False
+        if not self._ends_at_once(stream, left):
+            return False
+        for _ in self._owned.requests(stream, left, results):
+            raise AssertionError("a COMMIT needs no turn")
+        self._lending.give_back(stream)
+        return True
 
     async def _advance(
         self, stream: Stream, work: Work, leaving: Leaving
@@ -422,6 +477,7 @@ class Executor:
             kind = self._router.route(plan, after_write=False)
             if kind is Kind.WRITE:
                 job = await self._job(stream, [plan], cursor=True)
+                stream.counters = job.counters
                 if job.failure is not None:
                     yield hrana.cursor_error(job.failure)
                     return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from nearlite import hrana
@@ -45,7 +46,7 @@ class Router:
         """
         try:
             if isinstance(plan, Execute):
-                return self._statement(plan, after_write)
+                return self._statement(plan.step.sql, after_write)
             if isinstance(plan, RunBatch):
                 return self._batch(plan, after_write)
             if isinstance(plan, Script):
@@ -61,9 +62,14 @@ class Router:
 
         DELETE without WHERE and DROP TABLE are a few steps, whatever the size of the table.
         """
-        if step.named or self._lasts(step.sql) or _UNCOUNTED.match(step.sql):
+        sql = step.sql
+        size = len(sql)
+        if size > _SMALL or step.named or self._lasts(sql) or _uncounted(sql):
             return False
-        return _size(step) <= _SMALL
+        for value in step.args:
+            if isinstance(value, (str, bytes)):
+                size += len(value)
+        return size <= _SMALL
 
     def begins(self, plan: RunBatch) -> bool:
         """Whether a batch begins a transaction, leaves it open, and is small."""
@@ -86,16 +92,16 @@ class Router:
             return error
         return Kind.READ
 
-    def _statement(self, plan: Execute, after_write: bool) -> Kind | StatementError:
+    def _statement(self, sql: str, after_write: bool) -> Kind | StatementError:
         try:
-            kind = self._reader.prepare(plan.step.sql).kind
+            kind = self._reader.prepare(sql).kind
         except StatementError as error:
             if after_write and not hrana.is_refusal(error):
                 return Kind.WRITE
             return error
         if kind is Kind.WRITE:
-            return Kind.ALONE if self._lasts(plan.step.sql) else Kind.WRITE
-        return kind if kind <= Kind.SLOW else Kind.ALONE
+            return Kind.ALONE if self._lasts(sql) else Kind.WRITE
+        return kind if kind is Kind.READ or kind is Kind.SLOW else Kind.ALONE
 
     def _batch(self, plan: RunBatch, after_write: bool) -> Kind | StatementError:
         if len(plan.steps) > _MANY_STEPS:
@@ -154,6 +160,6 @@ class Router:
         return Kind.WRITE if whole and (writes or unknown) else Kind.ALONE
 
 
-def _size(step: Step) -> int:
-    """Characters and bytes of a step's text and arguments."""
-    return len(step.sql) + sum(len(v) for v in step.args if isinstance(v, (str, bytes)))
+@lru_cache(256)
+def _uncounted(sql: str) -> bool:
+    return _UNCOUNTED.match(sql) is not None

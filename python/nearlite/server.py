@@ -13,39 +13,35 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from nearlite import hrana
 from nearlite.changes import Feed, Source
 from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
     CORS,
     Answering,
+    Client,
     ClientGoneError,
     Deadlines,
-    Headers,
     HttpError,
     Receive,
     Scope,
     Send,
+    Shortcut,
     cut_off,
-    expecting,
+    failed,
     header,
-    read_body,
 )
-from nearlite.hrana import Planner, ProtocolError, Refused
+from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.pipeline import Executor, Upstream
-from nearlite.session import MAX_RESPONSE
-from nearlite.streams import Limits, Stream, baton_key
+from nearlite.routes import CURSOR, SQL, VERSIONS, Routes
+from nearlite.streams import Limits, baton_key
 
 log = logging.getLogger("nearlite.server")
 
-_CURSOR_TYPE: Final = b"text/plain"
-_LARGE_BODY: Final = 256 << 10  # bytes; decoding more would hold up the event loop
-_COUNTERS: Final = b"nearlite-counters"
-_THREE_NUMBERS: Final = re.compile(rb"(-?[0-9]{1,19}),(-?[0-9]{1,19}),(-?[0-9]{1,19})")
+_OF_HEAD: Final = ("path", "query_string", "headers")
 _SLASHES: Final = re.compile(r"/{2,}")
 
 
@@ -54,22 +50,6 @@ class Owner(Upstream, Source, Protocol):
 
     def close(self) -> None:
         """End with a roll."""
-
-
-class _Ran(NamedTuple):
-    """A pipeline that was executed.
-
-    Attributes:
-      stream: whose requests they were.
-      answer: body, as JSON.
-      outside: the stream was left outside a transaction.
-      headers: to be sent with it.
-    """
-
-    stream: Stream
-    answer: bytes
-    outside: bool
-    headers: Headers
 
 
 class App:
@@ -103,14 +83,8 @@ class App:
         self._executor: Executor | None = None
         self._feed: Feed | None = None
         self._starting: asyncio.Lock | None = None
-        self._abandoning: set[asyncio.Task[None]] = set()
+        self._routes: Routes | None = None
         self._cold = cold_paths()
-        self._hot: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {
-            "/v2/pipeline": self._pipeline_2,
-            "/v3/pipeline": self._pipeline_3,
-            "/v3/cursor": self._cursor,
-            "/nl/v1/sql": self._sql,
-        }
 
     def __repr__(self) -> str:
         return f"<nearlite.App of {str(self._path)!r}>"
@@ -131,11 +105,12 @@ class App:
                 executor = Executor(
                     owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
                 )
-                self._feed = Feed(owner, self._answering, program_version())
+                feed = Feed(owner, self._answering, program_version())
+                self._routes = Routes(executor, feed, self._answering, self._deadlines, self._guard)
             except BaseException:
                 await loop.run_in_executor(None, owner.close)
                 raise
-            self._owner, self._executor = owner, executor
+            self._owner, self._executor, self._feed = owner, executor, feed
 
     def stop_waiting(self) -> None:
         """Answer long polls now: the server is about to end."""
@@ -145,7 +120,7 @@ class App:
     async def shutdown(self) -> None:
         """Finish what is queued, roll back what is open, close the database; idempotent."""
         executor, owner = self._executor, self._owner
-        self._executor = self._owner = None
+        self._executor = self._owner = self._routes = None
         self.stop_waiting()
         if executor is not None:
             await executor.close()
@@ -176,10 +151,17 @@ class App:
             await receive()
             await send({"type": "websocket.close", "code": 1000})
             return
+        await self._guard(scope, send, self._handle(scope, receive, send))
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._executor is None:
+            await self.startup()
+        await self._dispatch(scope, receive, send)
+
+    async def _guard(self, scope: Scope, send: Send, handling: Awaitable[None]) -> None:
+        """Await a handler; answer its exceptions."""
         try:
-            if self._executor is None:
-                await self.startup()
-            await self._dispatch(scope, receive, send)
+            await handling
         except HttpError as error:
             await self._error(scope, send, error)
         except ProtocolError as broken:
@@ -188,8 +170,7 @@ class App:
             pass
         except Exception:
             log.exception("a request failed")
-            failed = HttpError(500, "INTERNAL_ERROR", "The server failed; its log says why")
-            await self._error(scope, send, failed)
+            await self._error(scope, send, failed())
 
     async def _error(self, scope: Scope, send: Send, error: HttpError) -> None:
         try:
@@ -208,14 +189,19 @@ class App:
         if "//" in path:
             path = _SLASHES.sub("/", path)
         method = scope["method"]
-        handler = self._hot.get(path)
         if method == "OPTIONS":
             await self._preflight(scope, send)
-        elif handler is not None:
+        elif path in VERSIONS or path == CURSOR:
             self._admit(scope)
             if method != "POST":
                 raise _not_allowed(b"POST, OPTIONS")
-            await handler(scope, receive, send)
+            routes = self._routes
+            if routes is None:
+                raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
+            if path == CURSOR:
+                await routes.cursor(scope, receive, send)
+            else:
+                await routes.pipeline(path, scope, receive, send)
         elif path.startswith("/nl/v1/"):
             self._admit(scope)
             if method not in ("GET", "HEAD"):
@@ -265,166 +251,22 @@ class App:
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    # ------------------------------------------------------------------ Hrana
+    # ------------------------------------------------------------------ without ASGI
 
-    async def _pipeline_2(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._pipeline(2, scope, receive, send)
-
-    async def _pipeline_3(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._pipeline(3, scope, receive, send)
-
-    async def _pipeline(self, version: int, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(scope, receive, self._deadlines)
-        ran = await self._run(version, body, scope, receive)
-        sending = self._answering.whole(send, 200, ran.answer, headers=ran.headers)
-        await self._deliver(ran.stream, scope, sending)
-
-    async def _deliver(self, stream: Stream, scope: Scope, sending: Awaitable[None]) -> None:
-        """Send an answer. If it is known not to arrive, its stream ends: nobody else has the baton."""
-        sequence = stream.sequence
+    def shortcut(self, scope: Scope) -> Shortcut | None:
+        """What answers requests with this head where they are received, if they come whole."""
+        if scope["path"] not in VERSIONS or scope["method"] != "POST":
+            return None
         try:
-            await sending
-        except BaseException:
-            await self._abandon(stream, sequence)
-            raise
-        self._expect(stream, scope)
+            self._admit(scope)
+        except HttpError:
+            return None
+        return _Shortcut(self, scope)
 
-    def _expect(self, stream: Stream, scope: Scope) -> None:
-        """An answer with the stream's baton was sent: end the stream when it turns out not to arrive."""
-        if stream.session is None:
-            return  # nobody waits for anything that it has
-        sequence = stream.sequence
-        delivery = expecting(scope)
-        if delivery is not None:
-            delivery.expect(lambda: self._lost(stream, sequence))
-
-    def _lost(self, stream: Stream, sequence: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._abandon(stream, sequence))
-        self._abandoning.add(task)
-        task.add_done_callback(self._abandoning.discard)
-
-    async def _abandon(self, stream: Stream, sequence: int) -> None:
-        """End a stream whose baton of that number was lost, unless a later request has used it."""
-        executor = self._executor
-        if executor is None or stream.closed or stream.busy or stream.sequence != sequence:
-            return
-        if stream.in_transaction:
-            log.info("a transaction was rolled back: its client left before it had the answer")
-        await executor.close_stream(stream)
-
-    async def _run(self, version: int, body: bytes, scope: Scope, receive: Receive) -> _Ran:
-        """Execute a pipeline."""
-        executor = self._ready()
-        counters = _counters(scope)
-        if len(body) <= _LARGE_BODY:
-            request = hrana.decode_pipeline(body)
-        else:
-            loop = asyncio.get_running_loop()
-            request = await loop.run_in_executor(None, hrana.decode_pipeline, body)
-        streams = executor.streams
-        stream = streams.open() if request.baton is None else streams.take(request.baton)
-        kept = False
-        try:
-            planner = Planner(version, stream.stored)
-            plans = planner.plan(request.requests)
-            results: list[bytes] = []
-            if counters is not None:
-                stream.set_counters(counters)
-            if not executor.at_once(stream, plans, results):
-                leaving = Leaving(receive)
-                try:
-                    await executor.finish(stream, plans, results, leaving)
-                finally:
-                    leaving.close()
-            if stream.in_transaction:
-                self._check_snapshot(scope)
-            if sum(map(len, results)) > MAX_RESPONSE:
-                raise HttpError(
-                    400, "RESPONSE_TOO_LARGE", f"The answer is larger than {MAX_RESPONSE} bytes"
-                )
-            stream.stored = planner.stored
-            outside = not stream.in_transaction
-            kept = not planner.closes
-            baton = streams.give(stream) if kept else None
-            headers: Headers = ()
-            if counters is not None:
-                headers = ((_COUNTERS, b"%d,%d,%d" % stream.get_counters()),)
-            return _Ran(stream, hrana.pipeline_answer(baton, results), outside, headers)
-        finally:
-            if kept or stream.sequence or stream.session is not None:
-                await self._leave(executor, stream, kept=kept)
-
-    def _check_snapshot(self, scope: Scope) -> None:
-        """Whether a transaction that began with reads on a replica can go on here.
-
-        Asked after its first request: if that has written, the write lock is held and nobody else can
-        commit. What is refused is rolled back, because its stream ends.
-
-        Raises:
-          HttpError: 409 when what was read is not the present state (SQLite: SQLITE_BUSY_SNAPSHOT).
-        """
-        text = header(scope, b"nearlite-read")
-        if text is None:
-            return
-        assert self._owner is not None
-        here = self._owner.state()
-        position, _, state_hash = text.decode("latin-1").partition(" ")
-        # The hash counts, too: a roll begins a new generation with the same content.
-        if position != str(here.position) and state_hash != f"{here.hash:016x}":
-            raise HttpError(
-                409,
-                "SNAPSHOT_STALE",
-                "The database has changed since the transaction read it; it was rolled back here",
-            )
-
-    @staticmethod
-    async def _leave(executor: Executor, stream: Stream, *, kept: bool) -> None:
-        """The request of a stream is over."""
-        surplus = executor.streams.done(stream)
-        if not kept:
-            await executor.close_stream(stream)
-        if surplus is not None:
-            await executor.close_stream(surplus)
-
-    async def _cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
-        executor = self._ready()
-        body = await read_body(scope, receive, self._deadlines)
-        request = hrana.decode_cursor(body)
-        streams = executor.streams
-        stream = streams.open() if request.baton is None else streams.take(request.baton)
-        kept = False
-        leaving = Leaving(receive)
-        try:
-            plan = Planner(3, stream.stored).batch(request.batch)
-            if isinstance(plan, Refused):
-                entries: bytes | None = hrana.cursor_error(plan.error)
-            else:
-                entries = executor.cursor_at_once(stream, plan)
-            if entries is not None:
-                kept = True
-                answer = hrana.cursor_head(streams.give(stream)) + entries
-                await self._answering.whole(send, 200, answer, _CURSOR_TYPE)
-                return
-            assert not isinstance(plan, Refused)
-            # The baton goes out before the batch has run, which may leave something behind.
-            uncertain = executor.may_keep(stream, plan)
-            head = hrana.cursor_head(streams.give(stream, uncertain=uncertain))
-            await self._answering.start(send, 200, _CURSOR_TYPE)
-            pieces = executor.cursor(stream, plan, leaving)
-            try:
-                async for piece in pieces:
-                    await self._answering.piece(send, head + piece)
-                    head = b""
-                if head:
-                    await self._answering.piece(send, head)
-            finally:
-                await pieces.aclose()
-            await self._answering.end(send)
-            kept = True
-        finally:
-            leaving.close()
-            await self._leave(executor, stream, kept=kept)
-        self._expect(stream, scope)
+    def run_short(self, scope: Scope, body: bytes, client: Client) -> bool:
+        """See `Shortcut`."""
+        routes = self._routes
+        return routes is not None and routes.short(scope["path"], scope, body, client)
 
     # ------------------------------------------------------------------ native protocol
 
@@ -446,33 +288,20 @@ class App:
         else:
             raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
 
-    async def _sql(self, scope: Scope, receive: Receive, send: Send) -> None:
-        feed = self._feed
-        assert feed is not None
-        replica = feed.replica(scope)
-        body = await read_body(scope, receive, self._deadlines)
-        ran = await self._run(3, body, scope, receive)
-        sending = feed.answer(send, ran.answer, replica if ran.outside else None, ran.headers)
-        await self._deliver(ran.stream, scope, sending)
 
-    def _ready(self) -> Executor:
-        executor = self._executor
-        if executor is None:
-            raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
-        return executor
+class _Shortcut:
+    """Answers pipelines whose head was admitted."""
 
+    __slots__ = ("_app", "_scope", "repeats")
 
-def _counters(scope: Scope) -> tuple[int, int, int] | None:
-    """What last_insert_rowid(), changes() and total_changes() answer a replica's connection."""
-    text = header(scope, _COUNTERS)
-    if text is None:
-        return None
-    match = _THREE_NUMBERS.fullmatch(text)
-    if match is not None:
-        last_rowid, changes, total = map(int, match.groups())
-        if all(-(1 << 63) <= number < 1 << 63 for number in (last_rowid, changes, total)):
-            return last_rowid, changes, total
-    raise HttpError(400, "BAD_REQUEST", "Nearlite-Counters is three 64-bit numbers")
+    def __init__(self, app: App, scope: Scope) -> None:
+        self._app = app
+        self.repeats = scope["path"] != SQL  # whose heads differ from one request to the next
+        # What is remembered knows nothing of the connection that it came over first.
+        self._scope = {key: scope[key] for key in _OF_HEAD} if self.repeats else scope
+
+    def __call__(self, body: bytes, client: Client) -> bool:
+        return self._app.run_short(self._scope, body, client)
 
 
 def _not_allowed(methods: bytes) -> HttpError:

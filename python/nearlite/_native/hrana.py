@@ -65,8 +65,7 @@ class HranaConnection:
         return HranaStatement(self, sql, persistent=persistent)
 
     def set_counters(self, last_rowid: int, changes: int, total_changes: int) -> None:
-        """What last_insert_rowid(), changes() and total_changes() answer next."""
-        lib.nl_db_set_counters(self.handle, last_rowid, changes, total_changes)
+        """What last_insert_rowid(), changes() and total_changes() answer in the next statement."""
         report = self.report
         report.last_rowid, report.changes = last_rowid, changes
         report.total_changes = total_changes

@@ -1,0 +1,374 @@
+"""One HTTP connection of our server: uvicorn's protocol with the limits it lacks, and a short cut.
+
+The short cut. A pipeline that arrives whole and needs no waiting is answered where it is received, without a task,
+events and messages for it, which cost more than its statement. `server.App` says what answers a request so
+(`Shortcut`); whatever it does not take goes the usual way. And a head that was parsed before, byte for byte,
+is not parsed again: clients repeat themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from nearlite.delivery import Delivery
+from nearlite.exchange import (
+    DEADLINE,
+    DELIVERY,
+    JSON,
+    Application,
+    ClientGoneError,
+    Headers,
+    Message,
+    Scope,
+    Shortcut,
+)
+
+CONNECTIONS: Final = 2048
+"""HTTP connections at a time; requests of those beyond are answered 503."""
+_HEAD_SECONDS: Final = 30.0  # for the head of a connection's first request
+_HEAD_BYTES: Final = 64 << 10
+_HEAD_BEGINS: Final = b"HTTP/1.1 "
+_GATHERED: Final = 32 << 10  # bytes: copying more costs as much as a system call
+_KNOWN: Final = 256  # heads that are remembered
+_KNOWN_BYTES: Final = 2048  # of one of them
+_HELD: Final = 64 << 10  # bytes of further requests that wait in memory for an answer
+_SIMPLE: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\naccess-control-allow-origin: *\r\n"
+
+
+class _Transport:
+    """A transport that sends the head of an answer together with the first bytes of its body.
+
+    uvicorn writes one after the other, and uvloop hands each to the kernel at once: two system calls
+    and two packets, each of which wakes the client (measured: 1.2 times the reads a second without). The
+    head waits for the body, but not longer than this turn of the event loop; the whole answer does not:
+    the next group of writes begins when the first client of the last one has heard.
+    """
+
+    __slots__ = ("_head", "_loop", "_transport", "delivery")
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self.delivery = Delivery(transport)
+        self._head: bytes | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        head = self._head
+        if head is None:
+            if data.startswith(_HEAD_BEGINS):  # or a body that looks so: it is a little late
+                self._head = data
+                self._loop.call_soon(self._flush)
+                return
+        else:
+            self._head = None
+            if len(data) <= _GATHERED:
+                data = head + data
+            else:
+                self.whole(head)
+        self.whole(data)
+
+    def whole(self, data: bytes) -> None:
+        """Send what is not to be gathered with anything."""
+        self.delivery.wrote(len(data))
+        self._transport.write(data)
+
+    def _flush(self) -> None:
+        head, self._head = self._head, None
+        if head is not None and not self._transport.is_closing():
+            self.whole(head)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        closing: bool = self._transport.is_closing()
+        return closing
+
+
+class _Known:
+    """Heads of requests that were parsed before: what answers them, and the size of their bodies."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, tuple[Shortcut, int]] = {}
+        self.find = self._heads.get
+
+    def note(self, head: bytes, shortcut: Shortcut, size: int) -> None:
+        """Remember one."""
+        if len(head) > _KNOWN_BYTES:
+            return
+        if len(self._heads) >= _KNOWN:
+            self._heads.clear()
+        self._heads[head] = shortcut, size
+
+
+def protocol(shortcut_of: Callable[[Scope], Shortcut | None]) -> Any:
+    """What uvicorn makes of each connection of a server.
+
+    Args:
+      shortcut_of: the short cut of requests with a head, if there is one.
+    """
+    return partial(_Connection, known=_Known(), shortcut_of=shortcut_of)
+
+
+class _Connection(HttpToolsProtocol):
+    """uvicorn's protocol with limits on a head that never comes, or never ends, and on connections.
+
+    Where its short cut is taken, `answer` or `proceed` is called, perhaps later; what else the client has
+    sent by then waits.
+
+    Args:
+      known: of the server.
+      shortcut_of: the short cut of requests with a head, if there is one.
+    """
+
+    app: Any
+    transport: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        known: _Known,
+        shortcut_of: Callable[[Scope], Shortcut | None],
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self._known = known
+        self._shortcut_of = shortcut_of
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._ended = False  # a message ended within the data that is being parsed
+        self._begun = False  # the parser is inside a message
+        self._head_size = 0
+        self._deferred: tuple[Any, Any] | None = None  # a cycle that may take the short cut
+        self._feeding = False
+        self._instead: Application | None = None  # answers the request that is parsed next
+        self._taken: bytes | None = None  # a request of a known head that is being answered
+        self._held = bytearray()  # what came behind it
+        self._ends = False  # the connection is to be closed behind its answer
+        self._used = 0.0  # clock of the latest answer
+        self._stuck = 0  # bytes that the client had not taken at the last look
+
+    # ------------------------------------------------------------------ life
+
+    def connection_made(self, transport: Any) -> None:
+        gathering = _Transport(transport, self.loop)
+        self.delivery = gathering.delivery
+        self._extensions = {DELIVERY: self.delivery}
+        super().connection_made(gathering)  # type: ignore[arg-type]
+        # uvicorn's own limit would answer 503 on connections that were there before, too.
+        self.limit_concurrency = 0 if len(self.connections) > CONNECTIONS else None
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_done()
+        self.delivery.end()
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
+    def eof_received(self) -> None:
+        self.delivery.eof()
+
+    def shutdown(self) -> None:
+        if self._taken is None:
+            super().shutdown()
+        else:
+            self._ends = True
+
+    # ------------------------------------------------------------------ requests
+
+    def data_received(self, data: bytes) -> None:
+        if self._taken is not None:
+            self._held += data
+            if len(self._held) > _HELD:
+                self.flow.pause_reading()
+            return
+        if not self._begun and (self.cycle is None or self.cycle.response_complete):
+            end = data.find(b"\r\n\r\n") + 4
+            found = self._known.find(data[:end])
+            if found is not None and len(data) - end == found[1] and self._may_shorten():
+                self._head_done()
+                self._in_head = True
+                self._taken = data
+                if found[0](data[end:], self):
+                    return
+                self._taken = None
+            self._parse(data, data[:end] if end > 3 else b"")
+        else:
+            self._parse(data, b"")
+
+    def _may_shorten(self) -> bool:
+        return (
+            self.limit_concurrency is None
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
+    def _parse(self, data: bytes, head: bytes) -> None:
+        """The usual way, but for a request that is complete by the end of this data."""
+        begun_in_head = self._in_head
+        self._feeding = True
+        super().data_received(data)
+        self._feeding = False
+        # Data that ended one message and began the next tells little of the latter's head.
+        if begun_in_head and self._in_head and not self._ended:
+            self._head_size += len(data)
+            if self._head_size > _HEAD_BYTES:
+                self.transport.abort()
+        self._ended = False
+        if self._deferred is not None:
+            (cycle, app), self._deferred = self._deferred, None
+            if not self._shorten(cycle, data, head):
+                super()._start_asgi_task(cycle, app)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if self._instead is not None:
+            app, self._instead = self._instead, None
+            super()._start_asgi_task(cycle, app)
+        elif self._feeding and cycle.keep_alive and not cycle.waiting_for_100_continue:
+            self._deferred = cycle, app
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _shorten(self, cycle: Any, data: bytes, head: bytes) -> bool:
+        """Take the short cut with a request that was parsed, if it can be."""
+        if cycle.more_body or cycle is not self.cycle or not self._may_shorten():
+            return False
+        scope: Any = cycle.scope
+        shortcut = self._shortcut_of(scope)
+        if shortcut is None:
+            return False
+        body = bytes(cycle.body)
+        if shortcut.repeats and head and head + body == data:
+            self._known.note(head, shortcut, len(body))
+        return shortcut(body, self)
+
+    # ------------------------------------------------------------------ answers
+
+    def answer(self, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
+        """Answer the request that was taken, with status 200."""
+        transport = self.transport
+        known = self._taken is not None
+        if transport.is_closing():
+            self.delivery.wrote(0)
+        else:
+            head = _SIMPLE % (content_type, len(body))
+            for name, value in headers:
+                head += b"%b: %b\r\n" % (name, value)
+            ends = self._ends or (not known and not self.cycle.keep_alive)
+            if ends:
+                head += b"connection: close\r\n"
+            if len(body) <= _GATHERED:
+                transport.whole(b"%b\r\n%b" % (head, body))
+            else:
+                transport.whole(head + b"\r\n")
+                transport.whole(body)
+                self._watch()
+            if ends:
+                transport.close()
+        if known:
+            self._taken = None
+            self._rest()
+        else:
+            self.cycle.response_started = self.cycle.response_complete = True
+            self.on_response_complete()
+
+    def proceed(self, application: Application) -> None:
+        """An ASGI application answers it, in a task."""
+        if self._taken is None:
+            super()._start_asgi_task(self.cycle, application)  # type: ignore[arg-type]
+            return
+        data, self._taken = self._taken, None
+        if self.transport.is_closing():  # nobody is there to be answered, but it is to be finished
+            task = self.loop.create_task(_without_client(application))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+            return
+        self._instead = application
+        self._parse(data, b"")
+        self._rest()
+
+    def expect(self, lost: Callable[[], None]) -> None:
+        """See `exchange.Expecting`."""
+        self.delivery.expect(lost)
+
+    def _rest(self) -> None:
+        """A request of a known head is done with: what came behind it is due."""
+        self._used = self.loop.time()
+        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._keep(self.timeout_keep_alive)
+        if self._held and not self.transport.is_closing():
+            data, self._held = bytes(self._held), bytearray()
+            self.flow.resume_reading()
+            self.data_received(data)
+
+    def _keep(self, seconds: float) -> None:
+        handler = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        # Requests of known heads do not move the timer, which would cost more than to look here.
+        left = self._used + self.timeout_keep_alive - self.loop.time()
+        if self._taken is not None or left > 0:
+            self._keep(max(left, 1.0))
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _watch(self) -> None:
+        """Drop a client that does not take a large answer."""
+        if not self._stuck:
+            self._stuck = self.transport.get_write_buffer_size()
+            if self._stuck:
+                self.loop.call_later(DEADLINE, self._look)
+
+    def _look(self) -> None:
+        before, self._stuck = self._stuck, 0
+        if self.transport.is_closing():
+            return
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch()
+
+    # ------------------------------------------------------------------ parser
+
+    def on_message_begin(self) -> None:
+        self._begun = True
+        super().on_message_begin()
+        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
+
+    def on_headers_complete(self) -> None:
+        self._head_done()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._begun = False
+        self._in_head = self._ended = True
+
+    def _head_done(self) -> None:
+        self._in_head = False
+        self._head_size = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+async def _without_client(application: Application) -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Message) -> None:
+        raise ClientGoneError
+
+    with contextlib.suppress(ClientGoneError):
+        await application({"type": "http", "method": "POST"}, receive, send)

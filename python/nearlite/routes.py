@@ -1,0 +1,332 @@
+"""The routes that run SQL: pipelines, those of replicas, and cursors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from nearlite import hrana
+from nearlite.changes import Feed, ReplicaOf
+from nearlite.exchange import (
+    JSON,
+    Answering,
+    Client,
+    Deadlines,
+    Expecting,
+    HttpError,
+    Receive,
+    Scope,
+    Send,
+    expecting,
+    failed,
+    header,
+    read_body,
+)
+from nearlite.hrana import Planner, ProtocolError, Refused
+from nearlite.leaving import Leaving
+from nearlite.pipeline import Executor
+from nearlite.running import Ran, Running
+from nearlite.streams import Stream
+
+log = logging.getLogger("nearlite.server")
+
+_CURSOR_TYPE: Final = b"text/plain"
+_LARGE_BODY: Final = 256 << 10  # bytes; decoding more would hold up the event loop
+CURSOR: Final = "/v3/cursor"
+SQL: Final = "/nl/v1/sql"
+VERSIONS: Final = {"/v2/pipeline": 2, "/v3/pipeline": 3, SQL: 3}
+"""Paths of pipelines, and the Hrana version that is spoken there."""
+
+
+class Routes:
+    """Runs requests on an executor and answers them. Event loop thread only.
+
+    Args:
+      executor: runs SQL.
+      feed: knows what changed.
+      answering: sends.
+      deadlines: of bodies.
+      guard: awaits a handler and answers its exceptions.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        feed: Feed,
+        answering: Answering,
+        deadlines: Deadlines,
+        guard: Callable[[Scope, Send, Awaitable[None]], Awaitable[None]],
+    ) -> None:
+        self._executor = executor
+        self.feed = feed
+        self._answering = answering
+        self._deadlines = deadlines
+        self.guard = guard
+        self._working: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------------ pipelines
+
+    async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``: `path` is one of VERSIONS."""
+        replica = self.feed.replica(scope) if path == SQL else None
+        body = await read_body(scope, receive, self._deadlines)
+        if len(body) <= _LARGE_BODY:
+            request = hrana.decode_pipeline(body)
+        else:
+            loop = asyncio.get_running_loop()
+            request = await loop.run_in_executor(None, hrana.decode_pipeline, body)
+        running = Running(self._executor, VERSIONS[path], request, scope)
+        await _Run(self, running, path, scope, replica).whole(receive, send)
+
+    def short(self, path: str, scope: Scope, body: bytes, client: Client) -> bool:
+        """Run a pipeline that has come whole, without a task unless it has to wait for a thread.
+
+        Returns:
+          False when nothing was done: it goes the usual way, and is told there what is wrong with it.
+        """
+        if self._executor.displaced or len(body) > _LARGE_BODY:
+            return False
+        try:
+            replica = self.feed.replica(scope) if path == SQL else None
+            request = hrana.decode_pipeline(body)
+            running = Running(self._executor, VERSIONS[path], request, scope)
+        except (HttpError, ProtocolError):
+            return False
+        run = _Run(self, running, path, scope, replica)
+        try:
+            complete = running.now()
+        except ProtocolError:
+            running.stream.busy = False  # its baton is still good, for the other way
+            return False
+        if complete:
+            run.end(client)
+        elif not running.group(lambda complete: run.grouped(complete, client)):
+            client.proceed(run.rest)
+        return True
+
+    def end(self, running: Running, scope: Scope) -> Ran:
+        """All requests of a pipeline have been executed. Raises HttpError: it is refused after all."""
+        if running.stream.in_transaction:
+            self._check_snapshot(scope)
+        return running.end()
+
+    def _check_snapshot(self, scope: Scope) -> None:
+        """Whether a transaction that began with reads on a replica can go on here.
+
+        Asked after its first request: if that has written, the write lock is held and nobody else can
+        commit. What is refused is rolled back, because its stream ends.
+
+        Raises:
+          HttpError: 409 when what was read is not the present state (SQLite: SQLITE_BUSY_SNAPSHOT).
+        """
+        text = header(scope, b"nearlite-read")
+        if text is None:
+            return
+        here = self.feed.state()
+        position, _, state_hash = text.decode("latin-1").partition(" ")
+        # The hash counts, too: a roll begins a new generation with the same content.
+        if position != str(here.position) and state_hash != f"{here.hash:016x}":
+            raise HttpError(
+                409,
+                "SNAPSHOT_STALE",
+                "The database has changed since the transaction read it; it was rolled back here",
+            )
+
+    async def answer(
+        self, ran: Ran, path: str, scope: Scope, send: Send, replica: ReplicaOf | None
+    ) -> None:
+        """Send an answer. If it is known not to arrive, its stream ends: nobody else has the baton."""
+        sequence = ran.stream.sequence
+        try:
+            if path == SQL:
+                known = replica if ran.outside else None
+                await self.feed.answer(send, ran.answer, known, ran.headers)
+            else:
+                await self._answering.whole(send, 200, ran.answer, headers=ran.headers)
+        except BaseException:
+            await self._abandon(ran.stream, sequence)
+            raise
+        self.expect(ran.stream, expecting(scope))
+
+    # ------------------------------------------------------------------ streams
+
+    def expect(self, stream: Stream, client: Expecting | None) -> None:
+        """An answer with the stream's baton was sent: end the stream when it turns out not to arrive."""
+        if stream.session is None or client is None:
+            return  # nobody waits for anything that it has
+        sequence = stream.sequence
+        client.expect(lambda: self._soon(self._abandon(stream, sequence)))
+
+    async def _abandon(self, stream: Stream, sequence: int) -> None:
+        """End a stream whose baton of that number was lost, unless a later request has used it."""
+        if stream.closed or stream.busy or stream.sequence != sequence:
+            return
+        if stream.in_transaction:
+            log.info("a transaction was rolled back: its client left before it had the answer")
+        await self._executor.close_stream(stream)
+
+    async def leave(self, stream: Stream, *, kept: bool) -> None:
+        """The request of a stream is over."""
+        surplus = self._executor.streams.done(stream)
+        if not kept:
+            await self._executor.close_stream(stream)
+        if surplus is not None:
+            await self._executor.close_stream(surplus)
+
+    def leave_now(self, stream: Stream, *, kept: bool) -> None:
+        """The same without waiting."""
+        surplus = self._executor.streams.done(stream)
+        if not kept and stream.session is not None:
+            self._soon(self._executor.close_stream(stream))
+        elif not kept:
+            self._executor.streams.forget(stream)
+        if surplus is not None:
+            self._soon(self._executor.close_stream(surplus))
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    # ------------------------------------------------------------------ cursors
+
+    async def cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST v3/cursor``."""
+        executor = self._executor
+        body = await read_body(scope, receive, self._deadlines)
+        request = hrana.decode_cursor(body)
+        streams = executor.streams
+        stream = streams.open() if request.baton is None else streams.take(request.baton)
+        kept = False
+        leaving = Leaving(receive)
+        try:
+            plan = Planner(3, stream.stored).batch(request.batch)
+            if isinstance(plan, Refused):
+                entries: bytes | None = hrana.cursor_error(plan.error)
+            else:
+                entries = executor.cursor_at_once(stream, plan)
+            if entries is not None:
+                kept = True
+                answer = hrana.cursor_head(streams.give(stream)) + entries
+                await self._answering.whole(send, 200, answer, _CURSOR_TYPE)
+                return
+            assert not isinstance(plan, Refused)
+            # The baton goes out before the batch has run, which may leave something behind.
+            uncertain = executor.may_keep(stream, plan)
+            head = hrana.cursor_head(streams.give(stream, uncertain=uncertain))
+            await self._answering.start(send, 200, _CURSOR_TYPE)
+            pieces = executor.cursor(stream, plan, leaving)
+            try:
+                async for piece in pieces:
+                    await self._answering.piece(send, head + piece)
+                    head = b""
+                if head:
+                    await self._answering.piece(send, head)
+            finally:
+                await pieces.aclose()
+            await self._answering.end(send)
+            kept = True
+        finally:
+            leaving.close()
+            await self.leave(stream, kept=kept)
+        self.expect(stream, expecting(scope))
+
+
+class _Run:
+    """One pipeline on its way to an answer, from when it is being executed.
+
+    Args:
+      routes: whose it is.
+      running: the pipeline.
+      path: where it was sent.
+      scope: of its request.
+      replica: that asks for what changed, too.
+    """
+
+    __slots__ = ("_alone", "_path", "_ran", "_refusal", "_replica", "_routes", "_running", "_scope")
+
+    def __init__(
+        self,
+        routes: Routes,
+        running: Running,
+        path: str,
+        scope: Scope,
+        replica: ReplicaOf | None,
+    ) -> None:
+        self._routes = routes
+        self._running = running
+        self._path = path
+        self._scope = scope
+        self._replica = replica
+        self._alone = False  # its next request cannot be part of a group
+        self._ran: Ran | None = None
+        self._refusal: HttpError | None = None
+
+    async def whole(self, receive: Receive, send: Send) -> None:
+        """Execute and answer it."""
+        try:
+            if self._running.now():
+                self._ran = self._routes.end(self._running, self._scope)
+            else:
+                await self._finish(receive)
+        finally:
+            kept = self._ran is not None and self._ran.kept
+            await self._routes.leave(self._running.stream, kept=kept)
+        assert self._ran is not None
+        await self._routes.answer(self._ran, self._path, self._scope, send, self._replica)
+
+    # ------------------------------------------------------------------ on the short cut
+
+    def grouped(self, complete: bool, client: Client) -> None:
+        """A group of writes has run its requests, all that were left or some."""
+        self._alone = not complete
+        if complete:
+            self.end(client)
+        else:
+            client.proceed(self.rest)
+
+    def end(self, client: Client) -> None:
+        """All requests have been executed. Never raises: it may be called for many in a row."""
+        routes, stream = self._routes, self._running.stream
+        try:
+            ran = self._ran = routes.end(self._running, self._scope)
+            routes.leave_now(stream, kept=ran.kept)
+            if self._path == SQL:
+                known = self._replica if ran.outside else None
+                whole = routes.feed.answer_now(ran.answer, known, ran.headers)
+            else:
+                whole = ran.answer, JSON, ran.headers
+            if whole is not None:
+                client.answer(*whole)
+                routes.expect(stream, client)
+                return
+        except HttpError as error:
+            self._refusal = error
+        except Exception:
+            log.exception("a request failed")
+            self._refusal = failed()
+        client.proceed(self.rest)
+
+    async def rest(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What takes time after all, in a task of its own: an ASGI application."""
+        await self._routes.guard(scope, send, self._rest(scope, receive, send))
+
+    async def _rest(self, scope: Scope, receive: Receive, send: Send) -> None:
+        routes, stream = self._routes, self._running.stream
+        if self._refusal is not None:
+            await routes.leave(stream, kept=False)
+            raise self._refusal
+        if self._ran is None:
+            try:
+                await self._finish(receive)
+            finally:
+                kept = self._ran is not None and self._ran.kept
+                await routes.leave(stream, kept=kept)
+        assert self._ran is not None
+        await routes.answer(self._ran, self._path, scope, send, self._replica)
+
+    async def _finish(self, receive: Receive) -> None:
+        await self._running.finish(receive, alone=self._alone)
+        self._ran = self._routes.end(self._running, self._scope)

@@ -48,6 +48,7 @@ from nearlite.errors import (
     StateMismatchError,
     SyncError,
     UnauthorizedError,
+    WaitTimeoutError,
     Warning,  # noqa: A004 - the name PEP 249 asks for
 )
 from nearlite.position import Position
@@ -101,7 +102,8 @@ def connect(
     * a path, or ``":memory:"``: a local file, with the parameters of ``sqlite3.connect``: see
       :class:`Connection`.
     * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
-      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``network_timeout``, ``progress``).
+      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``freshness``, ``network_timeout``,
+      ``progress``).
     * ``http://``, ``https://``, ``libsql://``: no local file: see
       :class:`nearlite.remote.RemoteConnection` (``auth_token``, ``network_timeout``).
     """
@@ -196,6 +198,7 @@ __all__ = [
     "Timestamp",
     "TimestampFromTicks",
     "UnauthorizedError",
+    "WaitTimeoutError",
     "Warning",
     "adapt",
     "adapters",

@@ -67,10 +67,13 @@ class Folder:
         self._closed = self.path / "closed.json"
         self._equal = self.path / "equal"
 
-    def touch_equal(self) -> None:
-        """The replica equals its primary now; for processes that do not sync themselves."""
+    def touch_equal(self, age: float = 0.0) -> None:
+        """The replica equalled its primary so long ago; for processes that do not sync themselves."""
         with contextlib.suppress(OSError):
             self._equal.touch()
+            if age > 0:
+                at = time.time() - age
+                os.utime(self._equal, (at, at))
 
     def seconds_since_equal(self) -> float | None:
         """How long ago `touch_equal` was called, in any process."""

@@ -136,6 +136,10 @@ class StaleReadError(SyncError):
     """The replica is older than the read allows."""
 
 
+class WaitTimeoutError(StaleReadError, TimeoutError):
+    """A position that was waited for did not arrive in time."""
+
+
 class ConflictError(SyncError):
     """A local write conflicts with the primary's state."""
 

@@ -85,7 +85,8 @@ class RemoteConnection(ForwardingConnection):
             repeatable=False,
         ) as response:
             if response.status == 200:
-                notes.answered(response.header("nearlite-counters"))
+                notes.answered(response.header)
+                self._wrote(notes)
                 try:
                     return response.read(wire.MAX_JSON)
                 except ValueError as error:

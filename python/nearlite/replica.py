@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from nearlite import wire
 from nearlite._native._lib import PiecemealError
@@ -36,8 +37,10 @@ from nearlite.failing import (
     not_created,
     not_kept,
 )
+from nearlite.freshness import Reached, wait_for
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
+from nearlite.live import HEARTBEAT
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
 from nearlite.seeding import SeedFile
@@ -57,6 +60,11 @@ from nearlite.upkeep import WAL_LIMIT, Upkeep
 from nearlite.upstream import Notes
 
 _log = logging.getLogger("nearlite")
+
+_TOUCH_EVERY: Final = 0.1  # seconds
+_LONG: Final = float("inf")
+# Seconds: whoever follows has heard of the primary within them.
+_HEARD: Final = HEARTBEAT + 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +128,8 @@ class Replica:
         #: monotonic time of the last answer that left the replica equal to the primary
         self.equal_at: float | None = None
         self.last_error: Error | None = None
+        self.reached = Reached()
+        self._touched_at = -_TOUCH_EVERY
         self.background = Background(self)
 
     def __repr__(self) -> str:
@@ -188,7 +198,7 @@ class Replica:
                 return  # another process was faster
             _log.info("%s: creating the replica from %s", self.path, self.transport.url)
             deadline = deadline or Deadline(self.timeout, renewed=True)
-            result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            result, _ = self._run(Pull(None, compress=not self.transport.loopback), deadline)
             _log.info(
                 "%s: created at %s: %d pages, %d bytes received, %.3f s",
                 self.path,
@@ -232,6 +242,53 @@ class Replica:
 
     # ------------------------------------------------------------------ sync
 
+    def follow(self) -> None:
+        """Bring every change as it happens, in the background, until :meth:`close`; returns at once.
+
+        Of all processes that follow with one file one talks to the primary. Errors are survived:
+        `last_error` has the last one, or None while it works.
+        """
+        self.background.follow()
+
+    def stands_at(self, deadline: Deadline) -> Local:
+        """Where it stands, once the file is known to be what it says."""
+        if not self._check.passed:
+            self._check.wait(deadline)
+        state = self.state(wait=left(deadline))
+        return Local(state.position, state.hash)
+
+    def position(self, *, wait: float | None = None) -> Position:
+        """Where the file stands, as every reader sees it; `wait` as for :meth:`state`."""
+        return self.state(wait=wait).position
+
+    def is_followed(self) -> bool:
+        """Whether this process or another one brings changes as they happen, as far as is known."""
+        return self.background.follows or (self.folder.seconds_since_equal() or _LONG) < _HEARD
+
+    def wait_for(self, position: Position, timeout: float | None = None) -> None:
+        """Return when the file is at or beyond `position`, by whatever thread or process.
+
+        Args:
+          position: what a write returned (`last_write_position`), here or on another replica.
+          timeout: seconds; None: `timeout` of the construction.
+
+        Raises:
+          LineageError: the position is of another database.
+          WaitTimeoutError: it did not come in time.
+        """
+        wait_for(self, position, self.timeout if timeout is None else timeout)
+
+    def is_equal(self, position: Position, at: float) -> None:
+        """The primary said at that monotonic time that it stands at `position`, and so does this file."""
+        self.primary_position = position
+        self._equalled(at)
+        if at - self._touched_at >= _TOUCH_EVERY:  # other processes learn the lag from it
+            self._touched_at = at
+            self.folder.touch_equal(time.monotonic() - at)
+
+    def _equalled(self, at: float) -> None:
+        self.equal_at = at if self.equal_at is None else max(at, self.equal_at)
+
     def sync(
         self,
         *,
@@ -256,24 +313,21 @@ class Replica:
         seconds = patience if timeout is None else timeout
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
-            if not self._check.passed:
-                self._check.wait(deadline)
-            state = self.state(wait=left(deadline))
-            local = Local(state.position, state.hash)
+            local = self.stands_at(deadline)
             pull = Pull(local, compress=not self.transport.loopback, wait=wait)
-            result = self._run(pull, deadline, progress)
+            result, answered = self._run(pull, deadline, progress)
         except Error as error:
             self.last_error = error
             raise
         self.last_error = None
-        self.equal_at = time.monotonic()
+        self._equalled(answered)
         return result
 
     def _run(
         self, pull: Pull, deadline: Deadline, progress: ProgressCallback | None = None
-    ) -> SyncResult:
-        """Perform a pull's actions until it is done."""
-        started = time.monotonic()
+    ) -> tuple[SyncResult, float]:
+        """Perform a pull's actions until it is done; and the monotonic time of the last answer's head."""
+        started = answered = time.monotonic()
         meter = Meter(progress or self._progress, started)
         seed = SeedFile(self.folder)
         response: Response | None = None
@@ -285,6 +339,7 @@ class Replica:
                     if response is not None:
                         response.close()
                     response = self.transport.request("GET", action.path, deadline=deadline)
+                    answered = time.monotonic()
                     if response.status == 204:
                         response.read(0)
                         action = pull.nothing_new()
@@ -311,7 +366,8 @@ class Replica:
             if response is not None:
                 response.close()
         self.primary_position = action.position
-        return SyncResult(action.position, meter.pages, meter.bytes, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return SyncResult(action.position, meter.pages, meter.bytes, seconds), answered
 
     def _perform(
         self, pull: Pull, action: Action, reader: SetReader, seed: SeedFile, deadline: Deadline
@@ -330,24 +386,32 @@ class Replica:
 
     # ------------------------------------------------------------------ applying
 
-    def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
-        """Receive a set, then apply it; None when the replica has moved and nothing was written."""
+    def receive(self, header: SetHeader, reader: SetReader) -> Arrived:
+        """Receive a set to its end; nothing is locked meanwhile. The caller closes it."""
         try:
-            arrived = Arrived.receive(header, reader, self.folder.path)
+            return Arrived.receive(header, reader, self.folder.path)
         except OSError as error:
             raise not_kept(self.path, error) from error
-        with contextlib.closing(arrived):
-            try:
-                if not self._applying.acquire(timeout=left(deadline)):
-                    raise is_applying()
-                state = _apply_arrived(self._live(), arrived, deadline)
-            except SyncError:
-                raise
-            except (Error, MemoryError) as error:
-                raise apply_failed(self.path, error) from error
-            finally:
-                _give_back(self._applying)
+
+    def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
+        """Receive a set, then apply it; None when the replica has moved and nothing was written."""
+        with contextlib.closing(self.receive(header, reader)) as arrived:
+            return self.apply(arrived, deadline)
+
+    def apply(self, arrived: Arrived, deadline: Deadline) -> State | None:
+        """Apply a set; None when the replica does not stand at its start, and nothing was written."""
+        try:
+            if not self._applying.acquire(timeout=left(deadline)):
+                raise is_applying()
+            state = _apply_arrived(self._live(), arrived, deadline)
+        except SyncError:
+            raise
+        except (Error, MemoryError) as error:
+            raise apply_failed(self.path, error) from error
+        finally:
+            _give_back(self._applying)
         if state is not None:
+            self.reached.note(state.position)
             self.wal_bytes = state.wal_frames * (state.page_size + 24)
             if state.wal_frames >= CHECKPOINT_FRAMES:
                 self.background.checkpoint()
@@ -405,13 +469,14 @@ class Replica:
                     state=state_of_request(response.status, code),
                 )
             if notes is not None:
-                notes.answered(response.header("nearlite-counters"))
+                notes.answered(response.header)
             if response.header("content-type") != wire.ANSWER_TYPE:
                 return response.read(wire.MAX_JSON)
             return self._take_answer(response, state, deadline)
 
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""
+        answered = time.monotonic()
         position = response.header("nearlite-position")
         reader = SetReader(response, Meter(None, 0.0))
         try:
@@ -435,7 +500,7 @@ class Replica:
             )
             raise
         self.primary_position = header.target
-        self.equal_at = time.monotonic()
+        self._equalled(answered)
         return bytes(answer)
 
     # ------------------------------------------------------------------ upkeep and end
@@ -450,6 +515,8 @@ class Replica:
             # A garbage collection on our own thread found the last connection: in its own time.
             threading.Thread(target=self.close, name="nearlite-close", daemon=True).start()
             return
+        self.background.halt()
+        self.transport.close()  # ends what waits for the primary
         stopped = self.background.stop()
         with self._applying:
             if stopped:
@@ -460,7 +527,6 @@ class Replica:
                 if self._check.passed:
                     self.folder.remember()
                 self._unwatch()
-        self.transport.close()
 
 
 def _give_back(lock: threading.RLock) -> None:

@@ -145,8 +145,8 @@ import sys, nearlite
 con = nearlite.connect(sys.argv[1], sync_url=sys.argv[2], sync_interval="live")
 while not con._replica.background.follows:
     pass
-print("following", flush=True)
 try:
+    print("following", flush=True)
     sys.stdin.read()
 except KeyboardInterrupt:
     sys.exit(130)

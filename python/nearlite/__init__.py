@@ -51,7 +51,7 @@ from nearlite.errors import (
     WaitTimeoutError,
     Warning,  # noqa: A004 - the name PEP 249 asks for
 )
-from nearlite.position import Position
+from nearlite.position import Change, Position
 
 if TYPE_CHECKING:
     from nearlite.server import App
@@ -167,6 +167,7 @@ __all__ = [
     "PARSE_DECLTYPES",
     "AnswerError",
     "Binary",
+    "Change",
     "ConflictError",
     "Connection",
     "Cursor",

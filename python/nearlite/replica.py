@@ -40,6 +40,7 @@ from nearlite.failing import (
 from nearlite.freshness import Reached, wait_for
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
+from nearlite.listening import Callback, Listeners
 from nearlite.live import HEARTBEAT
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
@@ -129,6 +130,7 @@ class Replica:
         self.equal_at: float | None = None
         self.last_error: Error | None = None
         self.reached = Reached()
+        self.listeners = Listeners(path)
         self._touched_at = -_TOUCH_EVERY
         self.background = Background(self)
 
@@ -249,6 +251,15 @@ class Replica:
         `last_error` has the last one, or None while it works.
         """
         self.background.follow()
+
+    def on_change(self, callback: Callback) -> Callable[[], None]:
+        """Call `callback` with a :class:`Change` after every change from now on; answers what ends that.
+
+        On a thread of its own, one call at a time, nothing locked; changes that come quicker than the
+        callback returns are told together. What it raises is logged. What this process applies is told by
+        its tables; what other processes apply to the file, half a second later, as a change of all tables.
+        """
+        return self.listeners.add(callback, self.position())
 
     def stands_at(self, deadline: Deadline) -> Local:
         """Where it stands, once the file is known to be what it says."""
@@ -412,6 +423,8 @@ class Replica:
             _give_back(self._applying)
         if state is not None:
             self.reached.note(state.position)
+            if self.listeners.any:
+                self.listeners.applied(arrived.header, state)
             self.wal_bytes = state.wal_frames * (state.page_size + 24)
             if state.wal_frames >= CHECKPOINT_FRAMES:
                 self.background.checkpoint()
@@ -511,13 +524,14 @@ class Replica:
 
     def close(self) -> None:
         """Close the applier (checkpointing when it is the last user) and the connections."""
-        if self.background.is_current():
+        if self.background.is_current() or self.listeners.is_current():
             # A garbage collection on our own thread found the last connection: in its own time.
             threading.Thread(target=self.close, name="nearlite-close", daemon=True).start()
             return
         self.background.halt()
         self.transport.close()  # ends what waits for the primary
         stopped = self.background.stop()
+        self.listeners.stop()
         with self._applying:
             if stopped:
                 self._upkeep.close()

@@ -7,6 +7,7 @@ here first; a connection that reads what is here pays nothing for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import Error, ProgrammingError, StaleReadError
 from nearlite.forwarding import ForwardingConnection
 from nearlite.freshness import Freshness, checked, freshen, wait_for
+from nearlite.listening import Callback
 from nearlite.position import Position
 from nearlite.receiving import ProgressCallback
 from nearlite.replica import Replica, SyncResult
@@ -68,6 +70,14 @@ class ReplicatingConnection(ForwardingConnection):
         """
         self._check_open()
         self._replica.follow()
+
+    def on_change(self, callback: Callback) -> Callable[[], None]:
+        """Call `callback` with a `Change` (`position`, `tables`) after every change of the file from now on.
+
+        What is answered ends that. See :meth:`nearlite.replica.Replica.on_change`.
+        """
+        self._check_open()
+        return self._replica.on_change(callback)
 
     def _sync_every(self, interval: float | str | None) -> None:
         """What `sync_interval` says."""

@@ -19,6 +19,7 @@ from nearlite.bootstrap import Folder
 from nearlite.election import Election
 from nearlite.errors import Error
 from nearlite.live import Followed, Live, as_sync_error
+from nearlite.tally import Tally
 from nearlite.telling import Told
 
 # Frames in the replica's WAL from which a checkpoint is worth its fsync (DESIGN section 9).
@@ -30,7 +31,11 @@ class Work(Followed, Protocol):
     """What the threads do it to: a Replica."""
 
     folder: Folder
+    tally: Tally
     last_error: Error | None
+
+    def publish(self) -> None:
+        """Leave the numbers for other processes."""
 
     @property
     def lag(self) -> float | None:
@@ -79,6 +84,7 @@ class Background:
                 won=self._election.won,
                 failed=self._live_failed,
                 works=self._live_works,
+                came=lambda came: self._replica.tally.visible(came.seconds),
             )
             self._follower = threading.Thread(
                 target=self._live.run, name="nearlite-live", daemon=True
@@ -173,6 +179,7 @@ class Background:
             text = self._told.failed(what, error)
             if what == "sync":
                 self._replica.last_error = as_sync_error(error, text)
+                self._replica.publish()
         else:
             self._told.works(what)
 
@@ -180,12 +187,16 @@ class Background:
         if self._election.won():
             self._replica.sync()
             self._replica.folder.touch_equal(self._replica.lag or 0.0)
+            self._replica.publish()
 
     def _live_failed(self, error: Exception, _pause: float) -> None:
         self._replica.last_error = as_sync_error(error, self._told.failed("sync", error))
+        self._replica.publish()
 
     def _live_works(self) -> None:
-        self._replica.last_error = None
+        if self._replica.last_error is not None:
+            self._replica.last_error = None
+            self._replica.publish()
         self._told.works("sync")
 
     def _to_disk(self) -> None:

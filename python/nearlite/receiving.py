@@ -74,6 +74,7 @@ class SetReader:
     def __init__(self, response: Response, meter: Meter) -> None:
         self._response = response
         self._meter = meter
+        self._before = meter.bytes
         self._events = self._read()
         self.whole: wire.WholeSet | None = None
 
@@ -92,6 +93,11 @@ class SetReader:
             yield from reader.receive(buffer)
         if self._response.readinto(memoryview(bytearray(1))) != 0:
             raise AnswerError("the primary sent more than one page set")
+
+    @property
+    def received(self) -> int:
+        """Bytes of the set so far, as they came."""
+        return self._meter.bytes - self._before
 
     def at_end(self) -> bool:
         """Whether there is no page set at all."""

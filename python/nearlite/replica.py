@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from nearlite import wire
 from nearlite._native._lib import PiecemealError
@@ -25,7 +24,6 @@ from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
-from nearlite.bootstrap import Folder
 from nearlite.checking import FullCheck, survived
 from nearlite.errors import AnswerError, Error, SyncError
 from nearlite.failing import (
@@ -37,14 +35,12 @@ from nearlite.failing import (
     not_created,
     not_kept,
 )
-from nearlite.freshness import Reached, wait_for
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
-from nearlite.listening import Callback, Listeners
-from nearlite.live import HEARTBEAT
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
 from nearlite.seeding import SeedFile
+from nearlite.standing import Standing
 from nearlite.sync import (
     Action,
     Apply,
@@ -61,11 +57,6 @@ from nearlite.upkeep import WAL_LIMIT, Upkeep
 from nearlite.upstream import Notes
 
 _log = logging.getLogger("nearlite")
-
-_TOUCH_EVERY: Final = 0.1  # seconds
-_LONG: Final = float("inf")
-# Seconds: whoever follows has heard of the primary within them.
-_HEARD: Final = HEARTBEAT + 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +76,7 @@ class SyncResult:
     seconds: float
 
 
-class Replica:
+class Replica(Standing):
     """The shared side of all connections of this process to one replica file.
 
     Args:
@@ -110,10 +101,8 @@ class Replica:
         progress: ProgressCallback | None = None,
         wal_limit: int = WAL_LIMIT,
     ) -> None:
-        self.path = path
-        self.timeout = timeout
+        super().__init__(path, timeout)
         self.transport = Transport(url, token=token, timeout=timeout)
-        self.folder = Folder(path)
         self._progress = progress
         # It knows its owner: a signal's exception (Ctrl-C) may come just when it has been acquired, and
         # whoever leaves gives back what he has, without having to know whether he has it.
@@ -123,15 +112,6 @@ class Replica:
         self._known: Hashes | None = None  # of the file just created, until the applier has them
         self._upkeep = Upkeep(path, wal_limit)
         self._check = FullCheck(path)
-        self.wal_bytes = 0
-        #: newest position of the primary that an answer named
-        self.primary_position: Position | None = None
-        #: monotonic time of the last answer that left the replica equal to the primary
-        self.equal_at: float | None = None
-        self.last_error: Error | None = None
-        self.reached = Reached()
-        self.listeners = Listeners(path)
-        self._touched_at = -_TOUCH_EVERY
         self.background = Background(self)
 
     def __repr__(self) -> str:
@@ -230,36 +210,7 @@ class Replica:
             raise SyncError("the replica is closed", state="", action="connect again")
         return self._applier
 
-    @property
-    def lag(self) -> float | None:
-        """Seconds since the replica was last known to equal its primary: what reads return is not older.
-
-        None before anything is known. Processes that do not sync themselves learn it from the one
-        that does.
-        """
-        known = [self.folder.seconds_since_equal()]
-        if self.equal_at is not None:
-            known.append(time.monotonic() - self.equal_at)
-        return min((seconds for seconds in known if seconds is not None), default=None)
-
     # ------------------------------------------------------------------ sync
-
-    def follow(self) -> None:
-        """Bring every change as it happens, in the background, until :meth:`close`; returns at once.
-
-        Of all processes that follow with one file one talks to the primary. Errors are survived:
-        `last_error` has the last one, or None while it works.
-        """
-        self.background.follow()
-
-    def on_change(self, callback: Callback) -> Callable[[], None]:
-        """Call `callback` with a :class:`Change` after every change from now on; answers what ends that.
-
-        On a thread of its own, one call at a time, nothing locked; changes that come quicker than the
-        callback returns are told together. What it raises is logged. What this process applies is told by
-        its tables; what other processes apply to the file, half a second later, as a change of all tables.
-        """
-        return self.listeners.add(callback, self.position())
 
     def stands_at(self, deadline: Deadline) -> Local:
         """Where it stands, once the file is known to be what it says."""
@@ -267,38 +218,6 @@ class Replica:
             self._check.wait(deadline)
         state = self.state(wait=left(deadline))
         return Local(state.position, state.hash)
-
-    def position(self, *, wait: float | None = None) -> Position:
-        """Where the file stands, as every reader sees it; `wait` as for :meth:`state`."""
-        return self.state(wait=wait).position
-
-    def is_followed(self) -> bool:
-        """Whether this process or another one brings changes as they happen, as far as is known."""
-        return self.background.follows or (self.folder.seconds_since_equal() or _LONG) < _HEARD
-
-    def wait_for(self, position: Position, timeout: float | None = None) -> None:
-        """Return when the file is at or beyond `position`, by whatever thread or process.
-
-        Args:
-          position: what a write returned (`last_write_position`), here or on another replica.
-          timeout: seconds; None: `timeout` of the construction.
-
-        Raises:
-          LineageError: the position is of another database.
-          WaitTimeoutError: it did not come in time.
-        """
-        wait_for(self, position, self.timeout if timeout is None else timeout)
-
-    def is_equal(self, position: Position, at: float) -> None:
-        """The primary said at that monotonic time that it stands at `position`, and so does this file."""
-        self.primary_position = position
-        self._equalled(at)
-        if at - self._touched_at >= _TOUCH_EVERY:  # other processes learn the lag from it
-            self._touched_at = at
-            self.folder.touch_equal(time.monotonic() - at)
-
-    def _equalled(self, at: float) -> None:
-        self.equal_at = at if self.equal_at is None else max(at, self.equal_at)
 
     def sync(
         self,
@@ -332,6 +251,8 @@ class Replica:
             raise
         self.last_error = None
         self._equalled(answered)
+        self.tally.answered()
+        self.tally.synced(result.seconds)
         return result
 
     def _run(
@@ -400,9 +321,11 @@ class Replica:
     def receive(self, header: SetHeader, reader: SetReader) -> Arrived:
         """Receive a set to its end; nothing is locked meanwhile. The caller closes it."""
         try:
-            return Arrived.receive(header, reader, self.folder.path)
+            arrived = Arrived.receive(header, reader, self.folder.path)
         except OSError as error:
             raise not_kept(self.path, error) from error
+        self.tally.received(header.count, header.page_size, reader.received)
+        return arrived
 
     def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
         """Receive a set, then apply it; None when the replica has moved and nothing was written."""

@@ -21,6 +21,7 @@ from nearlite.listening import Callback
 from nearlite.position import Position
 from nearlite.receiving import ProgressCallback
 from nearlite.replica import Replica, SyncResult
+from nearlite.tally import Stats
 
 _HEADER: Final = Struct(">IIIQ")  # bytes 72..91 of a replica's page 1 (docs/formats.md)
 _PAGE_1: Final = "SELECT data FROM sqlite_dbpage('main') WHERE pgno = 1"
@@ -106,6 +107,11 @@ class ReplicatingConnection(ForwardingConnection):
         """What the last sync failed with, or None."""
         self._check_open()
         return self._replica.last_error
+
+    def stats(self) -> Stats:
+        """Position, lag, what was received and how long it took; nobody is asked."""
+        self._check_open()
+        return self._replica.stats()
 
     # ------------------------------------------------------------ how old a read may be
 

@@ -16,7 +16,7 @@ ROOMS = [
     "errors position zstd spawn options script delivery",
     "_native",
     "message wire sync btree",
-    "channel hrana guard",
+    "channel network hrana guard",
     "dbapi http asgi",
     "bootstrap asking upstream datafile",
     "logstate logformat log",

@@ -103,7 +103,7 @@ def connect(
       :class:`Connection`.
     * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
       (``auth_token``, ``sync_interval``, ``read_your_writes``, ``freshness``, ``network_timeout``,
-      ``progress``).
+      ``progress``, ``verify``, ``cert``, ``proxy``, ``headers``).
     * ``http://``, ``https://``, ``libsql://``: no local file: see
       :class:`nearlite.remote.RemoteConnection` (``auth_token``, ``network_timeout``).
     """

@@ -160,6 +160,9 @@ def reason_of(error: BaseException) -> str:
         return str(error) if "complete answer" in str(error) else "no answer before the deadline"
     if isinstance(error, MessageError):
         return f"its answer could not be read: {error}"
+    refused = str(error).partition("Tunnel connection failed: ")[2]
+    if refused:
+        return f"the proxy refused: {refused}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return type(error).__name__

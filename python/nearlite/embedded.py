@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -44,6 +44,7 @@ from nearlite.errors import (
 )
 from nearlite.freshness import Freshness, checked
 from nearlite.http import Token, normalise_url
+from nearlite.network import Certificate, Network, Verify
 from nearlite.placing import Place, Route, place_in_script
 from nearlite.position import Position
 from nearlite.receiving import ProgressCallback
@@ -71,6 +72,7 @@ class ReplicaConnection(ReplicatingConnection):
       read_your_writes: a write returns when this file holds it; False: it arrives with a later sync.
       freshness: how old what is read may be: "local", "primary" or seconds; see the property.
       network_timeout: seconds for any one call; in a long download, for any 64 KiB of it.
+      verify, cert, proxy, headers: how the primary is reached; see :class:`nearlite.network.Network`.
       progress: called with a `Progress` during long downloads.
 
     Raises:
@@ -97,6 +99,10 @@ class ReplicaConnection(ReplicatingConnection):
         read_your_writes: bool = True,
         freshness: Freshness = "local",
         network_timeout: float = 30.0,
+        verify: Verify = True,
+        cert: Certificate | None = None,
+        proxy: str | None = None,
+        headers: Mapping[str, str] | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
         self._prepare_state(detect_types, check_same_thread, cached_statements)
@@ -109,11 +115,17 @@ class ReplicaConnection(ReplicatingConnection):
         # The replica is shared with other connections of this process; these are this one's own.
         self._network_timeout = network_timeout
         self._progress = progress
-        key = (path, normalise_url(sync_url), token)
+        network = Network.of(verify, cert, proxy, headers)
+        key = (path, normalise_url(sync_url), token, network)
         self._replica = acquire(
             key,
             lambda: Replica(
-                path, sync_url, token=token, timeout=network_timeout, progress=progress
+                path,
+                sync_url,
+                token=token,
+                timeout=network_timeout,
+                progress=progress,
+                network=network,
             ),
         )
         self._let_go = weakref.finalize(self, abandon, key, os.getpid())

@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 import urllib3.connection
@@ -26,6 +25,7 @@ import urllib3.connection
 from nearlite.channel import Channel, Deadline, reason_of
 from nearlite.errors import OfflineError, ProgrammingError
 from nearlite.message import Answer
+from nearlite.network import DEFAULT, Network
 
 __all__ = ["Deadline", "Response", "Sent", "Token", "Transport", "normalise_url"]
 
@@ -187,9 +187,20 @@ class Transport:
       url: the database's URL; ``libsql://`` means https.
       token: bearer token, or a callable that answers it for each request, or None.
       timeout: seconds for one request when the caller names no deadline.
+      network: certificates, proxy and headers.
+
+    Raises:
+      ProgrammingError: not such a URL, or certificates that cannot be used.
     """
 
-    def __init__(self, url: str, *, token: Token = None, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: Token = None,
+        timeout: float = 30.0,
+        network: Network = DEFAULT,
+    ) -> None:
         self.url = normalise_url(url)
         parts = urlsplit(self.url)
         assert parts.hostname is not None
@@ -197,7 +208,15 @@ class Transport:
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
         self._base = parts.path
-        self._fixed = (f"Host: {parts.netloc}", f"User-Agent: {_USER_AGENT}")
+        self.network = network
+        # What the program has given is read at once, for it to hear what is wrong with it.
+        self._tls_context = network.context() if self._tls and network is not DEFAULT else None
+        headers = {"User-Agent": _USER_AGENT, **dict(network.headers)}
+        self._has_token = any(name.lower() == "authorization" for name in headers)
+        self._fixed = (
+            f"Host: {parts.netloc}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        )
         self._token = token
         self.timeout = timeout
         self.loopback = _is_loopback(self._host)
@@ -271,7 +290,7 @@ class Transport:
         """One request, head and body, to be sent by one system call when it is small."""
         lines = [f"{method} {self._base}{path} HTTP/1.1", *self._fixed]
         token = self._token() if callable(self._token) else self._token
-        if token:
+        if token and not self._has_token:
             lines.append(f"Authorization: Bearer {token}")
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:
@@ -303,7 +322,13 @@ class Transport:
         with self._lock:
             self.connecting += 1
         try:
-            connection = self._connection(deadline.left())
+            connection = self.network.connection(
+                self._host,
+                self._port,
+                context=self._context(),
+                local=self.loopback,
+                timeout=deadline.left(),
+            )
             connection.connect()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self.offline(reason_of(error), sent=False) from error
@@ -318,24 +343,10 @@ class Transport:
         channel.close()  # closed while it was being made
         raise _closed()
 
-    def _connection(self, timeout: float) -> urllib3.connection.HTTPConnection:
-        proxy = (
-            None
-            if self.loopback or proxy_bypass(self._host)
-            else getproxies().get("https" if self._tls else "http")
-        )
-        kind = (
-            urllib3.connection.HTTPSConnection if self._tls else urllib3.connection.HTTPConnection
-        )
-        options: dict[str, object] = {"timeout": timeout}
-        if self._tls:
-            options["ssl_context"] = ssl.create_default_context()  # honours SSL_CERT_FILE
-        if proxy is None:
-            return kind(self._host, self._port, **options)  # type: ignore[arg-type]
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        connection = kind(parts.hostname or "", parts.port or 8080, **options)  # type: ignore[arg-type]
-        connection.set_tunnel(self._host, self._port)
-        return connection
+    def _context(self) -> ssl.SSLContext | None:
+        if self._tls and self._tls_context is None:
+            self._tls_context = self.network.context()
+        return self._tls_context
 
     def release(self, channel: Channel) -> None:
         """Keep a connection whose answer was read to its end."""

@@ -37,6 +37,7 @@ from nearlite.failing import (
 )
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
+from nearlite.network import DEFAULT, Network
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
 from nearlite.seeding import SeedFile
@@ -86,6 +87,7 @@ class Replica(Standing):
       timeout: network_timeout of what nobody calls: opening, and syncs in the background.
       progress: told of long downloads of those.
       wal_limit: bytes of WAL from which the log says who is in the way.
+      network: how the primary is reached.
 
     Use :meth:`open`; construction does no I/O. Connections that share it have settings of their own,
     and give them with each call.
@@ -100,9 +102,10 @@ class Replica(Standing):
         timeout: float = 30.0,
         progress: ProgressCallback | None = None,
         wal_limit: int = WAL_LIMIT,
+        network: Network = DEFAULT,
     ) -> None:
         super().__init__(path, timeout)
-        self.transport = Transport(url, token=token, timeout=timeout)
+        self.transport = Transport(url, token=token, timeout=timeout, network=network)
         self._progress = progress
         # It knows its owner: a signal's exception (Ctrl-C) may come just when it has been acquired, and
         # whoever leaves gives back what he has, without having to know whether he has it.

@@ -26,7 +26,7 @@ ROOMS = [
     "following forwarding replicating placing generation owned writer roll startup answers pipeline atonce remote",
     "changes primary",
     "running routes server inspection watching",
-    "connection serve shell microbench demo",
+    "pool connection serve shell microbench demo",
     "cli",
     "__main__",
 ]

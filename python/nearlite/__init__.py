@@ -54,6 +54,7 @@ from nearlite.errors import (
 from nearlite.position import Change, Position
 
 if TYPE_CHECKING:
+    from nearlite.pool import Replica
     from nearlite.server import App
 
 # Quiet until the program configures logging.
@@ -88,6 +89,14 @@ def TimeFromTicks(ticks: float) -> datetime.time:  # noqa: N802
 def TimestampFromTicks(ticks: float) -> datetime.datetime:  # noqa: N802
     """The date and time of a time in seconds since 1970, local time."""
     return Timestamp(*time.localtime(ticks)[:6])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Replica":  # what it needs is not loaded for those who open a plain file
+        from nearlite.pool import Replica
+
+        return Replica
+    raise AttributeError(f"module 'nearlite' has no attribute {name!r}")
 
 
 def connect(
@@ -190,6 +199,7 @@ __all__ = [
     "PrepareProtocol",
     "PrimaryRestoredError",
     "ProgrammingError",
+    "Replica",
     "Row",
     "StaleReadError",
     "StateMismatchError",

@@ -139,16 +139,8 @@ def _place(path: Path, snapshot: bytes) -> Applier:
 
 def _apply(applier: Applier, data: bytes) -> State | None:
     """What a replica does with an answer that has arrived: verify, hash, apply, commit."""
-    chunks = []
-    for event in wire.PageSetReader().receive(data):
-        if isinstance(event, wire.Header):
-            header = event.header
-        elif isinstance(event, wire.Chunk):
-            chunks.append(event.chunk)
-    state = applier.apply(header, chunks, wait=1.0)
-    for chunk in chunks:
-        chunk.close()
-    return state
+    arrived = wire.WholeSet(data)
+    return applier.receive(arrived.header, arrived.data, wait=1.0)
 
 
 @contextmanager

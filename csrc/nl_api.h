@@ -30,6 +30,7 @@
 #define NL_E_FULL 12      /* disk full */
 #define NL_E_BIND 13      /* parameters do not match the statement */
 #define NL_E_CONSTRAINT_DEFERRED 14
+#define NL_E_PIECEMEAL 15 /* a page set has to be taken chunk by chunk; nothing was done */
 
 typedef struct nl_error {
     int code;           /* NL_E_* */
@@ -263,7 +264,7 @@ int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err);
 ** signal handlers (Ctrl-C) run there. */
 void nl_set_tick(int (*tick)(void));
 
-/* ------------------------------------------------------------------ rows (rows.c) */
+/* ------------------------------------------------------------------ statements (statement.c, rows.c) */
 
 /* What a statement does, as SQLite's own compiler told its authorizer. */
 #define NL_STMT_READONLY 1        /* sqlite3_stmt_readonly(): changes no database file */
@@ -321,6 +322,7 @@ const char *nl_stmt_pragma(nl_stmt *s);             /* name of a PRAGMA, in lowe
 int nl_stmt_pragma_set(nl_stmt *s);                 /* 1: it was written with a value */
 int nl_sql_is_dml(const char *sql, size_t n);       /* [any thread] the rule of NL_STMT_DML */
 void nl_stmt_text_mode(nl_stmt *s, int mode);       /* NL_TEXT_* */
+void nl_stmt_set_special(nl_stmt *s);   /* its rows need more than decoding: say so in every answer */
 
 /*
 ** Runs a statement from the start: bind, step, encode rows, and reset when the end is reached, in
@@ -340,7 +342,6 @@ int64_t nl_stmt_run(
 /* The same with the connection's defaults (nl_db_set_begin, nl_db_error) and a batch of at most
 ** NL_SMALL_BATCH / 2 bytes: every argument of a call from Python costs. */
 int64_t nl_stmt_go(nl_stmt *s, const uint8_t *params, size_t n);
-void nl_stmt_set_special(nl_stmt *s);   /* its rows need more than decoding: say so in every answer */
 int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err);
 const uint8_t *nl_stmt_out(nl_stmt *s);
 void nl_stmt_reset(nl_stmt *s);                     /* ends it early; gives large buffers back */
@@ -380,6 +381,17 @@ int nl_applier_apply(
     const nl_set_header *set,
     nl_chunk *const *chunks,
     uint32_t n,
+    int wait_ms,                /* for locks */
+    nl_state *out,              /* OUT: state after */
+    nl_error *err);
+/* The same with a set whose every byte is in memory, nothing of it verified yet: `in` is what follows
+** its header, to its end. All of it is verified before any lock is taken. NL_E_FORMAT, NL_E_HASH: also
+** for what was found then. NL_E_PIECEMEAL: chunks are compressed, or they are many. */
+int nl_applier_receive(
+    nl_applier *a,
+    const nl_set_header *set,
+    const uint8_t *in,
+    size_t n,
     int wait_ms,                /* for locks */
     nl_state *out,              /* OUT: state after */
     nl_error *err);

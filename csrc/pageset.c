@@ -400,6 +400,69 @@ done:
     return rc;
 }
 
+/* The next chunk of a set in memory; NL_OK with *out == NULL at the end of the set. */
+static int pageset_next(
+    const nl_set_header *set,
+    const uint8_t *in,
+    size_t n,
+    size_t *at,            /* IN, OUT: bytes used */
+    uint32_t left,         /* pages that the set has yet to bring */
+    uint32_t after,        /* last page number so far */
+    nl_chunk **out,        /* OUT */
+    nl_error *err)
+{
+    nl_chunk_header head;
+    int rc = nl_chunk_header_decode(in + *at, n - *at, &head, err);
+
+    *out = NULL;
+    if (rc) return rc;
+    *at += NL_CHUNK_HEADER_SIZE;
+    if (head.count == 0) {
+        if (left) return nl_fail(err, NL_E_FORMAT, "the page set ends %u pages early", left);
+        if (*at == n) return NL_OK;
+        return nl_fail(err, NL_E_FORMAT, "%zu bytes follow the end of the page set", n - *at);
+    }
+    if (head.count > left) {
+        return nl_fail(err, NL_E_FORMAT, "the page set carries more pages than it announced");
+    }
+    if (n - *at < head.stored_size) return nl_fail(err, NL_E_FORMAT, "a chunk is cut short");
+    if (head.flags & NL_CHUNK_ZSTD) return nl_fail(err, NL_E_PIECEMEAL, "a chunk is compressed");
+    rc = nl_chunk_verify(set, &head, in + *at, head.stored_size, after, out, err);
+    *at += head.stored_size;
+    return rc;
+}
+
+int nl_set_verify(
+    const nl_set_header *set,
+    const uint8_t *in,
+    size_t n,
+    nl_chunk **out,
+    uint32_t room,
+    uint32_t *count,
+    nl_error *err)
+{
+    uint32_t have = 0, left = set->count, after = 0;
+    size_t at = 0;
+    int rc;
+
+    for (;;) {
+        nl_chunk *c;
+        rc = pageset_next(set, in, n, &at, left, after, &c, err);
+        if (rc || !c) break;
+        if (have == room) {
+            nl_chunk_free(c);
+            rc = nl_fail(err, NL_E_PIECEMEAL, "the page set has more than %u chunks", room);
+            break;
+        }
+        left -= c->count;
+        after = c->pgnos[c->count - 1];
+        out[have++] = c;
+    }
+    while (rc && have > 0) nl_chunk_free(out[--have]);
+    *count = have;
+    return rc;
+}
+
 uint32_t nl_chunk_count(const nl_chunk *c)
 {
     return c->count;

@@ -19,4 +19,16 @@ struct nl_chunk {
                             ** byte order; NULL in a snapshot, which goes into no WAL */
 };
 
+/* All chunks of a set whose every byte is in memory: `in` is what follows the set's header, to its end.
+** NL_E_PIECEMEAL when some are compressed or there are more than `room`. On failure none is left. Each
+** chunk borrows `in` and is freed by the caller. */
+int nl_set_verify(
+    const nl_set_header *set,
+    const uint8_t *in,
+    size_t n,
+    nl_chunk **out,         /* OUT: `count` of them */
+    uint32_t room,
+    uint32_t *count,        /* OUT */
+    nl_error *err);
+
 #endif

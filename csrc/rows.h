@@ -7,17 +7,10 @@
 #ifndef NL_ROWS_H
 #define NL_ROWS_H
 
-#include "nl.h"
+#include "buffer.h"
 
 #include <pthread.h>
 #include <sqlite3.h>
-
-/* A growable byte buffer. `data` may be NULL while `cap` is 0. */
-typedef struct nl_buffer {
-    uint8_t *data;
-    size_t size;   /* bytes used */
-    size_t cap;    /* bytes allocated */
-} nl_buffer;
 
 struct nl_db {
     sqlite3 *sqlite;         /* NULL once closed; written under `guard` */
@@ -84,7 +77,7 @@ void nl_db_adopt(nl_db *db, nl_stmt *s);
 void nl_db_orphan(nl_db *db, nl_stmt *s);
 /* Flags of the tables in db->unplaced; empties it. After compiling. */
 uint32_t nl_db_unplaced_flags(nl_db *db);
-/* Frees what nl_stmt_prepare allocated; the statement is finalised and in no list. (rows.c) */
+/* Frees what nl_stmt_prepare allocated; the statement is finalised and in no list. (statement.c) */
 void nl_stmt_release(nl_stmt *s);
 
 /* Records SQLite's message of `rc` in db->message and *err. Answers NL_E_SQLITE. */
@@ -93,13 +86,26 @@ int nl_db_fail(nl_db *db, int rc, nl_error *err);
 /* Starts a transaction of `kind` (NL_BEGIN_*) if `stmt` is one that the sqlite3 module begins one for. */
 int nl_stmt_begin(nl_stmt *stmt, int kind, nl_error *err);
 
+/* One position in MessagePack input. */
+typedef struct nl_input {
+    const uint8_t *p;
+    const uint8_t *end;
+} nl_input;
+
+/* Reads an array header. Answers NL_OK or NL_E_MISUSE. (bind.c) */
+int nl_input_array(nl_input *in, size_t *count, nl_error *err);
+/* Binds one array of values to all parameters. The input must outlive the binding. (bind.c) */
+int nl_input_bind(nl_stmt *s, nl_input *in, nl_error *err);
+/* Appends rows to s->out until it holds `target` bytes, the rows end, or a failure; `rc` is the result of
+** a step already made. Answers SQLITE_OK when there may be more, or SQLite's result. (encode.c) */
+int nl_stmt_put_rows(nl_stmt *s, int rc, size_t target, uint32_t *count);
+
+/* Notes how many columns the statement has now. (statement.c) */
+void nl_stmt_announce_columns(nl_stmt *s);
+
 /* Copies one MessagePack array of values into the statement and binds it. Inside nl_db_enter. */
 int nl_stmt_bind(nl_stmt *s, const uint8_t *params, size_t n, nl_error *err);
 /* The end of a run, whatever its outcome: resets. Answers SQLite's result of the run. */
 int nl_stmt_finish(nl_stmt *s);
-
-/* Makes room for `n` more bytes. Answers NL_OK or NL_E_NOMEM. */
-int nl_buffer_reserve(nl_buffer *b, size_t n);
-void nl_buffer_free(nl_buffer *b);
 
 #endif

@@ -485,6 +485,8 @@ def text_factories(m):
         bytearray,
         lambda data: data.decode("latin-1").upper(),
         lambda data: 1 // 0,
+        None,
+        5,
     ):
         con.text_factory = factory
         cur = con.execute("select 'aé', x'01', 'b', null, 5 as x")
@@ -587,6 +589,7 @@ def subclasses_and_factories(m):
         type(con).__name__, type(con.cursor()).__name__, type(con.execute("select 1")).__name__,
         outcome(lambda _: m.connect(":memory:").cursor(lambda c: None), m),
         outcome(lambda _: m.connect(":memory:").cursor(None), m),
+        outcome(lambda _: m.connect(":memory:").cursor(type("S", (str,), {"__class__": m.Cursor})), m),
         outcome(lambda _: m.Cursor(5), m),
         outcome(lambda _: m.connect(), m),
         m.connect(":memory:", 5.0, 0, None, True, MyConnection).isolation_level,
@@ -594,16 +597,88 @@ def subclasses_and_factories(m):
 
 
 @scenario
-def recursive_use_of_a_cursor(m):
+def lastrowid_after_executemany_scripts_and_failures(m):
     con = m.connect(":memory:")
+    con.execute("create table t(a integer primary key, b unique)")
+    cur = con.cursor()
+    found = []
+
+    def run(call):
+        found.append((outcome(lambda _: call() is cur, m), cur.lastrowid))
+        found.append((cur.execute("select 1").lastrowid, con.execute("select 1").lastrowid))
+
+    run(lambda: cur.executemany("insert into t(b) values(?)", [(1,), (2,)]))
+    run(lambda: cur.executescript("insert into t(b) values(3)"))
+    run(lambda: cur.execute("insert or fail into t(b) values(4), (4)"))
+    run(lambda: cur.executemany("insert into t(b) values(?)", [(5,), (5,)]))
+    run(lambda: cur.executescript("insert into t(b) values(6); bad"))
+    return found
+
+
+@scenario
+def fetchmany_of_sizes_that_are_none(m):
+    con = m.connect(":memory:")
+    return [
+        outcome(lambda _, size=size: con.execute("select 1 union select 2").fetchmany(size), m)
+        for size in (1.5, "x", [], True, -1)
+    ]
+
+
+@scenario
+def isolation_levels_of_a_class_of_its_own(m):
+    class Level(str):
+        __slots__ = ()
+
+        def upper(self):
+            return None
+
+    con = m.connect(":memory:", isolation_level=Level("immediate"))
+    found = [con.isolation_level]
+    con.isolation_level = Level("exclusive")
+    return [*found, con.isolation_level]
+
+
+@scenario
+def conform_and_adapt_that_raise(m):
+    class Bad:
+        def __init__(self, error):
+            self.error = error
+
+        def __conform__(self, protocol):
+            raise self.error
+
+    con = m.connect(":memory:")
+    found = [
+        outcome(lambda _, e=e: con.execute("select ?", (Bad(e),)), m) for e in (TypeError, KeyError)
+    ]
+    return found + [outcome(lambda _, e=e: m.adapt(Bad(e)), m) for e in (TypeError, KeyError)]
+
+
+@scenario
+def recursive_use_of_a_cursor(m):
+    con = m.connect(":memory:", detect_types=m.PARSE_COLNAMES)
     con.execute("create table t(a)")
     cur = con.cursor()
+    found = []
 
-    def values():
-        cur.execute("select 1")
+    def values(use):
+        use()
         yield (1,)
 
-    return outcome(lambda _: cur.executemany("insert into t values(?)", values()), m)
+    uses = {
+        "execute": lambda: cur.execute("select 1"),
+        "fetch": cur.fetchone,
+        "close": cur.close,
+        "init": lambda: cur.__init__(con),
+        "iterate": lambda: next(cur),
+    }
+    for name, use in uses.items():
+        sets = values(use)
+        found.append(outcome(lambda _, v=sets: cur.executemany("insert into t values(?)", v), m))
+        m.register_converter(name, lambda _data, use=use: use())
+        cur.execute(f'select 1 as "x [{name}]" union select 2')
+        found.append(outcome(lambda _: cur.fetchall(), m))
+    return found
 
 
 @scenario
@@ -734,6 +809,28 @@ print(con.execute("select 1").fetchall(), con.execute("select count(*) from t").
     )
     assert run.stderr == ""
     assert run.stdout == "interrupted True\n[(1,)] [(0,)]\n"
+
+
+def test_rows_before_the_one_that_memory_does_not_hold_are_delivered():
+    program = """
+import nearlite, resource
+con = nearlite.connect(":memory:")
+resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+cur = con.execute(
+    "select i, case i when 3 then length(randomblob(999999999)) end from "
+    "(select 1 as i union all select 2 union all select 3)"
+)
+print(cur.fetchone(), cur.fetchone())
+try:
+    cur.fetchone()
+except MemoryError:
+    print("out of memory")
+print(con.execute("select 1").fetchall())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert run.stdout == "(1, None) (2, None)\nout of memory\n[(1,)]\n", run.stderr
 
 
 def test_interrupt_from_another_thread():

@@ -235,6 +235,47 @@ def context_manager(con):
 
 
 @scenario
+def texts_that_hold_no_statement(con):
+    class Text(str):
+        __slots__ = ()
+
+    return each(
+        con, "", "  ", ";", "-- nothing", "/* nothing */ ;", "/* unfinished", "/*", ("", (1,)), Text("select 7"),
+        Text("create table t(a)"), "select * from t",
+    )  # fmt: skip
+
+
+@scenario
+def executemany_of_what_is_no_insert_by_its_first_word(con):
+    con.execute("create table t(a)")
+    cur = con.cursor()
+    return [
+        (attempt(lambda sql=sql: cur.executemany(sql, [(1,), (2,)]) is cur), cur.rowcount, con.in_transaction)
+        for sql in (
+            "with w(x) as (select ?) insert into t select x from w", "select ?", "pragma user_version",
+            "-- ?", "nonsense ?", "with w(x) as (select ?) select x from w",
+        )
+    ] + con.execute("select * from t").fetchall()  # fmt: skip
+
+
+@scenario
+def sets_before_one_that_cannot_be_sent_are_kept(con):
+    con.execute("create table t(a)")
+    found = []
+    for level in ("", None):
+        con.isolation_level = level
+        for bad in (2**63, "\ud800", object()):
+            sets = [(1,), (bad,), (2,)]
+            found.append(
+                attempt(lambda sets=sets: con.executemany("insert into t values(?)", sets))
+            )
+            found.append(con.in_transaction)
+            found += con.execute("select count(*) from t").fetchall()
+            con.commit()
+    return found
+
+
+@scenario
 def executemany(con):
     con.execute("create table t(a unique, b)")
     cur = con.cursor()

@@ -21,6 +21,7 @@ ROOMS = [
     "bootstrap asking upstream datafile",
     "logstate logformat log",
     "failing checking receiving arriving seeding upkeep background replica routing session streams lending",
+    "batches",
     "following forwarding placing generation owned writer roll startup answers pipeline atonce remote",
     "changes primary",
     "running routes server inspection",
@@ -49,6 +50,7 @@ C_ORDER = [
     "bootstrap",
     "ofd",
     "errors",
+    "buffer",
     "rows",
     "apply",
     "tail",
@@ -58,6 +60,9 @@ C_ORDER = [
     "counters",
     "sqlite_unit",
     "database",
+    "encode",
+    "bind",
+    "statement",
     "hrana",
 ]
 

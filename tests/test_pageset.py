@@ -154,7 +154,7 @@ def test_a_snapshot_leaves_out_the_lock_byte_page(lock_byte_at_1024):
 
 
 def test_a_set_without_pages_may_move_to_the_next_generation():
-    top = dataclasses.replace(header(count=0), target=Position(7, 3, 0))
+    top = header(count=0).replace(target=Position(7, 3, 0))
     assert top == frames.SetHeader.decode(top.encode())
 
 

@@ -256,7 +256,7 @@ def test_readers_see_only_known_states_whatever_changes(tmp_path: Path, auto_vac
         position = ring[0].position
         for head, chunks in itertools.cycle(pairs):
             target = replace(position, frame=position.frame + 1)
-            yield replace(head, start=position, target=target), chunks
+            yield head.replace(start=position, target=target), chunks
             position = target
 
     applier = replica_of(ring[0], tmp_path / "r.db")

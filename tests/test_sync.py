@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,9 +141,9 @@ def wrong_headers() -> list[SetHeader]:
     good = header(HERE, THERE)
     return [
         header(None, THERE),
-        replace(good, start=Position(7, 1, 9)),
-        replace(good, target=Position(8, 1, 25)),
-        replace(good, target=Position(7, 1, 9)),
+        good.replace(start=Position(7, 1, 9)),
+        good.replace(target=Position(8, 1, 25)),
+        good.replace(target=Position(7, 1, 9)),
     ]
 
 

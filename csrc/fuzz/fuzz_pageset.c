@@ -10,6 +10,7 @@
 
 #include "bytes.h"
 #include "frame.h"
+#include "pageset.h"
 
 enum { HEAD = 1 + NL_SET_HEADER_SIZE + NL_CHUNK_HEADER_SIZE };
 enum { RIGHT_GUARDS = 1, RIGHT_MAGIC = 2, RIGHT_SIZES = 4, RIGHT_DIGEST = 8, LOW_LOCK = 16 };
@@ -61,6 +62,32 @@ static void target_check(const nl_set_header *set, const nl_chunk_header *head, 
     free(pages);
 }
 
+/* The set taken as a whole: its chunks are those that come one by one. */
+static void target_whole(const nl_set_header *set, const uint8_t *in, size_t n)
+{
+    nl_chunk *chunks[2];
+    uint32_t count = 7, pages = 0, after = 0;
+    nl_error err;
+
+    if (nl_set_verify(set, in, n, chunks, 2, &count, &err) != NL_OK) {
+        REQUIRE(count == 0 && (err.code == NL_E_FORMAT || err.code == NL_E_HASH
+            || err.code == NL_E_PIECEMEAL));
+        return;
+    }
+    REQUIRE(count <= 2);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t first;
+        uint64_t hash;
+        const uint8_t *page;
+        REQUIRE(nl_chunk_page(chunks[i], 0, &first, &hash, &page) == NL_OK && first > after);
+        REQUIRE(page >= in && page + set->page_size <= in + n);
+        after = nl_chunk_last(chunks[i]);
+        pages += nl_chunk_count(chunks[i]);
+        nl_chunk_free(chunks[i]);
+    }
+    REQUIRE(pages == set->count);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     if (n < HEAD) return 0;
@@ -83,6 +110,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     nl_set_header_encode(&set, back);
     REQUIRE(memcmp(top, back, sizeof top) == 0);
 
+    target_whole(&set, data + 1 + sizeof top, n - 1 - sizeof top); /* as it is: its digests are its own */
     if (choice & RIGHT_SIZES) {
         nl_put32(middle, 0);
         nl_put32(middle + 8, (uint32_t)body_size);
@@ -100,6 +128,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 
     if (nl_chunk_verify(&set, &head, body, body_size, 0, &chunk, &err) == NL_OK) {
         target_check(&set, &head, chunk, body, body_size);
+        uint8_t *whole = target_alloc(body_size + 2 * sizeof middle);
+        memcpy(whole, middle, sizeof middle);
+        memcpy(whole + sizeof middle, body, body_size);
+        nl_chunk_header_encode(&(nl_chunk_header){0}, whole + sizeof middle + body_size);
+        target_whole(&set, whole, body_size + 2 * sizeof middle);
+        free(whole);
     } else {
         REQUIRE(chunk == NULL && (err.code == NL_E_FORMAT || err.code == NL_E_HASH));
     }

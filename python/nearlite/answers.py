@@ -11,7 +11,6 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Final
@@ -217,7 +216,7 @@ class Answers:
             head = self.header(start, known)
             count, data = self._tail.answer(head)
             if data is None or compress:
-                head = replace(head, count=count)
+                head = head.replace(count=count)
                 if count * self._tail.page_size > _AT_ONCE and not wait:
                     reader = self._tail.detach()
                     return LargeAnswer(reader, head, self._g.log.folder, compress=compress)

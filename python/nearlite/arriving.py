@@ -18,7 +18,7 @@ from typing import IO, Final
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.errors import AnswerError
 from nearlite.receiving import SetReader
-from nearlite.wire import END_OF_SET, Event, PageSetReader, RawChunk, chunk_pieces
+from nearlite.wire import END_OF_SET, Event, PageSetReader, RawChunk, WholeSet, chunk_pieces
 from nearlite.wire import Chunk as ChunkEvent
 
 IN_MEMORY: Final = 32 << 20
@@ -30,13 +30,15 @@ class Arrived:
 
     Attributes:
       header: of the set.
-      in_memory: the chunks, unless they are in a file.
+      whole: a small set as it came, nothing of it verified but its header.
+      in_memory: otherwise the chunks, unless they are in a file.
 
     Use :meth:`receive`; the caller closes it.
     """
 
     def __init__(self, header: SetHeader) -> None:
         self.header = header
+        self.whole: WholeSet | None = None
         self.in_memory: list[Chunk] | None = None
         self._file: IO[bytes] | None = None
 
@@ -55,7 +57,10 @@ class Arrived:
         """
         arrived = cls(header)
         try:
-            if header.count * header.page_size <= IN_MEMORY:
+            if reader.whole is not None:
+                arrived.whole = reader.whole
+                reader.all_came()
+            elif header.count * header.page_size <= IN_MEMORY:
                 arrived.in_memory = []
                 for chunk in reader.chunks():
                     arrived.in_memory.append(chunk)

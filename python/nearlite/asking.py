@@ -77,10 +77,11 @@ class _Parameter(msgspec.Struct, frozen=True):
     name: str | None = None
 
 
-class _Description(msgspec.Struct, frozen=True):
+class Description(msgspec.Struct, frozen=True):
     """DescribeResult."""
 
     params: list[_Parameter] = []
+    is_readonly: bool = False
 
 
 class _Response(msgspec.Struct, frozen=True):
@@ -108,7 +109,7 @@ class Answer(msgspec.Struct, frozen=True):
 decode_answer = msgspec.json.Decoder(Answer).decode
 decode_rows = msgspec.json.Decoder(Rows).decode
 decode_steps = msgspec.json.Decoder(Steps).decode
-decode_description = msgspec.json.Decoder(_Description).decode
+decode_description = msgspec.json.Decoder(Description).decode
 encode = msgspec.json.Encoder().encode
 
 
@@ -172,9 +173,19 @@ def value_of(value: Any) -> Request:
     return {"type": "blob", "base64": base64.b64encode(value).decode("ascii")}
 
 
+def encode_values(values: Values) -> msgspec.Raw:
+    """The values of one parameter set, encoded.
+
+    Raises:
+      OverflowError: as `value_of`.
+      UnicodeEncodeError: a text holds half of a surrogate pair.
+    """
+    return msgspec.Raw(encode([value_of(value) for value in values]))
+
+
 def statement_of(sql: str, values: Values = (), *, rows: bool = True) -> Request:
     """A statement with its values; `rows`: those of its result are wanted."""
-    statement: Request = {"sql": sql, "want_rows": rows}
+    statement: Request = {"sql": str.__str__(sql), "want_rows": rows}
     if values:
         statement["args"] = [value_of(value) for value in values]
     return statement

@@ -28,6 +28,7 @@ from typing import Any, Final, Literal
 from nearlite._native import database as flags
 from nearlite._native.database import NO_PARAMETERS, Database, is_dml
 from nearlite.asking import NOTHING
+from nearlite.batches import Names
 from nearlite.dbapi.binding import encode
 from nearlite.dbapi.connection import (
     LEGACY_TRANSACTION_CONTROL,
@@ -42,7 +43,7 @@ from nearlite.errors import (
     ProgrammingError,
     SyncError,
 )
-from nearlite.forwarding import ForwardingConnection, Names
+from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Token, normalise_url
 from nearlite.placing import Place, Route, place_in_script
 from nearlite.position import Position
@@ -124,7 +125,7 @@ class ReplicaConnection(ForwardingConnection):
             self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
             self._counting = self._database.prepare(_COUNTERS)
             self._open = True
-            self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
+            self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
             self._set_autocommit(autocommit)
             if sync_interval is not None:
                 self._replica.background.every(sync_interval)
@@ -148,6 +149,7 @@ class ReplicaConnection(ForwardingConnection):
           SyncError: one of its subclasses; the replica is as it was.
         """
         self._check()
+        self._settle()
         with self._guard():
             self._before_forward()
             return self._replica.sync(
@@ -200,10 +202,7 @@ class ReplicaConnection(ForwardingConnection):
     def _in_transaction(self) -> bool:
         return self._stream.in_transaction or self._database.in_transaction
 
-    @property
-    def total_changes(self) -> int:
-        """Rows changed since the connection was opened."""
-        self._check()
+    def _total_changes(self) -> int:
         return self._database.total_changes
 
     def _before_forward(self) -> None:
@@ -305,12 +304,12 @@ class ReplicaConnection(ForwardingConnection):
         except Error as error:
             raise error from local
 
-    def _openings(self, sql: str) -> list[str]:
-        opening = super()._openings(sql)
-        if not opening and not self._stream.in_transaction and self._database.in_transaction:
+    def _pending(self) -> list[str]:
+        pending = super()._pending()
+        if not pending and not self._stream.in_transaction and self._database.in_transaction:
             # A transaction that began here with a TEMP table.
             return [self._begin_text() or "BEGIN"]
-        return opening
+        return pending
 
     def _control(self, sql: str, route: Route) -> None:
         """BEGIN, COMMIT, ROLLBACK, SAVEPOINT, RELEASE, ROLLBACK TO."""
@@ -358,7 +357,7 @@ class ReplicaConnection(ForwardingConnection):
 
     # ------------------------------------------------------------ many and scripts
 
-    def _executemany_elsewhere(self, cursor: Cursor, sql: str, sets: Iterator[Any]) -> int | None:
+    def _executemany_elsewhere(self, sql: str, sets: Iterator[Any]) -> int | None:
         names: Names | None = None
         try:
             route = self._route(sql)
@@ -371,11 +370,7 @@ class ReplicaConnection(ForwardingConnection):
             if route.place is not Place.THERE:
                 return None
             names = route.names
-        cursor._barred = "Recursive use of cursors not allowed."
-        try:
-            count = self._forward_many(sql, sets, names)
-        finally:
-            cursor._barred = None
+        count = self._forward_many(sql, sets, names)
         return count if is_dml(sql) else -1
 
     def _script(self, sql: str) -> None:

@@ -8,23 +8,20 @@ statement in one request; COMMIT is another one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, Final
 
 from msgspec.msgpack import Ext
 
 from nearlite._native.database import TEXT_BYTES, TEXT_STR, is_dml
 from nearlite.asking import Outcome
+from nearlite.batches import Batches, Names
 from nearlite.dbapi.binding import values_of
 from nearlite.dbapi.connection import Connection
 from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import DatabaseError, DataError, ProgrammingError
-from nearlite.upstream import SEND_BYTES, Stream
+from nearlite.upstream import Stream
 
-_SETS_AT_ONCE: Final = 10_000  # parameter sets in one request
 _KEPT_NAMES: Final = 256
-
-Names = tuple[str | None, ...]
 
 
 class ForwardingConnection(Connection):
@@ -44,10 +41,7 @@ class ForwardingConnection(Connection):
     def _in_transaction(self) -> bool:
         return self._stream.in_transaction or bool(self._opening)
 
-    @property
-    def total_changes(self) -> int:
-        """Rows changed since the connection was opened."""
-        self._check()
+    def _total_changes(self) -> int:
         return self._stream.counters[2]
 
     # ------------------------------------------------------------ one statement
@@ -74,14 +68,26 @@ class ForwardingConnection(Connection):
                 may_open=may_open,
             )
         except DatabaseError:
-            if opening and not (self._stream.compiled or self._opening):
-                # Locally it would have failed before the transaction began by itself.
-                self._stream.end("ROLLBACK", visible=False)
+            if opening:
+                self._undo_opening()
             raise
         finally:
             self._after_forward()
         rows = outcome.rows if self._text_mode == TEXT_STR else self._other_text(outcome)
         cursor._adopt(outcome, rows, outcome.changes if dml else -1, self._last_rowid)
+
+    def _undo_opening(self) -> None:
+        """A statement that was sent behind a BEGIN failed: locally, if it does not compile, it would have
+        failed before the transaction began by itself.
+        """
+        stream = self._stream
+        if stream.in_transaction and not (stream.compiled or self._opening):
+            stream.end("ROLLBACK", visible=False)
+
+    def _run_nothing(self, cursor: Cursor, sql: str, parameters: Any) -> None:
+        """Run a text that holds no statement."""
+        self._arranged(sql, parameters, ())
+        cursor._reset()
 
     def _before_forward(self) -> None:
         """Called before every request."""
@@ -109,12 +115,15 @@ class ForwardingConnection(Connection):
             return None
         return f"BEGIN {self._isolation_level}".rstrip()
 
+    def _pending(self) -> list[str]:
+        """The beginning of a transaction that is open here, and that the primary does not know yet."""
+        return [] if self._stream.in_transaction else list(self._opening)
+
     def _openings(self, sql: str) -> list[str]:
-        """What has to be sent before a statement: a transaction's beginning, if there is one."""
-        if self._stream.in_transaction:
-            return []
-        if self._opening:
-            return list(self._opening)
+        """What has to be sent before a statement: `_pending`, or the BEGIN that comes by itself."""
+        pending = self._pending()
+        if pending or self._stream.in_transaction:
+            return pending
         begin = self._begin_text()
         return [begin] if begin is not None and is_dml(sql) else []
 
@@ -138,64 +147,8 @@ class ForwardingConnection(Connection):
     # ------------------------------------------------------------ many
 
     def _forward_many(self, sql: str, sets: Iterator[Any], names: Names | None) -> int:
-        """Run a statement for every set, in requests of at most SEND_BYTES; rows changed.
-
-        Without a transaction of the program's own, one is opened around all of it: the sets before
-        a failing one stay, as they would have locally.
-        """
-        opening: list[str] = []
-        own: bool | None = None  # not known before the first request
-        count = 0
-        failure: BaseException | None = None
-        chunk, failure = self._next_chunk(sql, sets, names)
-        try:
-            while True:
-                following: list[Any] = []
-                later: BaseException | None = None
-                if failure is None:
-                    following, later = self._next_chunk(sql, sets, names)
-                last = (not following and later is None) or failure is not None
-                # Now: the program's iterator may have used this connection, too.
-                if not own:
-                    opening = self._openings(sql)
-                if own is None:
-                    own = not (self._stream.in_transaction or opening)
-                    opening = ["BEGIN"] if own else opening
-                if chunk or opening or last:
-                    self._before_forward()
-                    count += self._stream.many(
-                        sql, chunk, opening=opening, commit=own and last,
-                        visible=self._visible and own and last,
-                    )  # fmt: skip
-                opening = []
-                if failure is not None:
-                    raise failure
-                if last:
-                    return count
-                chunk, failure = following, later
-        except BaseException:
-            if own and self._stream.in_transaction:
-                self._stream.end("COMMIT", visible=self._visible)
-            raise
-        finally:
-            self._after_forward()
-
-    def _next_chunk(
-        self, sql: str, sets: Iterator[Any], names: Names | None
-    ) -> tuple[list[list[Any]], BaseException | None]:
-        """The next parameter sets, and what the program's iterator or adapters raised after them."""
-        chunk: list[list[Any]] = []
-        size = 0
-        try:
-            for parameters in islice(sets, _SETS_AT_ONCE):
-                values = self._arranged(sql, parameters, names)
-                chunk.append(values)
-                size += 64 + sum(_size(value) for value in values)
-                if size > SEND_BYTES:
-                    break
-        except BaseException as error:  # noqa: BLE001 - raised after the sets before it have run
-            return chunk, error
-        return chunk, None
+        """Run a statement for every set there; rows changed."""
+        return Batches(self, sql, names).run(sets)
 
     # ------------------------------------------------------------ checks
 
@@ -208,10 +161,3 @@ class ForwardingConnection(Connection):
             raise ProgrammingError("the query contains a null character")
         if len(sql) > 1_000_000_000:
             raise DataError("query string is too large")
-
-
-def _size(value: Any) -> int:
-    """About as many bytes as the value takes in JSON."""
-    if isinstance(value, (str, bytes)):
-        return 40 + len(value) * 4 // 3
-    return 40

@@ -12,9 +12,9 @@ from typing import Final
 
 from nearlite._native import database as flags
 from nearlite._native.database import NO_PARAMETERS, Database, Statement
+from nearlite.batches import Names
 from nearlite.dbapi.binding import encode
 from nearlite.errors import NotSupportedError
-from nearlite.forwarding import Names
 
 # Pragmas that change what a statement does where it runs: writes on the primary run under them, too.
 _SETTINGS: Final = frozenset(

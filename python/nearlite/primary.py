@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -328,7 +328,7 @@ class Primary:
                 tail, to = self._tail, self._generations.position
                 pages = tail.pages
                 count = pages - (1 if lock_page(self.page_size) <= pages else 0)
-                head = replace(self._answers.header(None, 0), count=count)
+                head = self._answers.header(None, 0).replace(count=count)
             finally:
                 tail.end()
         size = None

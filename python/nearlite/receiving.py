@@ -64,21 +64,23 @@ class Meter:
 
 
 class SetReader:
-    """A page set out of a response: header first, then verified chunks."""
+    """A page set out of a response: header first, then verified chunks.
+
+    Attributes:
+      whole: a small set, read in one piece together with its header; a large one comes by its chunks,
+        each used where it lies.
+    """
 
     def __init__(self, response: Response, meter: Meter) -> None:
         self._response = response
         self._meter = meter
         self._events = self._read()
-        self._first: wire.Event | None = None
+        self.whole: wire.WholeSet | None = None
 
     def _read(self) -> Iterator[wire.Event]:
         reader = wire.PageSetReader()
         while not reader.ended:
-            # A small set in one piece; a large one by its chunks, each used where it lies.
-            left = self._response.length
-            whole = left is not None and left <= _SMALL_SET
-            buffer = memoryview(bytearray(left if whole and left else reader.needed()))
+            buffer = memoryview(bytearray(reader.needed()))
             have = 0
             while have < len(buffer):
                 count = self._response.readinto(buffer[have:])
@@ -88,7 +90,7 @@ class SetReader:
                 have += count
                 self._meter.bytes += count
             yield from reader.receive(buffer)
-        if reader.rest or self._response.readinto(memoryview(bytearray(1))) != 0:
+        if self._response.readinto(memoryview(bytearray(1))) != 0:
             raise AnswerError("the primary sent more than one page set")
 
     def at_end(self) -> bool:
@@ -97,13 +99,30 @@ class SetReader:
 
     def header(self) -> SetHeader:
         """Raises AnswerError when what arrives is not a page set."""
-        event = next(self._events)
-        assert isinstance(event, wire.Header)
-        self._meter.total = max(self._meter.total, self._meter.pages + event.header.count)
-        return event.header
+        left = self._response.length
+        if left is not None and left <= _SMALL_SET:
+            self.whole = wire.WholeSet(exactly(self._response, left))
+            self._meter.bytes += left
+            header = self.whole.header
+        else:
+            event = next(self._events)
+            assert isinstance(event, wire.Header)
+            header = event.header
+        self._meter.total = max(self._meter.total, self._meter.pages + header.count)
+        return header
+
+    def all_came(self) -> None:
+        """Count the pages of a set that is taken whole."""
+        assert self.whole is not None
+        self._meter.chunk(self.whole.header.count)
 
     def chunks(self) -> Iterator[Chunk]:
         """The verified chunks; the caller closes each."""
+        if self.whole is not None:
+            for chunk in self.whole.chunks():
+                self._meter.chunk(chunk.count)
+                yield chunk
+            return
         for event in self._events:
             if isinstance(event, wire.Chunk):
                 self._meter.chunk(event.chunk.count)

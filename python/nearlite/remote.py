@@ -23,6 +23,7 @@ from nearlite.errors import (
 )
 from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Deadline, Token, Transport
+from nearlite.script import holds_nothing
 from nearlite.sync import state_of_request
 from nearlite.upstream import Notes, Stream
 
@@ -68,7 +69,7 @@ class RemoteConnection(ForwardingConnection):
         )
         self._prepare_forwarding(Stream(self._post))
         self._open = True
-        self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
+        self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
         self._set_autocommit(autocommit)
 
     def __repr__(self) -> str:
@@ -99,17 +100,21 @@ class RemoteConnection(ForwardingConnection):
 
     def _execute_elsewhere(self, cursor: Cursor, sql: str, parameters: Any) -> bool:
         self._check_text(sql)
+        if holds_nothing(sql):
+            self._run_nothing(cursor, sql, parameters)
+            return True
         values = self._arranged(sql, parameters, None)
         # What may begin a transaction is not known here; an INSERT in autocommit mode does not.
         may_open = self._stream.in_transaction or not is_dml(sql)
         self._forward(cursor, sql, values, opening=self._openings(sql), may_open=may_open)
         return True
 
-    def _executemany_elsewhere(self, _cursor: Cursor, sql: str, sets: Iterator[Any]) -> int | None:
+    def _executemany_elsewhere(self, sql: str, sets: Iterator[Any]) -> int | None:
         self._check_text(sql)
-        if not is_dml(sql):
+        if not is_dml(sql) and (holds_nothing(sql) or self._stream.describe(sql).is_readonly):
             raise ProgrammingError("executemany() can only execute DML statements.")
-        return self._forward_many(sql, sets, None)
+        count = self._forward_many(sql, sets, None)
+        return count if is_dml(sql) else -1
 
     def _script(self, sql: str) -> None:
         if not isinstance(self._autocommit, bool) and self._in_transaction():

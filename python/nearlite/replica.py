@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nearlite import wire
+from nearlite._native._lib import PiecemealError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
@@ -476,6 +477,11 @@ def _nothing() -> None:
 
 def _apply_arrived(applier: Applier, arrived: Arrived, deadline: Deadline) -> State | None:
     wait = left(deadline)
+    if arrived.whole is not None:
+        try:
+            return applier.receive(arrived.header, arrived.whole.data, wait=wait)
+        except PiecemealError:
+            arrived.in_memory = list(arrived.whole.chunks())
     if arrived.in_memory is not None:
         return applier.apply(arrived.header, arrived.in_memory, wait=wait)
     if not applier.begin(arrived.header, wait=wait):

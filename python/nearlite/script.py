@@ -45,6 +45,20 @@ _TOKEN: Final = re.compile(r"""[;'"`\[]|--|/\*|[ \t\r\n\f]+|[\w$\x80-\U0010ffff]
 _CLOSING: Final = {"'": "'", '"': '"', "`": "`", "[": "]", "--": "\n", "/*": "*/"}
 
 
+_BLANK_PIECE: Final = re.compile(r"[; \t\r\n\f]+|--[^\n]*|/\*(?=.).*?(?:\*/|\Z)", re.DOTALL)
+
+
+def holds_nothing(text: str) -> bool:
+    """Whether a text is blanks, comments and semicolons, and no statement."""
+    at = 0
+    while at < len(text):
+        piece = _BLANK_PIECE.match(text, at)
+        if piece is None:
+            return False
+        at = piece.end()
+    return True
+
+
 def statements_of(script: str) -> Iterator[str]:
     """The statements of a script in order, each with its semicolon; together they are the script.
 

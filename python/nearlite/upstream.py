@@ -24,6 +24,7 @@ from nearlite.asking import (
     NOTHING,
     UNLESS_ENDED,
     Answer,
+    Description,
     Failed,
     Outcome,
     Request,
@@ -38,7 +39,6 @@ from nearlite.asking import (
     failure,
     if_ok,
     statement_of,
-    value_of,
 )
 from nearlite.errors import (
     AnswerError,
@@ -181,7 +181,7 @@ class Stream:
     def many(
         self,
         sql: str,
-        sets: Sequence[Values],
+        sets: Sequence[msgspec.Raw],
         *,
         opening: Sequence[str],
         commit: bool,
@@ -191,7 +191,7 @@ class Stream:
 
         Args:
           sql: exactly one statement.
-          sets: values of its parameters.
+          sets: values of its parameters, each made by `encode_values`.
           opening: as `execute`.
           commit: end the transaction afterwards, keeping what succeeded.
           visible: as `execute`.
@@ -199,12 +199,11 @@ class Stream:
         Raises: as `execute`; the sets before the failing one have been executed.
         """
         stored = len(sql.encode()) <= _STORED_BYTES
+        sql = str.__str__(sql)  # of a subclass, too
         name: Request = {"sql_id": 1} if stored else {"sql": sql}
         steps: list[Request] = [{"stmt": statement_of(text)} for text in opening]
         first = len(steps)
-        for values in sets:
-            args = [value_of(value) for value in values]
-            steps.append({"stmt": {**name, "args": args, "want_rows": False}})
+        steps += [{"stmt": {**name, "args": values, "want_rows": False}} for values in sets]
         for number in range(1, len(steps)):
             steps[number]["condition"] = if_ok(number - 1)
         if commit:
@@ -216,17 +215,24 @@ class Stream:
         count = sum(step.affected_row_count for step in done if step is not None)
         if done and done[-1] is not None:
             self._count(Outcome(done[-1]), count)
-        self._raise_steps(found)
+        try:
+            self._raise_steps(found)
+        except Error:
+            self.compiled = self.compiled or (bool(done) and done[0] is not None)
+            raise
         return count
 
     def parameters(self, sql: str) -> tuple[str | None, ...]:
         """Names of a statement's parameters without their prefix, None for a nameless one."""
-        request = {"type": "describe", "sql": sql}
+        return tuple(param.name[1:] if param.name else None for param in self.describe(sql).params)
+
+    def describe(self, sql: str) -> Description:
+        """Compile one statement there, without running it."""
+        request = {"type": "describe", "sql": str.__str__(sql)}
         result = self._pipeline([request], visible=False, keep=self.in_transaction)[0]
         self._raise(result)
         assert result.response is not None
-        found = decode_description(result.response.result)
-        return tuple(param.name[1:] if param.name else None for param in found.params)
+        return decode_description(result.response.result)
 
     def script(self, sql: str, *, visible: bool) -> None:
         """Run the statements of a script; rows are thrown away. Stops at the first failure."""

@@ -89,6 +89,10 @@ class DeferredConstraintError(NativeError, errors.IntegrityError):
     """A deferred constraint is violated at the end of a request."""
 
 
+class PiecemealError(NativeError, errors.InternalError):
+    """A page set has to be taken chunk by chunk; nothing was done."""
+
+
 # NL_E_* -> class. NL_E_SQLITE and NL_E_NOMEM are not here: see exception().
 _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_MISUSE: MisuseError,
@@ -103,6 +107,7 @@ _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_FULL: DiskFullError,
     lib.NL_E_BIND: BindError,
     lib.NL_E_CONSTRAINT_DEFERRED: DeferredConstraintError,
+    lib.NL_E_PIECEMEAL: PiecemealError,
 }
 
 # Primary result code -> class, as CPython's Modules/_sqlite/util.c does it since 3.11. Codes that

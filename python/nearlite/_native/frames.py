@@ -41,9 +41,9 @@ def lend(data: Buffer) -> Any:
 # ---------------------------------------------------------------- headers
 
 
-@dataclass(frozen=True, slots=True)
 class SetHeader:
-    """What a page set is about.
+    """What a page set is about. Immutable, and nothing but the C struct: most sets are small, and one
+    object with many fields costs more than reading the few that are asked for.
 
     Attributes:
       page_size: bytes, a power of two in 512..65536.
@@ -57,39 +57,29 @@ class SetHeader:
       snapshot: it carries every page (but the lock-byte page), each as it was at `target` or later.
     """
 
-    page_size: int
-    pages: int
-    count: int
-    start: Position
-    target: Position
-    hash_start: int
-    hash_target: int
-    commit_ms: int
-    snapshot: bool = False
-    _native: Any = field(default=None, init=False, repr=False, compare=False)
+    __slots__ = ("_native",)
 
-    def native(self) -> Any:
-        """An ``nl_set_header *`` to read from, valid as long as this object."""
-        if self._native is None:
-            object.__setattr__(self, "_native", self._make())
-        return self._native
-
-    def _make(self) -> Any:
-        h = ffi.new(_SET_HEADER)
-        h.flags = lib.NL_SET_SNAPSHOT if self.snapshot else 0
-        h.page_size, h.pages, h.count = self.page_size, self.pages, self.count
+    def __init__(
+        self,
+        page_size: int,
+        pages: int,
+        count: int,
+        start: Position,
+        target: Position,
+        hash_start: int,
+        hash_target: int,
+        commit_ms: int,
+        snapshot: bool = False,
+    ) -> None:
+        self._native: Any = ffi.new(_SET_HEADER)
+        h = self._native
+        h.flags = lib.NL_SET_SNAPSHOT if snapshot else 0
+        h.page_size, h.pages, h.count = page_size, pages, count
         # "from" is a keyword in Python, hence the call
-        for position, slot in ((self.start, getattr(h, "from")), (self.target, h.to)):
+        for position, slot in ((start, getattr(h, "from")), (target, h.to)):
             slot.lineage, slot.generation = position.lineage, position.generation
             slot.frame = position.frame
-        h.hash_from, h.hash_to, h.commit_ms = self.hash_start, self.hash_target, self.commit_ms
-        return h
-
-    def encode(self) -> bytes:
-        """The 96 bytes a page set begins with."""
-        out = ffi.new("uint8_t[]", SET_HEADER_SIZE)
-        lib.nl_set_header_encode(self.native(), out)
-        return bytes(ffi.buffer(out))
+        h.hash_from, h.hash_to, h.commit_ms = hash_start, hash_target, commit_ms
 
     @classmethod
     def decode(cls, data: Buffer) -> SetHeader:
@@ -100,20 +90,76 @@ class SetHeader:
         """
         h, err = ffi.new(_SET_HEADER), new_error()
         check(lib.nl_set_header_decode(lend(data), len(data), h, err), err)
-        start, target = getattr(h, "from"), h.to
-        header = cls(
-            page_size=h.page_size,
-            pages=h.pages,
-            count=h.count,
-            start=Position(start.lineage, start.generation, start.frame),
-            target=Position(target.lineage, target.generation, target.frame),
-            hash_start=h.hash_from,
-            hash_target=h.hash_to,
-            commit_ms=h.commit_ms,
-            snapshot=bool(h.flags & lib.NL_SET_SNAPSHOT),
-        )
-        object.__setattr__(header, "_native", h)
+        header = cls.__new__(cls)
+        header._native = h  # noqa: SLF001 - a second constructor
         return header
+
+    def native(self) -> Any:
+        """An ``nl_set_header *`` to read from, valid as long as this object."""
+        return self._native
+
+    def encode(self) -> bytes:
+        """The 96 bytes a page set begins with."""
+        out = ffi.new("uint8_t[]", SET_HEADER_SIZE)
+        lib.nl_set_header_encode(self._native, out)
+        return bytes(ffi.buffer(out))
+
+    def replace(self, **changes: Any) -> SetHeader:
+        """A copy with other values in some fields."""
+        return SetHeader(**{**{name: getattr(self, name) for name in _SET_FIELDS}, **changes})
+
+    @property
+    def page_size(self) -> int:
+        return int(self._native.page_size)
+
+    @property
+    def pages(self) -> int:
+        return int(self._native.pages)
+
+    @property
+    def count(self) -> int:
+        return int(self._native.count)
+
+    @property
+    def start(self) -> Position:
+        at = getattr(self._native, "from")
+        return Position(at.lineage, at.generation, at.frame)
+
+    @property
+    def target(self) -> Position:
+        at = self._native.to
+        return Position(at.lineage, at.generation, at.frame)
+
+    @property
+    def hash_start(self) -> int:
+        return int(self._native.hash_from)
+
+    @property
+    def hash_target(self) -> int:
+        return int(self._native.hash_to)
+
+    @property
+    def commit_ms(self) -> int:
+        return int(self._native.commit_ms)
+
+    @property
+    def snapshot(self) -> bool:
+        return bool(self._native.flags & lib.NL_SET_SNAPSHOT)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SetHeader) and self.encode() == other.encode()
+
+    def __hash__(self) -> int:
+        return hash(self.encode())
+
+    def __repr__(self) -> str:
+        return f"SetHeader({', '.join(f'{name}={getattr(self, name)!r}' for name in _SET_FIELDS)})"
+
+
+_SET_FIELDS: Final = (
+    "page_size", "pages", "count", "start", "target", "hash_start", "hash_target", "commit_ms",
+    "snapshot",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

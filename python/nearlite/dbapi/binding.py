@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +26,11 @@ encode: Final = msgspec.msgpack.Encoder().encode
 # (type, protocol) -> adapter, as the standard library keeps them.
 adapters: dict[tuple[type, type], Callable[[Any], Any]] = {}
 
+
+# Of warnings.warn: the program's line is named, however deep in here it is. (Before 3.12 nothing is warned of.)
+OUTSIDE: Final[dict[str, Any]] = (
+    {"skip_file_prefixes": (str(Path(__file__).parent),)} if sys.version_info >= (3, 12) else {}
+)
 
 _HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _IMMUTABLE_TYPE: Final = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
@@ -42,12 +48,19 @@ def adapt(value: Any) -> Any:
     adapter = adapters.get((type(value), PrepareProtocol))
     if adapter is not None:
         return adapter(value)
-    conform = getattr(value, "__conform__", None)
-    if conform is not None:
-        answer = conform(PrepareProtocol)
-        if answer is not None:
-            return answer
-    return value
+    answer = asked(value, "__conform__", PrepareProtocol)
+    return value if answer is None else answer
+
+
+def asked(target: Any, method: str, argument: Any) -> Any:
+    """What `__conform__` or `__adapt__` answers; None without it. A TypeError says: I cannot."""
+    function = getattr(target, method, None)
+    if function is None:
+        return None
+    try:
+        return function(argument)
+    except TypeError:
+        return None
 
 
 def storable(value: Any, position: int) -> Any:
@@ -79,7 +92,7 @@ def storable(value: Any, position: int) -> Any:
             f"Error binding parameter {position}: type '{_type_name(value)}' is not supported"
         ) from None
     if not view.c_contiguous:
-        raise BufferError("underlying buffer is not C-contiguous")
+        raise BufferError("memoryview: underlying buffer is not C-contiguous")
     return bytes(view)
 
 
@@ -125,7 +138,7 @@ def _warn_about_names(names: tuple[str | None, ...]) -> None:
                 "which requires nameless (qmark) placeholders. Starting with Python 3.14 an "
                 "sqlite3.ProgrammingError will be raised.",
                 DeprecationWarning,
-                stacklevel=6,
+                **OUTSIDE,
             )
 
 

@@ -22,6 +22,7 @@ from nearlite._native.database import (
 )
 from nearlite.dbapi import conversion
 from nearlite.dbapi.cursor import Cursor, Result
+from nearlite.dbapi.sets import NO_THREAD, Asking
 from nearlite.errors import DataError, ProgrammingError
 from nearlite.guard import guard
 
@@ -97,21 +98,22 @@ class Connection:
         )
         self._unwatch = guard.watch(self, database)
         self._open = True
-        self._isolation_level = isolation_level.upper() if isolation_level else isolation_level
+        self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
         self._set_autocommit(autocommit)
 
     def _prepare_state(
         self, detect_types: int, check_same_thread: bool, cached_statements: int
     ) -> None:
         """Everything of a connection that is not the database."""
-        self._open = False
+        self._open = None
         self._statements = {}
         self._words: dict[str, Statement] = {}  # BEGIN, COMMIT, ROLLBACK
         self._cached_statements = max(0, cached_statements)
         self._creator = get_ident()
         # The thread that may go straight ahead: nobody once the connection is closed, and, if it is
         # shared, whoever holds the lock.
-        self._thread = self._creator if check_same_thread else _NO_THREAD
+        self._thread = self._creator if check_same_thread else NO_THREAD
+        self._asking: Asking | None = None  # an executemany asks its iterator for parameter sets
         self._lock = None if check_same_thread else RLock()
         self._detect_types = detect_types
         self._text_factory: Any = str
@@ -128,7 +130,7 @@ class Connection:
         """A new cursor, made by calling `factory` with the connection."""
         self._check()
         cursor = factory(self)
-        if not isinstance(cursor, Cursor):
+        if not issubclass(type(cursor), Cursor):  # what __class__ pretends does not count
             raise TypeError(f"factory must return a cursor, not {type(cursor).__name__}")
         if self.row_factory is not None:
             cursor.row_factory = self.row_factory
@@ -164,6 +166,7 @@ class Connection:
         self._check()
         if self._autocommit is True:
             return
+        self._settle()
         with self._guard():
             if self._in_transaction():
                 self._word(word)
@@ -174,6 +177,7 @@ class Connection:
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
         self._check_open()
+        self._settle()
         return self._in_transaction()
 
     def _in_transaction(self) -> bool:
@@ -189,7 +193,8 @@ class Connection:
     def isolation_level(self, level: str | None) -> None:
         _checked_level(level)
         self._check()
-        self._isolation_level = level.upper() if level is not None else None
+        self._settle()
+        self._isolation_level = None if level is None else str.upper(level)
         if level is None and self._autocommit == LEGACY_TRANSACTION_CONTROL:
             self.commit()  # as the standard library: back in SQLite's own autocommit mode
         self._choose_begin()
@@ -204,6 +209,7 @@ class Connection:
     def autocommit(self, autocommit: bool | int) -> None:
         _checked_autocommit(autocommit)
         self._check()
+        self._settle()
         with self._guard():
             self._set_autocommit(autocommit)
 
@@ -258,11 +264,12 @@ class Connection:
         if self._open is None:
             self._check_open()
         self._check_thread()
+        self._settle()
         with self._guard():
             if not self._open:
                 return
             self._open = False
-            self._thread = _NO_THREAD
+            self._thread = NO_THREAD
             self._statements.clear()
             self._words.clear()
             self._close()
@@ -297,6 +304,10 @@ class Connection:
     def total_changes(self) -> int:
         """Rows changed since the connection was opened."""
         self._check()
+        self._settle()
+        return self._total_changes()
+
+    def _total_changes(self) -> int:
         return self._database.total_changes
 
     @property
@@ -340,6 +351,11 @@ class Connection:
     def _check(self) -> None:
         self._check_open()
         self._check_thread()
+
+    def _settle(self) -> None:
+        """Before anything that could tell whether the parameter sets of an executemany have been run."""
+        if self._asking is not None:
+            self._asking.settle()
 
     def _guard(self) -> contextlib.AbstractContextManager[Any]:
         """Held around everything that uses the database when several threads may."""
@@ -402,7 +418,10 @@ class Connection:
             raise DataError("query string is too large")
         if not isinstance(self._autocommit, bool) and self._in_transaction():
             self._word("COMMIT")
-        self._database.exec(sql)
+        try:
+            self._database.exec(sql)
+        finally:
+            self._last_rowid = self._database.last_insert_rowid
 
     def _describe(self, statement: Result) -> Any:
         if not statement.columns:
@@ -415,7 +434,7 @@ class Connection:
         """Run a statement elsewhere and give its result to `cursor`; False: run it here."""
         raise NotImplementedError
 
-    def _executemany_elsewhere(self, cursor: Cursor, sql: str, sets: Iterator[Any]) -> int | None:
+    def _executemany_elsewhere(self, sql: str, sets: Iterator[Any]) -> int | None:
         """Run it for every set elsewhere; rows changed (-1: not counted), or None: run it here."""
         raise NotImplementedError
 
@@ -427,7 +446,6 @@ class Connection:
         return conversion.convert(rows, statement, self._detect_types, self._text_factory)
 
 
-_NO_THREAD: Final = 0
 _new: Callable[[type[Cursor]], Cursor] = object.__new__
 
 
@@ -436,7 +454,7 @@ def _checked_level(level: Any) -> None:
         return
     if not isinstance(level, str):
         raise TypeError("isolation_level must be str or None")
-    if level.upper() not in BEGIN:
+    if str.upper(level) not in BEGIN:  # a subclass may have an idea of its own
         raise ValueError(
             "isolation_level string must be '', 'DEFERRED', 'IMMEDIATE', or 'EXCLUSIVE'"
         )

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from msgspec.msgpack import Ext
 
-from nearlite.dbapi.binding import PLAIN, PrepareProtocol, adapters
+from nearlite.dbapi.binding import OUTSIDE, PLAIN, PrepareProtocol, adapters, asked
 from nearlite.dbapi.cursor import Result
 from nearlite.errors import ProgrammingError
 
@@ -44,13 +44,11 @@ def adapt(value: Any, protocol: Any = PrepareProtocol, alternate: Any = None, /)
     adapter = adapters.get((type(value), protocol))
     if adapter is not None:
         return adapter(value)
-    for method, argument in (("__adapt__", value), ("__conform__", protocol)):
-        target = protocol if method == "__adapt__" else value
-        function = getattr(target, method, None)
-        if function is not None:
-            answer = function(argument)
-            if answer is not None:
-                return answer
+    answer = asked(protocol, "__adapt__", value)
+    if answer is None:
+        answer = asked(value, "__conform__", protocol)
+    if answer is not None:
+        return answer
     if alternate is not None:
         return alternate
     raise ProgrammingError("can't adapt")
@@ -96,12 +94,11 @@ def convert(
     return map(finish, rows)
 
 
-def _value(value: Any, cast: Converter | None, text: Converter | None) -> Any:
+def _value(value: Any, cast: Converter | None, text: Any) -> Any:
     if cast is not None:
         # An empty value is None, as in the standard library (SQLite has no address for it).
         return None if value is None or value == b"" or value == "" else cast(_as_bytes(value))
     if type(value) is Ext:
-        assert text is not None
         return text(bytes(value.data))
     return value
 
@@ -143,7 +140,7 @@ def _warn(what: str) -> None:
             f"The default {what} is deprecated as of Python 3.12; see the sqlite3 documentation "
             "for suggested replacement recipes",
             DeprecationWarning,
-            stacklevel=4,
+            **OUTSIDE,
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
+from operator import index
 from threading import get_ident
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -20,7 +21,8 @@ from msgspec import MsgspecError
 
 from nearlite._native.database import DML, EMPTY, READONLY, SIMPLE, Statement, decode, go
 from nearlite.dbapi.ahead import read_ahead
-from nearlite.dbapi.binding import PLAIN, encode, encode_one, encode_plain, encode_sets
+from nearlite.dbapi.binding import PLAIN, encode, encode_one, encode_plain
+from nearlite.dbapi.sets import run_sets
 from nearlite.errors import ProgrammingError
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ Self = TypeVar("Self", bound="Cursor")
 _NO_ROWS: Final[Iterator[Any]] = iter(())
 _CLOSED: Final = "Cannot operate on a closed cursor."
 _RECURSIVE: Final = "Recursive use of cursors not allowed."
-_SETS_AT_ONCE: Final = 4096  # parameter sets of executemany encoded into one buffer
 
 
 class Result(Protocol):
@@ -72,6 +73,8 @@ class Cursor:
         if not hasattr(connection, "_statements"):
             kind = type(connection).__name__
             raise TypeError(f"Cursor() argument 1 must be nearlite.Connection, not {kind}")
+        if self._barred is _RECURSIVE:
+            raise ProgrammingError(_RECURSIVE)
         self._connection = connection
         connection._check()
         self._reset()
@@ -128,6 +131,7 @@ class Cursor:
     def _execute_guarded(self: Self, sql: str, parameters: Any) -> Self:
         """The connection is shared by threads, or closed, or this is the wrong thread."""
         connection = self._check()
+        connection._settle()
         with connection._guard():
             before = connection._thread
             connection._thread = get_ident()
@@ -152,6 +156,7 @@ class Cursor:
             rows = statement.outcome(n)
         except BaseException:
             self._reset()
+            connection._last_rowid = connection._database.last_insert_rowid
             raise
         self._description = statement.description
         self._rowcount = -1
@@ -182,53 +187,34 @@ class Cursor:
 
         """
         connection = self._check()
+        connection._settle()
         self._rowcount = -1
         sets = iter(parameters)
         if self._statement is not None:
             self._drop()
         self._reset()
         with connection._guard():
-            if connection._forwards:
-                changed = connection._executemany_elsewhere(self, sql, sets)
-                if changed is not None:
-                    self._rowcount = changed
-                    return self
-            statement = connection._take(sql)
+            self._barred = _RECURSIVE
             try:
-                if statement.readonly:
-                    raise ProgrammingError("executemany() can only execute DML statements.")
-                self._barred = _RECURSIVE
-                count = self._run_sets(connection, statement, sets)
+                changed = None
+                if connection._forwards:
+                    changed = connection._executemany_elsewhere(sql, sets)
+                self._rowcount = self._many(connection, sql, sets) if changed is None else changed
             finally:
                 self._barred = None
-                connection._give(statement)
-        self._rowcount = count if statement.flags & DML else -1
         return self
 
-    def _run_sets(self, connection: Connection, statement: Statement, sets: Iterator[Any]) -> int:
-        """Run all parameter sets, as many as possible in one call; answers the rows changed."""
-        count = 0
-        chunk = self._next_sets(sets)
-        while True:
-            data, failure = encode_sets(chunk[0], statement.parameters)
-            statement.many(data, connection._begin)
-            count += connection._database.changes
-            for error in (failure, chunk[1]):
-                if error is not None:
-                    raise error
-            chunk = self._next_sets(sets)
-            if not chunk[0] and chunk[1] is None:
-                return count
-
     @staticmethod
-    def _next_sets(sets: Iterator[Any]) -> tuple[list[Any], BaseException | None]:
-        """The next parameter sets, and what the caller's iterator raised after them."""
-        chunk: list[Any] = []
+    def _many(connection: Connection, sql: str, sets: Iterator[Any]) -> int:
+        statement = connection._take(sql)
         try:
-            chunk.extend(islice(sets, _SETS_AT_ONCE))
-        except BaseException as error:  # noqa: BLE001 - raised after the sets before it have run
-            return chunk, error
-        return chunk, None
+            if statement.readonly:
+                raise ProgrammingError("executemany() can only execute DML statements.")
+            count = run_sets(connection, statement, sets)
+        finally:
+            connection._last_rowid = connection._database.last_insert_rowid
+            connection._give(statement)
+        return count if statement.flags & DML else -1
 
     def executescript(self: Self, sql_script: str, /) -> Self:
         """Run all statements of a script; a pending transaction is committed first.
@@ -246,6 +232,7 @@ class Cursor:
         connection = self._check()
         if "\0" in sql_script:
             raise ValueError("embedded null character")
+        connection._settle()
         with connection._guard():
             connection._script(sql_script)
         return self
@@ -269,7 +256,7 @@ class Cursor:
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """At most `size` rows (default: ``arraysize``)."""
         self._check()
-        wanted = self.arraysize if size is None else size
+        wanted = index(self.arraysize if size is None else size)
         if wanted < 1:  # the standard library counts to a number it never meets
             return self.fetchall()
         rows = list(islice(self._rows, wanted))
@@ -336,7 +323,7 @@ class Cursor:
 
     def close(self) -> None:
         """Give up the rows that are left; the cursor cannot be used any more."""
-        if self._barred is None:
+        if self._barred is not _CLOSED:
             self._check()
         self._connection._check()
         self._drop()

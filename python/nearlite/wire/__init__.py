@@ -1,6 +1,7 @@
 """The native protocol's bodies: bytes in, events out. No sockets, no files.
 
-`PageSetReader` and `AnswerReader` take bytes in pieces of any size and answer verified chunks;
+`PageSetReader` and `AnswerReader` take bytes in pieces of any size and answer verified chunks,
+`WholeSet` takes all of them at once;
 `page_set` and `answer_prefix` make the pieces; `Status` and the error functions are the JSON.
 """
 
@@ -16,6 +17,7 @@ from nearlite.wire.pageset import (
     Header,
     PageSetReader,
     RawChunk,
+    WholeSet,
     chunk_pieces,
     page_set,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "PageSetReader",
     "RawChunk",
     "Status",
+    "WholeSet",
     "answer_prefix",
     "chunk_pieces",
     "decode_error",

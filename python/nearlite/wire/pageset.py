@@ -169,6 +169,44 @@ class PageSetReader:
             raise self._broken
 
 
+class WholeSet:
+    """A page set whose every byte is there: small ones are, and they are what a replica waits for.
+
+    Args:
+      data: the set and nothing else, lent to the chunks.
+
+    Attributes:
+      header: of the set.
+      data: all of it, for an applier that verifies and applies in one call.
+
+    Raises:
+      AnswerError: it does not begin with the header of a page set.
+    """
+
+    __slots__ = ("data", "header")
+
+    def __init__(self, data: Buffer) -> None:
+        self.data = data
+        try:
+            self.header = SetHeader.decode(data)
+        except NativeError as error:
+            raise bad(str(error)) from error
+
+    def chunks(self) -> Iterator[frames.Chunk]:
+        """All chunks, verified; whoever takes one closes it.
+
+        Raises:
+          AnswerError: malformed, damaged, cut short, or more than was announced.
+        """
+        reader = PageSetReader()
+        for event in reader.receive(self.data):
+            if isinstance(event, Chunk):
+                yield event.chunk
+        reader.close()
+        if reader.rest:
+            raise bad(f"{len(reader.rest)} bytes follow its end")
+
+
 # ---------------------------------------------------------------- writing
 
 

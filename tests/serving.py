@@ -31,16 +31,36 @@ class Reply:
 _clients: list[Client] = []  # closed when their server ends, whatever a test forgot
 
 
+class Whole(http.client.HTTPConnection):
+    """Sends the head and the body of a request in one piece, as most clients do."""
+
+    pieces: list[bytes] | None = None
+
+    def request(self, *args: Any, **options: Any) -> None:
+        self.pieces = []
+        super().request(*args, **options)
+        pieces, self.pieces = self.pieces, None
+        self.send(b"".join(pieces))
+
+    def send(self, data: Any) -> None:
+        if self.pieces is None:
+            super().send(data)
+        else:
+            self.pieces.append(data)
+
+
 @dataclass
 class Client:
     """One kept-alive connection."""
 
     port: int
     token: str | None = None
+    whole: bool = True
     connection: http.client.HTTPConnection = field(init=False)
 
     def __post_init__(self) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        made = Whole if self.whole else http.client.HTTPConnection
+        self.connection = made("127.0.0.1", self.port, timeout=20)
         _clients.append(self)
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:

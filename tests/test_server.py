@@ -53,9 +53,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
-@pytest.fixture
-def client(shared: int) -> Iterator[Client]:
-    client = Client(shared)
+@pytest.fixture(params=[True, False], ids=["whole", "in-pieces"])
+def client(shared: int, request: pytest.FixtureRequest) -> Iterator[Client]:
+    client = Client(shared, whole=request.param)
     client.run("DROP TABLE IF EXISTS t", "CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
     yield client
     client.close()

@@ -96,6 +96,10 @@ class Source(Protocol):
     def latest(self) -> Position:
         """Where it was last seen to stand; no look at the database."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether the last look at the database failed: there may be commits that it could not note."""
+
     def state(self) -> State:
         """Where it stands."""
 
@@ -202,7 +206,9 @@ class Feed:
             raise HttpError(400, "BAD_REQUEST", "The header Nearlite-Position is missing")
         start = _position(text.decode("latin-1"))
         state_hash = header(scope, b"nearlite-hash")
-        here = self.state().position
+        here = self._source.latest
+        if self._source.behind or start.lineage != here.lineage or start > here:
+            here = self.state().position
         if start.lineage != here.lineage:
             raise HttpError(
                 409,

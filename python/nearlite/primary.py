@@ -68,6 +68,10 @@ class Primary:
     """The owner of one database. Every method may be called from any thread.
 
     Use `open`. The connections that write are made by `connect` and belong to the caller.
+
+    Attributes:
+      behind: the last look at the database failed, or one is under way: there may be commits that could
+        not be noted.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Primary:
         self._subscribers: list[Callable[[Position], None]] = []
         self._snapshots: dict[object, int] = {}
         self._closed = False
+        self.behind = False
         self._unwatch = guard.watch(self, path)
 
     @classmethod
@@ -249,6 +254,7 @@ class Primary:
         """Mutex held: read transaction at the head, every frame taken, bound and journaled."""
         if self._closed:
             raise errors.ProgrammingError("the primary is closed")
+        self.behind = True
         if self._startup.lost:
             self._startup.recover()
         self._generations.settle()
@@ -266,6 +272,7 @@ class Primary:
             except BaseException:
                 self._tail.end()
                 raise
+        self.behind = False
 
     # ------------------------------------------------------------ answers
 

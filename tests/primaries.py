@@ -22,6 +22,12 @@ class Counting(App):
             self.__dict__["seen"].append(scope["path"])
         await super().__call__(scope, receive, send)
 
+    def run_short(self, scope: Any, body: bytes, client: Any) -> bool:
+        taken = super().run_short(scope, body, client)
+        if taken:  # what is not taken comes as a call
+            self.__dict__["seen"].append(scope["path"])
+        return taken
+
 
 class Served:
     """A served database.

@@ -43,7 +43,6 @@ typedef struct nl_error {
 } nl_error;
 
 const char *nl_sqlite_version(void);      /* [any thread] static string */
-const char *nl_sqlite_source_id(void);    /* [any thread] static string */
 const char *nl_openssl_version(void);     /* [any thread] static string */
 int nl_init(nl_error *err);               /* once per process, before anything else; idempotent */
 

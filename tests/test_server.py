@@ -34,7 +34,7 @@ from nearlite import connection, errors, serve
 from nearlite.position import Position
 from nearlite.server import App
 from nearlite.streams import Limits
-from nearlite.wire import AnswerReader, Chunk, End, PageSetReader, Status
+from nearlite.wire import End, PageSetReader, Status
 
 CLOSE = {"type": "close"}
 GET_AUTOCOMMIT = {"type": "get_autocommit"}
@@ -944,11 +944,6 @@ def sql(client: Client, at: Status, *requests: Any, baton: str | None = None) ->
         nearlite_hash=f"{at.hash:016x}",
     )
     assert (reply.status, reply.headers["content-type"]) == (200, "application/vnd.nearlite.answer")
-    reader = AnswerReader()
-    for event in reader.receive(reply.body):
-        if isinstance(event, Chunk):
-            event.chunk.close()
-    reader.close()
     size = int.from_bytes(reply.body[:4], "big")
     return json.loads(reply.body[4 : 4 + size]), reply.body[4 + size :]
 

@@ -28,7 +28,6 @@ from nearlite.dbapi.cursor import Cursor
 from nearlite.dbapi.row import Row
 from nearlite.errors import (
     AnswerError,
-    ConflictError,
     DatabaseError,
     DataError,
     DiskFullError,
@@ -44,7 +43,6 @@ from nearlite.errors import (
     OperationalError,
     PrimaryRestoredError,
     ProgrammingError,
-    StaleReadError,
     StateMismatchError,
     SyncError,
     UnauthorizedError,
@@ -165,7 +163,6 @@ __all__ = [
     "PARSE_DECLTYPES",
     "AnswerError",
     "Binary",
-    "ConflictError",
     "Connection",
     "Cursor",
     "DataError",
@@ -188,7 +185,6 @@ __all__ = [
     "PrimaryRestoredError",
     "ProgrammingError",
     "Row",
-    "StaleReadError",
     "StateMismatchError",
     "SyncError",
     "Time",

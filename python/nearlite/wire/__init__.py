@@ -1,13 +1,13 @@
 """The native protocol's bodies: bytes in, events out. No sockets, no files.
 
-`PageSetReader` and `AnswerReader` take bytes in pieces of any size and answer verified chunks,
+`PageSetReader` takes bytes in pieces of any size and answers verified chunks,
 `WholeSet` takes all of them at once;
 `page_set` and `answer_prefix` make the pieces; `Status` and the error functions are the JSON.
 """
 
 from __future__ import annotations
 
-from nearlite.wire.answer import MAX_JSON, AnswerReader, Json, answer_prefix
+from nearlite.wire.answer import MAX_JSON, answer_prefix
 from nearlite.wire.messages import Status, decode_error, encode_error
 from nearlite.wire.pageset import (
     END_OF_SET,
@@ -30,12 +30,10 @@ __all__ = [
     "END_OF_SET",
     "MAX_JSON",
     "PAGE_SET_TYPE",
-    "AnswerReader",
     "Chunk",
     "End",
     "Event",
     "Header",
-    "Json",
     "PageSetReader",
     "RawChunk",
     "Status",

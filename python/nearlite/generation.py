@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -216,6 +217,13 @@ class Generations:
                     self._indexes.pop(next(iter(self._indexes)))
                 self._indexes[old.generation] = found
         return found
+
+    def archived_indexes(self) -> Iterator[Index]:
+        """Those of closed generations, the newest first, as far as they are there."""
+        for old in reversed(self.state.archived):
+            found = self._index_of(old)
+            if found is not None:
+                yield found
 
     def index(self) -> Index:
         """The running generation's, as far as the tail has taken it."""

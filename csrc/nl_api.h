@@ -211,6 +211,38 @@ int nl_chunk_encode(
     uint64_t *digest,           /* OUT */
     nl_error *err);
 
+/* ------------------------------------------------------------------ delta (delta.c, pure) */
+/*
+** Pages told as differences from their older images, the bases: those of the position at which a
+** page set is applied. delta.c has the format. Both sides give the same bases in the same order.
+** bases[i] == NULL: the page did not exist. Page 1 and its base count as a plain WAL database has
+** them (see above), so that those of a replica may be given as they are. [any thread]
+*/
+int nl_delta_encode(
+    uint32_t page_size,
+    uint32_t pages,                 /* database size after the set, pages */
+    const uint32_t *pgnos,          /* strictly ascending */
+    const uint8_t *const *bases,
+    const uint8_t *const *images,   /* the pages as they are now */
+    uint32_t count,                 /* as many as fit into one chunk */
+    uint8_t *out,
+    size_t room,                    /* at most so many bytes are worth it */
+    size_t *written,                /* OUT; 0: they do not fit */
+    nl_error *err);
+size_t nl_delta_bound(uint32_t page_size, uint32_t count); /* room for any delta */
+/* NL_E_FORMAT: malformed; out holds anything then. Pages that were not the right bases are seen by
+** their hashes alone. */
+int nl_delta_decode(
+    uint32_t page_size,
+    uint32_t pages,
+    const uint32_t *pgnos,
+    const uint8_t *const *bases,
+    uint32_t count,
+    const uint8_t *in,
+    size_t n,
+    uint8_t *out,                   /* count * page_size bytes */
+    nl_error *err);
+
 /* ------------------------------------------------------------------ connections (database.c) */
 
 typedef struct nl_db nl_db;      /* one SQLite connection */

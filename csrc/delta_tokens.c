@@ -61,7 +61,7 @@ void delta_tokens_open(delta_tokens *t, uint32_t page_size, uint8_t *records)
     t->indexed = 0;
     t->records = records;
     t->used = 0;
-    t->used_recent = 0;
+    memset(t->recent, 0, sizeof t->recent);
 }
 
 void delta_tokens_base(delta_tokens *t, const uint8_t *base)
@@ -144,22 +144,28 @@ static void tokens_write(delta_tokens *t, const uint8_t *record, uint32_t size, 
     if (literals < size) tokens_put(o, record + literals, size - literals, (tokens_copy){0, 0});
 }
 
+/* Keep no more history than the decoder does. */
+static void tokens_forget(delta_tokens *t)
+{
+    const uint32_t gone = (uint32_t)t->used - DELTA_HISTORY;
+
+    memmove(t->records, t->records + gone, DELTA_HISTORY);
+    t->used = DELTA_HISTORY;
+    for (uint32_t i = 0; i < TOKENS_SLOTS; i++) {
+        t->recent[i] = t->recent[i] > gone ? t->recent[i] - gone : 0;
+    }
+}
+
 size_t delta_tokens_pack(
     delta_tokens *t, const uint8_t *bytes, uint32_t size, uint8_t *out, size_t room)
 {
     tokens_out o = {out, out + room, 0};
 
-    if (t->used > 2 * DELTA_HISTORY) { /* as the decoder does; the table is not worth mending */
-        memmove(t->records, t->records + t->used - DELTA_HISTORY, DELTA_HISTORY);
-        t->used = DELTA_HISTORY;
-        t->used_recent = 0;
-    }
+    if (t->used > 2 * DELTA_HISTORY) tokens_forget(t);
     uint8_t *record = t->records + t->used;
     if (size) memcpy(record, bytes, size);
     if (size >= TOKENS_SMALL) {
         if (t->dictionary && !t->indexed) tokens_index(t);
-        if (!t->used_recent) memset(t->recent, 0, sizeof t->recent);
-        t->used_recent = 1;
         tokens_varint(&o, 2 * size + 1);
         tokens_write(t, record, size, &o);
     }

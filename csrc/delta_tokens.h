@@ -15,7 +15,6 @@ typedef struct delta_tokens {
     int indexed;                    /* 1: `base_at` is that of the dictionary */
     uint8_t *records;               /* owned by the encoder: history, then the record at `used` */
     size_t used;
-    int used_recent;                /* 1: `recent` is in use, and was made empty before that */
     uint16_t base_at[TOKENS_SLOTS]; /* offset + 1 in the dictionary; 0: none */
     uint32_t recent[TOKENS_SLOTS];  /* offset + 1 in `records` */
 } delta_tokens;

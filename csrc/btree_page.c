@@ -333,15 +333,6 @@ int nl_btree_insert(nl_btree *b, uint8_t *page, uint32_t i, nl_cell cell, uint8_
     return 1;
 }
 
-int nl_btree_place(nl_btree *b, uint8_t *page, uint32_t i, nl_cell cell, uint32_t at)
-{
-    if (i > b->cells || b->array + 2 * b->cells + 2 > b->size) return 0;
-    if (at > b->size || cell.size > b->size - at) return 0;
-    memcpy(page + at, cell.bytes, cell.size);
-    btree_link(b, page, i, at);
-    return 1;
-}
-
 int nl_btree_delete(nl_btree *b, uint8_t *page, uint32_t i, uint32_t n, int wide, int wipe)
 {
     uint32_t from[10], to[10], runs = 0; /* as many as pageFreeArray collects before it frees */
@@ -401,5 +392,20 @@ int nl_btree_rebuild(nl_btree *b, uint8_t *page, const nl_cell *cells, uint32_t 
     btree_put(page + b->head + BTREE_CELLS, n);
     btree_put(page + b->head + BTREE_CONTENT, top);
     page[b->head + BTREE_FRAGMENTS] = 0;
+    return 1;
+}
+
+int nl_btree_lay(
+    nl_btree *b, uint8_t *page, const nl_cell *cells, uint32_t n, const uint8_t *pointers)
+{
+    if (n > b->size / 2 || b->array + 2 * n > b->size) return 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t at = btree_get(pointers + 2 * i);
+        if (at > b->size || cells[i].size > b->size - at) return 0;
+        memcpy(page + at, cells[i].bytes, cells[i].size);
+    }
+    memcpy(page + b->array, pointers, 2 * (size_t)n);
+    b->cells = n;
+    btree_put(page + b->head + BTREE_CELLS, n);
     return 1;
 }

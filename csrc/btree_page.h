@@ -43,12 +43,13 @@ static inline uint32_t nl_btree_pointer(const nl_btree *b, const uint8_t *page, 
 
 /* Insert a cell before cell i where SQLite would put it: a freeblock, the gap, or after making one. */
 int nl_btree_insert(nl_btree *b, uint8_t *page, uint32_t i, nl_cell cell, uint8_t *spare);
-/* The same at offset `at`, whatever is there; the free space is not looked at. */
-int nl_btree_place(nl_btree *b, uint8_t *page, uint32_t i, nl_cell cell, uint32_t at);
 /* Delete cells i .. i+n-1. wide: the pointers are moved as a balance moves them, n entries further
 ** than the array reaches. wipe: what becomes free is zeroed (secure_delete). */
 int nl_btree_delete(nl_btree *b, uint8_t *page, uint32_t i, uint32_t n, int wide, int wipe);
 /* Lay out these cells anew, from the end of the page downwards. None of them may lie in `page`. */
 int nl_btree_rebuild(nl_btree *b, uint8_t *page, const nl_cell *cells, uint32_t n);
+/* The same at the offsets in `pointers`, n times a u16; what is free is not looked at. */
+int nl_btree_lay(
+    nl_btree *b, uint8_t *page, const nl_cell *cells, uint32_t n, const uint8_t *pointers);
 
 #endif

@@ -19,6 +19,7 @@
 **     varint  COMMITS: the change counter rises by that, and what goes with it is set: the size of
 **             the file and the number of the change it is valid for
 **     edits   CELLS: each a varint 8 * index + 4 * last + kind, and what its kind needs
+**     u16     LAID: where each cell of the list lies, big-endian, as in the page itself
 **     spans   up to the end: varint bytes to skip, varint bytes to replace, those bytes
 **
 ** Balancing sorts the pages it has by their numbers, so that two pages may exchange what they hold:
@@ -64,7 +65,7 @@ typedef struct delta_decoder {
     uint8_t *records;       /* history, and the record being unpacked */
     size_t used;            /* bytes of history at the beginning of `records` */
     const uint8_t *dictionary; /* base that tokens copy from; NULL: none yet */
-    nl_cell *cells;         /* list that REBUILD edits */
+    nl_cell *cells;         /* list that REBUILD and LAID edit */
     uint32_t cells_max;     /* entries it has room for */
 } delta_decoder;
 
@@ -161,11 +162,11 @@ static int delta_unpack(const delta_decoder *d, delta_reader *r, uint8_t *record
 
 /* ---------------------------------------------------------------- edits */
 
-/* What edits change: the page itself or, REBUILD, a list of cells. */
+/* What edits change: the page itself or, with REBUILD and LAID, a list of cells. */
 typedef struct delta_target {
     nl_btree b;
     uint8_t *page;
-    int listed;             /* REBUILD */
+    int listed;             /* REBUILD, LAID */
     uint32_t listed_count;
     int wipe;
     uint32_t budget;        /* cells that may still be inserted: hostile edits must end, too */
@@ -244,16 +245,14 @@ static int delta_edit(delta_decoder *d, delta_target *t, uint32_t what, delta_re
     case DELTA_MOVE:
         return delta_move(d, t, i, r);
     default:
-        if (!delta_varint(r, &x) || !delta_literal(t, r, &cell) || t->listed) return 0;
-        if (t->budget-- == 0) return 0;
-        return nl_btree_place(&t->b, t->page, i, cell, x);
+        return 0;
     }
 }
 
 static int delta_edits(delta_decoder *d, uint8_t *page, uint32_t head, uint8_t bits, delta_reader *r)
 {
     delta_target t = {
-        .page = page, .listed = bits & DELTA_REBUILD, .wipe = bits & DELTA_WIPE,
+        .page = page, .listed = bits & (DELTA_REBUILD | DELTA_LAID), .wipe = bits & DELTA_WIPE,
         .budget = 2 * d->cells_max,
     };
     uint32_t what;
@@ -263,7 +262,12 @@ static int delta_edits(delta_decoder *d, uint8_t *page, uint32_t head, uint8_t b
     do {
         if (!delta_varint(r, &what) || !delta_edit(d, &t, what, r)) return 0;
     } while (!(what & DELTA_LAST));
-    return !t.listed || nl_btree_rebuild(&t.b, page, d->cells, t.listed_count);
+    if (bits & DELTA_REBUILD) return nl_btree_rebuild(&t.b, page, d->cells, t.listed_count);
+    if (!(bits & DELTA_LAID)) return 1;
+    if (2 * (size_t)t.listed_count > (size_t)(r->end - r->at)) return 0;
+    const uint8_t *pointers = r->at;
+    r->at += 2 * (size_t)t.listed_count;
+    return nl_btree_lay(&t.b, page, d->cells, t.listed_count, pointers);
 }
 
 /* ---------------------------------------------------------------- records */
@@ -306,12 +310,12 @@ static int delta_run(delta_decoder *d, uint32_t i, const uint8_t *record, uint32
     uint32_t other;
     nl_btree b;
 
-    if (bits & ~DELTA_BITS) return 0;
     if (bits & DELTA_OTHER) {
         if (!delta_varint(&r, &other) || other >= d->set.count) return 0;
         base = delta_base(&d->set, other);
     }
-    if ((bits & (DELTA_WIPE | DELTA_REBUILD)) && !(bits & DELTA_CELLS)) return 0;
+    if ((bits & (DELTA_WIPE | DELTA_REBUILD | DELTA_LAID)) && !(bits & DELTA_CELLS)) return 0;
+    if (bits & DELTA_REBUILD && bits & DELTA_LAID) return 0;
     if (base && !(bits & DELTA_BLANK)) memcpy(page, base, size);
     else memset(page, 0, size);
     if (bits & DELTA_FRESH) {

@@ -15,7 +15,7 @@
 #define DELTA_REBUILD 16    /* they are edits of the list of cells, which is then laid out anew */
 #define DELTA_COMMITS 32    /* page 1: commits (varint) counted by the file's change counter */
 #define DELTA_OTHER 64      /* start from the base of another page of the set (varint: its index) */
-#define DELTA_BITS 127
+#define DELTA_LAID 128      /* like REBUILD; where each cell lies (u16) follows the edits */
 
 /* An edit begins with a varint: kind, whether it is the last, and from bit 3 on the index of a cell. */
 #define DELTA_KIND 3
@@ -24,7 +24,6 @@
 #define DELTA_INSERT 0      /* cell: where SQLite would put it */
 #define DELTA_DELETE 1      /* varint: 2 * (cells - 1) + wide */
 #define DELTA_MOVE 2        /* varints: page, first cell, cells - 1: of a base, one after the other */
-#define DELTA_PLACE 3       /* varint: offset; cell */
 
 #define DELTA_HISTORY 16384u    /* bytes of earlier records that a copy reaches back to */
 #define DELTA_COPY_MIN 4u       /* shortest copy, bytes */

@@ -146,7 +146,7 @@ static uint32_t encode_run(const delta_encoder *e, const encode_page *p, uint32_
 /* Tell what encode_by_content found. Answers 1 if no other guess is worth while. */
 static int encode_balanced(delta_encoder *e, const encode_page *p, uint8_t bits)
 {
-    const int listed = bits & DELTA_REBUILD, fresh = bits & DELTA_FRESH;
+    const int listed = bits & (DELTA_REBUILD | DELTA_LAID), fresh = bits & DELTA_FRESH;
     uint32_t next = 0, n;
     nl_btree b;
 
@@ -183,7 +183,11 @@ static int encode_balanced(delta_encoder *e, const encode_page *p, uint8_t bits)
     if (e->edit == 0) return 0;
     if (listed) {
         for (uint32_t j = 0; j < p->now.cells; j++) e->cells[j] = nl_btree_cell(&p->now, p->image, j);
-        if (!nl_btree_rebuild(&b, e->guess, e->cells, p->now.cells)) return 0;
+        const uint8_t *pointers = p->image + p->now.array;
+        if (bits & DELTA_LAID) encode_bytes(&e->trial, pointers, 2 * (size_t)p->now.cells);
+        if (bits & DELTA_LAID
+            ? !nl_btree_lay(&b, e->guess, e->cells, p->now.cells, pointers)
+            : !nl_btree_rebuild(&b, e->guess, e->cells, p->now.cells)) return 0;
     }
     return encode_end(e, p);
 }
@@ -200,6 +204,7 @@ void encode_guess_balance(delta_encoder *e, const encode_page *p)
         if (encode_balanced(e, &from, 0)) return;
         if (encode_balanced(e, &from, DELTA_WIPE)) return;
         if (encode_balanced(e, &from, DELTA_REBUILD)) return;
+        (void)encode_balanced(e, &from, DELTA_LAID);
     }
     if (encode_balanced(e, p, DELTA_FRESH)) return;
     if (p->base) (void)encode_balanced(e, p, DELTA_FRESH | DELTA_BLANK);

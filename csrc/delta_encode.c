@@ -8,9 +8,9 @@
 **   (1) cells were inserted and deleted: who has a pointer of old has stayed
 **   (2) the same, but defragmented or balanced: who has the bytes of a cell is that cell, wherever it
 **       came from, also from another page of the set
-**   (3) the same, and laid out anew; (2) and (3) start from the page that most of the cells were on
+**   (3) the same, and laid out anew; (2), (3), (5) start from the page that most of the cells were on
 **   (4) a fresh page (of another kind than before, or new) that was filled with cells
-**   (5) edits at the offsets where the cells are, when (1) does not find out why they are there
+**   (5) the same as (2), and each cell is where it is, when nobody finds out why
 **   (6) bytes changed
 **
 ** Nearly all pages of nearly all transactions end at (1), in a microsecond or two.
@@ -54,12 +54,13 @@ static size_t encode_equal(const uint8_t *a, const uint8_t *b, size_t at, size_t
     return at;
 }
 
-/* Spans that turn `from` into `to`. Two equal bytes between differences cost no more than a new span. */
-static void encode_spans(encode_record *r, const uint8_t *from, const uint8_t *to, size_t n)
+/* Spans that turn `from` into `to`, as long as that takes less than `limit` bytes. Two equal bytes between differences cost no more than a new span. */
+static void encode_spans(
+    encode_record *r, const uint8_t *from, const uint8_t *to, size_t n, size_t limit)
 {
     size_t last = 0, at = encode_equal(from, to, 0, n);
 
-    while (at < n && r->size <= r->room) {
+    while (at < n && r->size < limit) {
         size_t end = at + 1, next;
         for (;;) {
             while (end < n && from[end] != to[end]) end++;
@@ -109,7 +110,7 @@ int encode_end(delta_encoder *e, const encode_page *p)
     const size_t edits = e->trial.size;
 
     if (e->edit && e->edit < e->trial.room) e->trial.bytes[e->edit] |= DELTA_LAST;
-    encode_spans(&e->trial, e->guess, p->image, e->set.page_size);
+    encode_spans(&e->trial, e->guess, p->image, e->set.page_size, e->best.size);
     const size_t mended = e->trial.size - edits;
     if (e->trial.size < e->best.size && e->trial.size <= e->trial.room) {
         encode_record shorter = e->trial;
@@ -134,18 +135,14 @@ void encode_edit_head(delta_encoder *e, uint32_t kind, uint32_t i)
     encode_varint(&e->trial, DELTA_INDEX * i + kind);
 }
 
-/* Insert cell `which` of the new page before cell i. place: at its offset there. */
-int encode_insert(
-    delta_encoder *e, const encode_page *p, nl_btree *b, uint32_t i, uint32_t which, int place)
+/* Insert cell `which` of the new page before cell i. */
+int encode_insert(delta_encoder *e, const encode_page *p, nl_btree *b, uint32_t i, uint32_t which)
 {
     const nl_cell cell = nl_btree_cell(&p->now, p->image, which);
-    const uint32_t at = nl_btree_pointer(&p->now, p->image, which);
 
     if (cell.size == 0) return 0;
-    encode_edit_head(e, place ? DELTA_PLACE : DELTA_INSERT, i);
-    if (place) encode_varint(&e->trial, at);
+    encode_edit_head(e, DELTA_INSERT, i);
     encode_bytes(&e->trial, cell.bytes, cell.size);
-    if (place) return nl_btree_place(b, e->guess, i, cell, at);
     return nl_btree_insert(b, e->guess, i, cell, e->spare);
 }
 

@@ -8,7 +8,7 @@
 #include "delta_tokens.h"
 
 #define ENCODE_MENDED 24        /* bytes of spans that do not make the next guess worth while */
-#define ENCODE_SORTED 256       /* edits told in the order of time; more go in the order of keys */
+#define ENCODE_SORTED 64        /* edits told in the order of time; more go in the order of keys */
 #define ENCODE_NEW UINT32_MAX   /* a cell from nowhere */
 
 typedef struct encode_record {
@@ -73,13 +73,12 @@ void encode_begin(delta_encoder *e, const encode_page *p, uint8_t bits, nl_btree
 /* End it: mend, and keep it if it is the shortest. Answers 1 if no other guess is worth while. */
 int encode_end(delta_encoder *e, const encode_page *p);
 int encode_plain(delta_encoder *e, const encode_page *p, uint8_t bits);
-/* Edits, written and carried out on `guess`; 0: impossible. place: at the offset it has in the image. */
+/* Edits, written and carried out on `guess`; 0: impossible. */
 void encode_edit_head(delta_encoder *e, uint32_t kind, uint32_t i);
-int encode_insert(
-    delta_encoder *e, const encode_page *p, nl_btree *b, uint32_t i, uint32_t which, int place);
+int encode_insert(delta_encoder *e, const encode_page *p, nl_btree *b, uint32_t i, uint32_t which);
 int encode_delete(delta_encoder *e, nl_btree *b, uint32_t i, uint32_t n, int wide, int wipe);
 
-/* Guesses (1), (5), (6) (delta_place.c) and (2), (3), (4) (delta_balance.c). */
+/* Guesses (1), (6) (delta_place.c) and (2) to (5) (delta_balance.c). */
 int encode_guess_small(delta_encoder *e, const encode_page *p);
 void encode_guess_balance(delta_encoder *e, const encode_page *p);
 

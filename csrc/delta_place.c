@@ -90,8 +90,16 @@ static int encode_wiped(const delta_encoder *e, const encode_page *p, uint32_t n
     return 0;
 }
 
+/* 1 if so many cells are elsewhere that it was no program that put them there one by one. */
+static int encode_many(const encode_page *p, uint32_t n)
+{
+    const uint32_t grown = p->now.cells > p->old.cells ? p->now.cells - p->old.cells : 0;
+
+    return n > 8 + grown + p->old.cells / 4;
+}
+
 /* Tell the edits that encode_by_pointers found. Answers 1 if no other guess is worth while. */
-static int encode_in_place(delta_encoder *e, const encode_page *p, uint32_t n, int place)
+static int encode_in_place(delta_encoder *e, const encode_page *p, uint32_t n)
 {
     const int wipe = encode_wiped(e, p, n), sorted = n <= ENCODE_SORTED;
     uint32_t moved = 0; /* inserted less deleted so far, modulo 2^32 */
@@ -107,21 +115,18 @@ static int encode_in_place(delta_encoder *e, const encode_page *p, uint32_t n, i
             moved--;
         }
         if (edit->new != ENCODE_NEW) {
-            if (!encode_insert(e, p, &b, i, edit->new, place)) return 0;
+            if (!encode_insert(e, p, &b, i, edit->new)) return 0;
             moved++;
         }
     }
     return encode_end(e, p);
 }
 
-/* (1), (5), (6). Answers 1 if no other guess is worth while. */
+/* (1), (6). Answers 1 if no other guess is worth while. */
 int encode_guess_small(delta_encoder *e, const encode_page *p)
 {
     const uint32_t n = encode_by_pointers(e, p);
 
     if (n == 0) return encode_plain(e, p, 0);
-    if (encode_in_place(e, p, n, 0) && 2 * n <= p->old.cells) return 1;
-    (void)encode_in_place(e, p, n, 1);
-    return e->best.size <= e->set.page_size / 16;
+    return !encode_many(p, n) && encode_in_place(e, p, n);
 }
-

@@ -73,10 +73,11 @@ void delta_tokens_base(delta_tokens *t, const uint8_t *base)
 
 static void tokens_index(delta_tokens *t)
 {
+    const uint8_t *base = t->dictionary;
+    const uint32_t n = t->page_size - 3;
+
     memset(t->base_at, 0, sizeof t->base_at);
-    for (uint32_t i = 0; i + 4 <= t->page_size; i++) {
-        t->base_at[tokens_slot(t->dictionary + i)] = (uint16_t)(i + 1);
-    }
+    for (uint32_t i = 0; i < n; i++) t->base_at[tokens_slot(base + i)] = (uint16_t)(i + 1);
     t->indexed = 1;
 }
 

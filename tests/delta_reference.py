@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-BLANK, FRESH, CELLS, WIPE, REBUILD, COMMITS, OTHER = 1, 2, 4, 8, 16, 32, 64
-INSERT, DELETE, MOVE, PLACE = range(4)
+BLANK, FRESH, CELLS, WIPE, REBUILD, COMMITS, OTHER, LAID = 1, 2, 4, 8, 16, 32, 64, 128
+INSERT, DELETE, MOVE = range(3)
 HISTORY = 16384
 
 
@@ -306,6 +306,15 @@ class BtreePage:
         if self.count == 0:
             self.zero_page(self.data, self.head, self.kind)
 
+    def lay(self, cells: Sequence[bytes], pointers: bytes) -> None:
+        need(self.array + 2 * len(cells) <= self.usable)
+        for i, cell in enumerate(cells):
+            at = u16(pointers, 2 * i)
+            need(at + len(cell) <= self.usable)
+            self.data[at : at + len(cell)] = cell
+        self.data[self.array : self.array + 2 * len(cells)] = pointers
+        self.set_count(len(cells))
+
     def rebuild_page(self, cells: Sequence[bytes]) -> None:
         need(self.array + 2 * len(cells) <= self.usable)
         top = self.lay_down(cells)
@@ -374,8 +383,8 @@ class Decoder:
     def run(self, index: int, record: bytes) -> bytes:
         reader, head = Reader(record), self.head(index)
         bits = reader.take(1)[0] if record else 0
-        need(bits < 128)
-        need(bits & CELLS or not bits & (WIPE | REBUILD))
+        need(bits & CELLS or not bits & (WIPE | REBUILD | LAID))
+        need(not (bits & REBUILD and bits & LAID))
         base = self.bases[index]
         if bits & OTHER:
             other = reader.varint()
@@ -403,7 +412,7 @@ class Decoder:
     def edit(self, page: BtreePage, bits: int, reader: Reader) -> None:
         cells: list[bytes] | None = None
         budget = 2 * self.most
-        if bits & REBUILD:
+        if bits & (REBUILD | LAID):
             need(page.count <= self.most)
             cells = [page.cell(i) for i in range(page.count)]
         what = 0
@@ -418,20 +427,19 @@ class Decoder:
                     need(at < len(cells) and at + how // 2 + 1 <= len(cells))
                     del cells[at : at + how // 2 + 1]
                 continue
-            place = reader.varint() if kind == PLACE else None
+            need(kind != 3)
             new = self.moved(reader) if kind == MOVE else [self.literal(page, reader)]
-            need(place is None or cells is None)
             for k, cell in enumerate(new):
                 need(budget)
                 budget -= 1
-                if place is not None:
-                    page.put_cell(at, cell, place)
-                elif cells is None:
+                if cells is None:
                     page.insert_cell(at + k, cell)
                 else:
                     need(at + k <= len(cells) < self.most)
                     cells.insert(at + k, cell)
-        if cells is not None:
+        if bits & LAID and cells is not None:
+            page.lay(cells, reader.take(2 * len(cells)))
+        elif cells is not None:
             page.rebuild_page(cells)
 
     def literal(self, page: BtreePage, reader: Reader) -> bytes:

@@ -165,7 +165,7 @@ def script(*parts):
 
 EMPTY_LEAF = b"\x0d\0\0\0\0\2\0\0" + bytes(504)
 CELL = b"\3\1abc"
-INSERT, DELETE, MOVE, PLACE, LAST = 0, 1, 2, 3, 4
+INSERT, DELETE, MOVE, LAST = 0, 1, 2, 4
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,8 @@ INSERT, DELETE, MOVE, PLACE, LAST = 0, 1, 2, 3, 4
         pytest.param(b"\x80\x80\x80\x80\x80\0", id="a number of six bytes"),
         pytest.param(b"\x04\0", id="a record cut short"),
         pytest.param(b"\x82\x10" + bytes(1025), id="a record larger than any"),
-        pytest.param(script(128), id="an unknown bit"),
+        pytest.param(script(128), id="laid without edits"),
+        pytest.param(script(4, LAST | 3), id="an unknown edit"),
         pytest.param(script(8), id="wiping without edits"),
         pytest.param(script(16), id="rebuilding without edits"),
         pytest.param(script(32, 1), id="counters of a page that has none"),
@@ -193,8 +194,9 @@ INSERT, DELETE, MOVE, PLACE, LAST = 0, 1, 2, 3, 4
         pytest.param(script(4, LAST | DELETE, 0), id="deleted, what is not there"),
         pytest.param(script(4, LAST | MOVE, 0, 0, 0), id="moved, what is not there"),
         pytest.param(script(4, LAST | MOVE, 1, 0, 0), id="moved, from no page"),
-        pytest.param(script(4, LAST | PLACE, b"\xfc\3", CELL), id="placed beyond the page"),
-        pytest.param(script(20, LAST | PLACE, 9, CELL), id="placed in a list"),
+        pytest.param(script(132, LAST | INSERT, CELL, b"\1\xfc"), id="laid beyond the page"),
+        pytest.param(script(132, LAST | INSERT, CELL, 1), id="laid, an offset cut short"),
+        pytest.param(script(148, LAST | INSERT, CELL, b"\1\x90"), id="laid and rebuilt"),
         pytest.param(script(0, 0, 2, 1), id="a span cut short"),
         pytest.param(script(0, b"\x80\4", 1, 1), id="a span beyond the page"),
         pytest.param(script(0, b"\xff\x03", 1, 1, 0, 1, 1), id="a second span beyond the page"),

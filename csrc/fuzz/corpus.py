@@ -131,7 +131,7 @@ def delta() -> dict[str, bytes]:
     for name, told in (
         ("wide-delete", bytes([2 * 3, 4, 5, 7, 0, 0])),
         ("rebuild", bytes([2 * 7, 20, 1, 2, 6, 1, 0, 3, 0, 0])),
-        ("place", bytes([2 * 10, 4, 7, 0x90, 1]) + b"\5\2\x13\1ab" + bytes(2)),
+        ("laid", bytes([2 * 39, 132, 5, 0]) + bytes(range(36)) + bytes(2)),
         ("wipe", bytes([2 * 5, 12, 8 + 1, 4, 5, 2, 0, 0])),
         ("overlap", bytes([2 * 13 + 1, 0x19, 0, 1, 0, 0])),
         ("far-copy", bytes([2 * 6 + 1, 0x12, 0, 0xFF, 3, 0, 0])),

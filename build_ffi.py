@@ -66,6 +66,7 @@ SOURCES = [
     "delta_encode.c",
     "delta_place.c",
     "delta_balance.c",
+    "compact.c",
     "replica_header.c",
     "bootstrap.c",
     "fault.c",

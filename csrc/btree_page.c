@@ -12,13 +12,14 @@
 **      8 or 12: cell pointers, in the order of the keys; then the gap; then cells and freeblocks in
 **      any order up to the end
 **
-** The edits follow SQLite's allocateSpace, pageFindSlot, freeSpace, defragmentPage, editPage and
-** rebuildPage (btree.c; unchanged since 3.31 but for added checks of corruption). They are what
-** inserts, deletes, updates and balancing consist of, so that a page can be told in terms of them: two
-** numbers and the new cell in place of a pointer array that moved.
+** The edits follow SQLite's allocateSpace, pageFindSlot, freeSpace, defragmentPage, editPage
+** and rebuildPage (btree.c; unchanged since 3.31 but for added checks of corruption). They are
+** what inserts, deletes, updates and balancing consist of, so that a page can be told in terms
+** of them: two numbers and the new cell in place of a pointer array that moved.
 **
-** Two things of SQLite's are left out, because both sides of a delta would need to know them: reserved
-** bytes at the end of a page, and how much free space SQLite's own bookkeeping believes in.
+** Two things of SQLite's are left out, because both sides of a delta would need to know them:
+** reserved bytes at the end of a page, and how much free space SQLite's own bookkeeping
+** believes in.
 */
 #include "btree_page.h"
 
@@ -161,7 +162,8 @@ static uint32_t btree_free(const nl_btree *b, const uint8_t *page)
     return free > from ? free - from : 0;
 }
 
-/* pageFindSlot: the first freeblock that is large enough; it is used from its end on. 0: none. */
+/* pageFindSlot: the first freeblock that is large enough; it is used from its end on. 0: none.
+** */
 static uint32_t btree_slot(const nl_btree *b, uint8_t *page, uint32_t n)
 {
     uint32_t link = b->head + BTREE_FREEBLOCK, at = btree_get(page + link);
@@ -187,8 +189,8 @@ static uint32_t btree_slot(const nl_btree *b, uint8_t *page, uint32_t n)
     return 0;
 }
 
-/* defragmentPage's short way: one or two freeblocks, the cells before them move up. Answers where the
-** content begins then; 0: this way is not open. */
+/* defragmentPage's short way: one or two freeblocks, the cells before them move up. Answers
+** where the content begins then; 0: this way is not open. */
 static uint32_t btree_close_gaps(const nl_btree *b, uint8_t *page)
 {
     uint32_t top = btree_content(b, page), first, second, size, more = 0;

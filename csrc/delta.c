@@ -1,5 +1,6 @@
 /*
-** delta.c - pages told as differences from their older images: the format, and its decoder. Pure.
+** delta.c - pages told as differences from their older images: the format, and its decoder.
+** Pure.
 **
 ** A set of pages is one stream: for each page, in ascending order of numbers,
 **
@@ -10,8 +11,8 @@
 **
 ** Record
 ** ------
-** What happened to the page, as a program that starts from the base: its image at the position the
-** set leads from. Where there is none (the database grew), it starts from zeros.
+** What happened to the page, as a program that starts from the base: its image at the position
+** the set leads from. Where there is none (the database grew), it starts from zeros.
 **
 **     u8      DELTA_* bits
 **     varint  OTHER: index in the set of the page whose base to start from
@@ -22,30 +23,30 @@
 **     u16     LAID: where each cell of the list lies, big-endian, as in the page itself
 **     spans   up to the end: varint bytes to skip, varint bytes to replace, those bytes
 **
-** Balancing sorts the pages it has by their numbers, so that two pages may exchange what they hold:
-** hence OTHER.
+** Balancing sorts the pages it has by their numbers, so that two pages may exchange what they
+** hold: hence OTHER.
 **
-** Edits are those of btree_page.c. Together they predict the page; the spans mend what SQLite did in
-** another way. A new row is then its cell and an index, where bytes show a pointer array that moved;
-** a balance is which cells went where.
+** Edits are those of btree_page.c. Together they predict the page; the spans mend what SQLite
+** did in another way. A new row is then its cell and an index, where bytes show a pointer array
+** that moved; a balance is which cells went where.
 **
-** A cell needs no length: it begins with one. MOVE takes cells from the base of any page in the set,
-** because what leaves one page of a tree arrives in its neighbour.
+** A cell needs no length: it begins with one. MOVE takes cells from the base of any page in the
+** set, because what leaves one page of a tree arrives in its neighbour.
 **
 ** Tokens
 ** ------
-** Copies and literals: u8 (literals << 4 | copied - 3), where 15 means that a varint to add follows
-** (that of the literals at once, that of the copy before its distance), the literals, and, if the
-** record is not complete, the varint distance of the copy. Low bits 0 mean no copy: only at the end.
-** A distance counts backwards from the byte to be written: first the record itself, then the page's
-** base from its end on, then the records before, at most DELTA_HISTORY bytes of them. A copy stays
-** within one of the three. So a row is told by what it has in common with its neighbours on the page,
-** and an index by the row it belongs to.
+** Copies and literals: u8 (literals << 4 | copied - 3), where 15 means that a varint to add
+** follows (that of the literals at once, that of the copy before its distance), the literals,
+** and, if the record is not complete, the varint distance of the copy. Low bits 0 mean no copy:
+** only at the end. A distance counts backwards from the byte to be written: first the record
+** itself, then the page's base from its end on, then the records before, at most DELTA_HISTORY
+** bytes of them. A copy stays within one of the three. So a row is told by what it has in
+** common with its neighbours on the page, and an index by the row it belongs to.
 **
 ** Pages without a base have the dictionary of the page before them.
 **
-** What a reader checks: all reads and writes, against what is there. Whether the page is the right one
-** is not to be seen here: its hash says so.
+** What a reader checks: all reads and writes, against what is there. Whether the page is the
+** right one is not to be seen here: its hash says so.
 */
 #include "delta.h"
 
@@ -80,7 +81,8 @@ void delta_make_plain(uint8_t *page)
 int delta_check(const delta_set *s, nl_error *err)
 {
     if (nl_chunk_size(s->page_size, s->count) == 0) {
-        return nl_fail(err, NL_E_MISUSE, "no delta of %u pages of %u bytes", s->count, s->page_size);
+        return nl_fail(err, NL_E_MISUSE, "no delta of %u pages of %u bytes", s->count,
+            s->page_size);
     }
     return NL_OK;
 }
@@ -121,7 +123,8 @@ static int delta_length(delta_reader *r, uint32_t nibble, uint32_t *out)
     return 1;
 }
 
-/* Where the copy of n bytes at `distance` from record[done] begins; NULL: it is not within one part. */
+/* Where the copy of n bytes at `distance` from record[done] begins; NULL: it is not within one
+** part. */
 static const uint8_t *delta_source(
     const delta_decoder *d, const uint8_t *record, uint32_t done, uint32_t distance, uint32_t n)
 {
@@ -249,7 +252,8 @@ static int delta_edit(delta_decoder *d, delta_target *t, uint32_t what, delta_re
     }
 }
 
-static int delta_edits(delta_decoder *d, uint8_t *page, uint32_t head, uint8_t bits, delta_reader *r)
+static int delta_edits(
+    delta_decoder *d, uint8_t *page, uint32_t head, uint8_t bits, delta_reader *r)
 {
     delta_target t = {
         .page = page, .listed = bits & (DELTA_REBUILD | DELTA_LAID), .wipe = bits & DELTA_WIPE,
@@ -301,7 +305,8 @@ static int delta_commits(const delta_set *s, uint8_t *page, delta_reader *r)
 }
 
 /* Carry out the record of page i. */
-static int delta_run(delta_decoder *d, uint32_t i, const uint8_t *record, uint32_t n, uint8_t *page)
+static int delta_run(
+    delta_decoder *d, uint32_t i, const uint8_t *record, uint32_t n, uint8_t *page)
 {
     delta_reader r = {record, record + n};
     const uint8_t *base = delta_base(&d->set, i);
@@ -395,7 +400,7 @@ int nl_delta_decode(
         if (err) err->page = pgnos[i];
         goto done;
     }
-    if (r.at != r.end) rc = nl_fail(err, NL_E_FORMAT, "malformed delta: bytes follow the last page");
+    if (r.at != r.end) rc = nl_fail(err, NL_E_FORMAT, "malformed delta: it goes on");
 
 done:
     free(d.cells);

@@ -17,7 +17,8 @@
 #define DELTA_OTHER 64      /* start from the base of another page of the set (varint: its index) */
 #define DELTA_LAID 128      /* like REBUILD; where each cell lies (u16) follows the edits */
 
-/* An edit begins with a varint: kind, whether it is the last, and from bit 3 on the index of a cell. */
+/* An edit begins with a varint: kind, whether it is the last, and from bit 3 on the index of a
+** cell. */
 #define DELTA_KIND 3
 #define DELTA_LAST 4
 #define DELTA_INDEX 8

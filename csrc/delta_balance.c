@@ -1,10 +1,10 @@
 /*
 ** delta_balance.c - guesses at edits by the bytes of cells (delta_encode.c has the list). Pure.
 **
-** When a page is defragmented, or balanced with its neighbours, every cell may move, and some go to
-** other pages. The cells of all bases are known by their hashes then: what is left to tell is which
-** went where. The edits of a balance are those of SQLite's editPage: cells leave at both ends, others
-** come in the order of keys, and if they do not fit all are laid out anew.
+** When a page is defragmented, or balanced with its neighbours, every cell may move, and some
+** go to other pages. The cells of all bases are known by their hashes then: what is left to
+** tell is which went where. The edits of a balance are those of SQLite's editPage: cells leave
+** at both ends, others come in the order of keys, and if they do not fit all are laid out anew.
 */
 #include "delta_encode.h"
 
@@ -21,13 +21,15 @@ static encode_known *encode_slot(const delta_encoder *e, uint64_t hash)
     return &e->known[at];
 }
 
-/* Leaf cells and those of interior pages begin differently: they are not looked for in each other. */
+/* Leaf cells and those of interior pages begin differently: they are not looked for in each
+** other. */
 static uint64_t encode_hash(nl_cell cell, uint8_t kind)
 {
     return nl_xxh3(cell.bytes, cell.size, kind);
 }
 
-/* The table of all cells of all bases; of equal ones the first. Answers 0 if there is no memory. */
+/* The table of all cells of all bases; of equal ones the first. Answers 0 if there is no
+** memory. */
 static int encode_know_all(delta_encoder *e)
 {
     size_t n = 0, size = 16;
@@ -57,8 +59,8 @@ static int encode_know_all(delta_encoder *e)
     return 1;
 }
 
-/* Find out where the page's cells come from. Answers 0 if one makes no sense. *most: index of the page
-** that gave more than half of them, if there is one. */
+/* Find out where the page's cells come from. Answers 0 if one makes no sense. *most: index of
+** the page that gave more than half of them, if there is one. */
 static int encode_by_content(delta_encoder *e, const encode_page *p, uint32_t *most)
 {
     uint32_t votes = 0;
@@ -177,12 +179,15 @@ static int encode_balanced(delta_encoder *e, const encode_page *p, uint8_t bits)
             encode_bytes(&e->trial, cell.bytes, cell.size);
         }
         for (uint32_t k = j; k < j + n && !listed; k++) {
-            if (!nl_btree_insert(&b, e->guess, k, nl_btree_cell(&p->now, p->image, k), e->spare)) return 0;
+            const nl_cell cell = nl_btree_cell(&p->now, p->image, k);
+            if (!nl_btree_insert(&b, e->guess, k, cell, e->spare)) return 0;
         }
     }
     if (e->edit == 0) return 0;
     if (listed) {
-        for (uint32_t j = 0; j < p->now.cells; j++) e->cells[j] = nl_btree_cell(&p->now, p->image, j);
+        for (uint32_t j = 0; j < p->now.cells; j++) {
+            e->cells[j] = nl_btree_cell(&p->now, p->image, j);
+        }
         const uint8_t *pointers = p->image + p->now.array;
         if (bits & DELTA_LAID) encode_bytes(&e->trial, pointers, 2 * (size_t)p->now.cells);
         if (bits & DELTA_LAID

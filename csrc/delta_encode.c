@@ -1,9 +1,11 @@
 /*
-** delta_encode.c - how a page came from its base, told in few bytes (delta.c has the format). Pure.
+** delta_encode.c - how a page came from its base, told in few bytes (delta.c has the format).
+** Pure.
 **
-** For each page the encoder makes guesses at what SQLite did, the likeliest first, and keeps the
-** shortest record. A guess is a list of edits; carrying them out on the base shows what is left to
-** mend, so that no guess needs to be right. The first that leaves nearly nothing ends the search:
+** For each page the encoder makes guesses at what SQLite did, the likeliest first, and keeps
+** the shortest record. A guess is a list of edits; carrying them out on the base shows what is
+** left to mend, so that no guess needs to be right. The first that leaves nearly nothing ends
+** the search:
 **
 **   (1) cells were inserted and deleted: who has a pointer of old has stayed
 **   (2) the same, but defragmented or balanced: who has the bytes of a cell is that cell, wherever it
@@ -54,7 +56,8 @@ static size_t encode_equal(const uint8_t *a, const uint8_t *b, size_t at, size_t
     return at;
 }
 
-/* Spans that turn `from` into `to`, as long as that takes less than `limit` bytes. Two equal bytes between differences cost no more than a new span. */
+/* Spans that turn `from` into `to`, as long as that takes less than `limit` bytes. Two equal
+** bytes between differences cost no more than a new span. */
 static void encode_spans(
     encode_record *r, const uint8_t *from, const uint8_t *to, size_t n, size_t limit)
 {
@@ -104,7 +107,8 @@ void encode_begin(delta_encoder *e, const encode_page *p, uint8_t bits, nl_btree
     }
 }
 
-/* End it: mend, and keep it if it is the shortest. Answers 1 if no other guess is worth while. */
+/* End it: mend, and keep it if it is the shortest. Answers 1 if no other guess is worth while.
+** */
 int encode_end(delta_encoder *e, const encode_page *p)
 {
     const size_t edits = e->trial.size;
@@ -174,7 +178,8 @@ static void encode_page_open(delta_encoder *e, encode_page *p, uint32_t i)
     p->base = delta_base(&e->set, i);
     p->image = p->head ? e->image1 : e->images[i];
     /* More cells than fit: a damaged page, for which decoders have no room. */
-    p->is_now = nl_btree_read(&p->now, p->image, size, p->head) && p->now.cells < delta_cells(size);
+    p->is_now = nl_btree_read(&p->now, p->image, size, p->head)
+        && p->now.cells < delta_cells(size);
     p->is_old = p->base && nl_btree_read(&p->old, p->base, size, p->head)
         && p->old.cells < delta_cells(size);
     if (!p->is_old) p->old.cells = 0;

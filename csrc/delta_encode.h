@@ -1,5 +1,6 @@
 /*
-** delta_encode.h - the encoder's state, shared by delta_encode.c, delta_place.c and delta_balance.c. Pure.
+** delta_encode.h - the encoder's state, shared by delta_encode.c, delta_place.c and
+** delta_balance.c. Pure.
 */
 #ifndef NL_DELTA_ENCODE_H
 #define NL_DELTA_ENCODE_H
@@ -70,7 +71,8 @@ void encode_varint(encode_record *r, uint32_t x);
 void encode_bytes(encode_record *r, const uint8_t *p, size_t n);
 /* Begin a record: what comes before the edits; `guess` becomes what the reader has then. */
 void encode_begin(delta_encoder *e, const encode_page *p, uint8_t bits, nl_btree *b);
-/* End it: mend, and keep it if it is the shortest. Answers 1 if no other guess is worth while. */
+/* End it: mend, and keep it if it is the shortest. Answers 1 if no other guess is worth while.
+** */
 int encode_end(delta_encoder *e, const encode_page *p);
 int encode_plain(delta_encoder *e, const encode_page *p, uint8_t bits);
 /* Edits, written and carried out on `guess`; 0: impossible. */

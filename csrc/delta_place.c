@@ -1,9 +1,10 @@
 /*
-** delta_place.c - guesses at edits by the pointers of cells (delta_encode.c has the list). Pure.
+** delta_place.c - guesses at edits by the pointers of cells (delta_encode.c has the list).
+** Pure.
 **
-** A cell that SQLite neither inserted nor deleted keeps its offset on the page, unless the page was
-** defragmented or balanced. So both pointer arrays are alike but for the edits, and in what order
-** cells were inserted can be seen from their offsets: the gap fills downwards.
+** A cell that SQLite neither inserted nor deleted keeps its offset on the page, unless the page
+** was defragmented or balanced. So both pointer arrays are alike but for the edits, and in what
+** order cells were inserted can be seen from their offsets: the gap fills downwards.
 */
 #include "delta_encode.h"
 
@@ -17,9 +18,12 @@ static uint32_t encode_by_pointers(delta_encoder *e, const encode_page *p)
     uint32_t start = 0, old_end = old->cells, now_end = now->cells, next, n = 0, i;
 
     while (start < old_end && start < now_end
-        && nl_btree_pointer(old, p->base, start) == nl_btree_pointer(now, p->image, start)) start++;
+        && nl_btree_pointer(old, p->base, start) == nl_btree_pointer(now, p->image, start)) {
+        start++;
+    }
     while (old_end > start && now_end > start
-        && nl_btree_pointer(old, p->base, old_end - 1) == nl_btree_pointer(now, p->image, now_end - 1)) {
+        && nl_btree_pointer(old, p->base, old_end - 1)
+            == nl_btree_pointer(now, p->image, now_end - 1)) {
         old_end--;
         now_end--;
     }
@@ -64,7 +68,8 @@ static int encode_earlier(const void *a, const void *b)
     return x->rank < y->rank ? -1 : 1;
 }
 
-/* Index of the place of edits[k] in the page as the edits before it in the array have left it. */
+/* Index of the place of edits[k] in the page as the edits before it in the array have left it.
+** */
 static uint32_t encode_index(const encode_edit *edits, uint32_t k)
 {
     uint32_t i = edits[k].before;
@@ -77,7 +82,8 @@ static uint32_t encode_index(const encode_edit *edits, uint32_t k)
     return i;
 }
 
-/* 1 if the first cell that was deleted, and was large enough to tell, left zeros (secure_delete). */
+/* 1 if the first cell that was deleted, and was large enough to tell, left zeros
+** (secure_delete). */
 static int encode_wiped(const delta_encoder *e, const encode_page *p, uint32_t n)
 {
     for (uint32_t k = 0; k < n; k++) {

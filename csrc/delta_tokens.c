@@ -1,9 +1,9 @@
 /*
 ** delta_tokens.c - records packed into copies and literals (delta.c has the format). Pure.
 **
-** Greedy, one candidate from the page's base and one from what came before, each the latest place with
-** the same four bytes. The base is looked through only for records that hold more than a few bytes:
-** it costs more than all the rest.
+** Greedy, one candidate from the page's base and one from what came before, each the latest
+** place with the same four bytes. The base is looked through only for records that hold more
+** than a few bytes: it costs more than all the rest.
 */
 #include "delta_tokens.h"
 

@@ -22,8 +22,8 @@ typedef struct delta_tokens {
 void delta_tokens_open(delta_tokens *t, uint32_t page_size, uint8_t *records);
 void delta_tokens_base(delta_tokens *t, const uint8_t *base);
 
-/* Take `size` bytes as the next record and write what stands for them, its length included, to `out`;
-** answers the number of bytes, or 0 when `room` is too small. */
+/* Take `size` bytes as the next record and write what stands for them, its length included, to
+** `out`; answers the number of bytes, or 0 when `room` is too small. */
 size_t delta_tokens_pack(
     delta_tokens *t, const uint8_t *bytes, uint32_t size, uint8_t *out, size_t room);
 

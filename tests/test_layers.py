@@ -51,6 +51,7 @@ C_ORDER = [
     "delta_encode",
     "delta_place",
     "delta_balance",
+    "compact",
     "replica_header",
     "bootstrap",
     "ofd",

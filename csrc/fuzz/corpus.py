@@ -14,8 +14,11 @@ sys.path[:0] = [str(HERE.parents[1] / "python"), str(HERE.parents[1] / "tests")]
 
 from page_sets import build, header, patch  # noqa: E402
 
+from nearlite._native import compact as codec_compact  # noqa: E402
 from nearlite._native import delta as codec  # noqa: E402
-from nearlite._native.frames import ChunkHeader  # noqa: E402
+from nearlite._native.applier import State  # noqa: E402
+from nearlite._native.frames import ChunkHeader, SetHeader  # noqa: E402
+from nearlite.position import Position  # noqa: E402
 
 GUARDS, MAGIC, SIZES, DIGEST, LOW_LOCK = 1, 2, 4, 8, 16
 ALL = GUARDS | MAGIC | SIZES | DIGEST
@@ -143,9 +146,47 @@ def delta() -> dict[str, bytes]:
     return found
 
 
+def compact() -> dict[str, bytes]:
+    """A set that unpacks, and one for each rule it can break."""
+    base = leaf([], base=bytes(b"SQLite format 3\0\2\0\2\2\0\x40\x20\x20" + bytes(488)))
+    pages = [leaf([bytes([5]) + b"\2\x13key%d" % n]) for n in range(4)]
+    start = State(Position(7, 2, 10), 0x1122334455667788, 4, 512, 0)
+    found = {}
+    for name, numbers, bases, target, size in (
+        ("good", [1, 3], [base, pages[0]], Position(7, 2, 14), 4),
+        ("grown", [1, 2, 5], [base, pages[0], None], Position(7, 2, 14), 5),
+        ("bare", [1, 3, 4], [None, pages[0], None], Position(7, 2, 14), 4),
+        ("generation", [1], [base], Position(7, 4, 0), 4),
+        ("shrunk", [1, 2], [base, pages[1]], Position(7, 2, 11), 2),
+    ):
+        head = SetHeader(512, size, len(numbers), start.position, target, start.hash, 0, 1)
+        images = [base, *pages[1 : len(numbers)]]
+        told = codec_compact.encode(start, head, numbers, bases, images) or b""
+        rest = b"".join(b for b in bases if b)
+        found[name] = b"\0\4" + len(told).to_bytes(2, "big") + told + rest
+    good = found["good"]
+    for name, offset, value in (
+        ("version", 4, 0x4E),
+        ("page-size", 5, 3),
+        ("bits", 5, 0x80),
+        ("bare-bits", 5, 0x10),
+        ("length", 6, 5),
+        ("not-forwards", 7, 0),
+        ("size", 8, 9),
+        ("count", 15, 90),
+        ("number", 16, 7),
+        ("record", 25, 9),
+        ("guard", len(good) - 1025, 1),
+    ):
+        found[name] = b"\3" + patch(good, offset, value, 1)[1:]
+    found["damaged"] = b"\0" + patch(good, 10, 0x55, 1)[1:]
+    found["lock-byte"] = b"\7" + good[1:]
+    return found
+
+
 def main(corpus: Path) -> None:
     """Write the three folders anew."""
-    for make in (checksum, delta, frames, pageset):
+    for make in (checksum, compact, delta, frames, pageset):
         folder = corpus / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():

@@ -1,16 +1,19 @@
 /*
-** Invariant: whatever bytes come as a delta, of whatever bytes as bases, the decoder answers or refuses,
-** within the buffers it was given; and what the encoder makes of any two pages decodes to the second.
+** Invariant: whatever bytes come as a delta, of whatever bytes as bases, the decoder answers or
+** refuses, within the buffers it was given; and what the encoder makes of any two pages decodes
+** to the second.
 **
-** Input: choices (page size, which pages have a base, whether page 1 is among them), one byte for how
-** much of the rest is the delta; then the delta, then bytes that fill bases and images by turns.
+** Input: choices (page size, which pages have a base, whether page 1 is among them), one byte
+** for how much of the rest is the delta; then the delta, then bytes that fill bases and images
+** by turns.
 */
 #include "target.h"
 
 enum { HEAD = 3, PAGES = 3 };
 
 /* A page of the input's bytes; what is missing is as in `before`, or zero. */
-static void target_fill(const uint8_t **data, size_t *n, const uint8_t *before, uint8_t *page, size_t size)
+static void target_fill(
+    const uint8_t **data, size_t *n, const uint8_t *before, uint8_t *page, size_t size)
 {
     size_t have = *n < size ? *n : size;
 
@@ -57,9 +60,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     free(delta);
 
     delta = target_alloc(most);
-    REQUIRE(nl_delta_encode(page_size, 9, pgnos, bases, images, PAGES, delta, most, &written, &err) == NL_OK);
+    rc = nl_delta_encode(
+        page_size, 9, pgnos, bases, images, PAGES, delta, most, &written, &err);
+    REQUIRE(rc == NL_OK);
     REQUIRE(written > 0 && written <= most);
-    REQUIRE(nl_delta_decode(page_size, 9, pgnos, bases, PAGES, delta, written, out, &err) == NL_OK);
+    rc = nl_delta_decode(page_size, 9, pgnos, bases, PAGES, delta, written, out, &err);
+    REQUIRE(rc == NL_OK);
     if (with_first) {
         pages[1][NL_WRITE_VERSION_OFFSET] = 2;
         memset(pages[1] + NL_REPLICA_HEADER_OFFSET, 0, NL_REPLICA_HEADER_SIZE);

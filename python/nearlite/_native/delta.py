@@ -11,8 +11,8 @@ from nearlite._native._lib import check, ffi, lib, new_error
 from nearlite._native.frames import Buffer, lend
 
 
-def _lend_all(pages: Sequence[Buffer | None], page_size: int) -> tuple[object, object]:
-    """A table of pointers, and what keeps them valid."""
+def lend_all(pages: Sequence[Buffer | None], page_size: int) -> tuple[object, object]:
+    """A table of pointers to lent pages, and what keeps them valid."""
     if any(page is not None and len(page) != page_size for page in pages):
         raise ValueError(f"not all pages have {page_size} bytes")
     lent = [ffi.NULL if page is None else lend(page) for page in pages]
@@ -54,8 +54,8 @@ def encode(
         raise ValueError("each page needs a number, a base or None, and an image")
     room = bound(page_size, len(numbers)) if room is None else room
     err, out, written = new_error(), ffi.new("uint8_t[]", room), ffi.new("size_t *")
-    before, keep_bases = _lend_all(bases, page_size)
-    now, keep_images = _lend_all(images, page_size)
+    before, keep_bases = lend_all(bases, page_size)
+    now, keep_images = lend_all(images, page_size)
     rc = lib.nl_delta_encode(
         page_size,
         pages,
@@ -90,7 +90,7 @@ def decode(
     if len(numbers) != len(bases):
         raise ValueError("each page needs a number and a base or None")
     err, out = new_error(), bytearray(page_size * len(numbers))
-    before, keep_bases = _lend_all(bases, page_size)
+    before, keep_bases = lend_all(bases, page_size)
     rc = lib.nl_delta_decode(
         page_size,
         pages,

@@ -43,8 +43,6 @@
 
 /* unixWrite keeps only the low 17 bits of a write's length: one xWrite stays below this. */
 #define APPLY_WRITE_MAX 131071u
-/* Chunks of a set that is taken whole: a primary makes one of each mebibyte. */
-#define APPLY_WHOLE_CHUNKS 16u
 
 struct nl_applier {
     sqlite3 *db;            /* private connection, autocheckpoint off */
@@ -598,24 +596,6 @@ int nl_applier_apply(
     for (uint32_t i = 0; rc == NL_OK && i < n; i++) rc = nl_applier_chunk(a, chunks[i], err);
     if (rc == NL_OK) return nl_applier_commit(a, out, err);
     nl_applier_rollback(a);
-    return rc;
-}
-
-int nl_applier_receive(
-    nl_applier *a,
-    const nl_set_header *set,
-    const uint8_t *in,
-    size_t n,
-    int wait_ms,
-    nl_state *out,
-    nl_error *err
-) {
-    nl_chunk *chunks[APPLY_WHOLE_CHUNKS];
-    uint32_t count;
-    int rc = nl_set_verify(set, in, n, chunks, APPLY_WHOLE_CHUNKS, &count, err);
-    if (rc != NL_OK) return rc;
-    rc = nl_applier_apply(a, set, chunks, count, wait_ms, out, err);
-    while (count > 0) nl_chunk_free(chunks[--count]);
     return rc;
 }
 

@@ -472,6 +472,18 @@ int nl_applier_receive(
     int wait_ms,                /* for locks */
     nl_state *out,              /* OUT: state after */
     nl_error *err);
+/* The same with a compact set: `in` is all of it. `from` is what the request for it named, and where the
+** replica must still stand (NL_E_POSITION). NL_E_HASH: damaged, or this replica's pages are not what
+** the primary takes them for. Nothing is written before the state hash is known to come out right. */
+int nl_applier_compact(
+    nl_applier *a,
+    const nl_state *from,
+    const uint8_t *in,
+    size_t n,
+    int wait_ms,                /* for locks */
+    nl_set_header *set,         /* OUT: header of the set */
+    nl_state *out,              /* OUT: state after */
+    nl_error *err);
 /* The same for a set larger than memory. begin takes the write lock until commit or rollback. */
 int nl_applier_begin(nl_applier *a, const nl_set_header *set, int wait_ms, nl_state *at, nl_error *err);
 int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err); /* on failure: roll back */
@@ -639,6 +651,19 @@ int nl_tail_answer(
 
 /* Test builds only: move the lock-byte page of SQLite and of frame.c, before anything is opened. */
 int nl_test_pending_byte(uint32_t offset);
+
+/* Inside begin/end, after `selected`: the selection as a compact set for a reader that stands at `from`,
+** frame `frame` of this generation. *written == 0: it cannot be (the images of that time are gone, the
+** database shrank, more than a chunk) or does not fit into `room`; the selection then still serves. */
+int nl_tail_compact(
+    nl_tail *t,
+    const nl_state *from,
+    uint32_t frame,
+    nl_set_header *set,     /* all but count; count is set here */
+    uint8_t *out,
+    size_t room,
+    size_t *written,        /* OUT */
+    nl_error *err);
 
 /* ------------------------------------------------------------------ roll (roll.c) */
 

@@ -161,7 +161,8 @@ class Session:
         is still the one: another connection may have changed a table's columns. Running any statement
         looks in any case.
         """
-        if self._steps >= 0:  # a large schema that has to be read first is no fault of the statement
+        # A large schema that has to be read first is no fault of the statement.
+        if self._steps >= 0:
             self.native.set_budget(-1)
         try:
             return self.native.prepare(text, persistent=persistent)

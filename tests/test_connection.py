@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from serving import Client, Whole, app_of, execute, outcome, rows, serving
 
-from nearlite import connection
+from nearlite import connection, serve
+from nearlite.pipeline import Executor
 from nearlite.routes import Routes
 
 CLOSE = {"type": "close"}
@@ -234,6 +235,42 @@ def test_pipelined_requests_are_answered_in_order(client: Client, raw: socket.so
             assert rows(answers.results()[0]) == [[number, number + 1]]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_what_comes_behind_a_request_that_waits_is_answered_after_it(
+    client: Client, raw: socket.socket, known: bool
+) -> None:
+    answers = Answers(raw)
+    for turn in range(3):
+        head = b"" if known else b"X-Turn: %d %d\r\n" % (turn, raw.fileno())
+        raw.sendall(request(execute("DELETE FROM t")))
+        answers.results()
+        baton = client.pipeline(execute("BEGIN IMMEDIATE"))["baton"]
+        raw.sendall(request(execute("INSERT INTO t VALUES (1, 'x')"), head=head))
+        for sql in ("INSERT INTO t VALUES (2, 'x')", "SELECT count(*) FROM t"):
+            Client(client.port).request("GET", "/health")  # what was sent has arrived
+            raw.sendall(request(execute(sql)))
+        client.pipeline(execute("COMMIT"), CLOSE, baton=baton)
+        assert [answers.results()[0]["last_insert_rowid"] for _ in range(2)] == ["1", "2"]
+        assert rows(answers.results()[0]) == [[2]]
+
+
+def test_a_request_that_takes_long_outlives_the_time_of_an_idle_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_KEEP_ALIVE", 0.02)
+    long = execute(
+        "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 500000) "
+        "SELECT max(i) FROM c"
+    )
+    with serving(app_of(tmp_path / "data.db")) as port:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+                answers = Answers(raw)
+                raw.sendall(request(long))
+                assert rows(answers.results()[0]) == [[500000]]
+                assert answers.ended()  # an idle one does not
+
+
 @pytest.mark.parametrize("at", [1, 20, 60, -1])
 def test_a_request_may_come_in_pieces(client: Client, raw: socket.socket, at: int) -> None:
     answers = Answers(raw)
@@ -318,6 +355,24 @@ def test_headers_of_ours_may_vary(client: Client, raw: socket.socket) -> None:
 
 
 # ---------------------------------------------------------------- large answers
+
+
+def test_an_exception_that_nobody_expected_is_answered(
+    client: Client, raw: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = Answers(raw)
+    raw.sendall(request(execute("SELECT 1")))
+    answers.results()
+
+    def broken(*_args: Any) -> None:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as context:
+        context.setattr(Executor, "now", broken)
+        raw.sendall(request(execute("SELECT 1")))
+        assert answers.next()[0] == 500
+    raw.sendall(request(execute("SELECT 1")))
+    assert rows(answers.results()[0]) == [[1]]
 
 
 def test_a_large_answer_is_sent_to_its_end(raw: socket.socket) -> None:

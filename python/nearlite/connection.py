@@ -184,6 +184,7 @@ class _Connection(HttpToolsProtocol):
         self._deferred: tuple[Any, Any] | None = None  # a cycle that may take the short cut
         self._feeding = False
         self._instead: Application | None = None  # answers the request that is parsed next
+        self._cycle: Any = None  # of the request that was parsed and is being answered
         self._taken: bytes | None = None  # a request of a known head that is being answered
         self._held = bytearray()  # what came behind it
         self._ends = False  # the connection is to be closed behind its answer
@@ -283,6 +284,7 @@ class _Connection(HttpToolsProtocol):
         if data and data[end:] == body:
             self._known.note(data[:end], shortcut)
         varying = [field for field in scope["headers"] if field[0].startswith(_OURS)]
+        self._cycle = cycle  # behind it there may be others by the time of its answer
         return shortcut(varying, body, self)
 
     # ------------------------------------------------------------------ answers
@@ -297,7 +299,7 @@ class _Connection(HttpToolsProtocol):
             head = _SIMPLE % (content_type, len(body))
             for name, value in headers:
                 head += b"%b: %b\r\n" % (name, value)
-            ends = self._ends or (not known and not self.cycle.keep_alive)
+            ends = self._ends or (not known and not self._cycle.keep_alive)
             if ends:
                 head += b"connection: close\r\n"
             if len(body) <= _GATHERED:
@@ -310,15 +312,18 @@ class _Connection(HttpToolsProtocol):
                 transport.close()
         if known:
             self._taken = None
-            self._rest()
+            self._used = self.loop.time()
+            if self.timeout_keep_alive_task is None and not transport.is_closing():
+                self._keep(self.timeout_keep_alive)
+            self._go_on()
         else:
-            self.cycle.response_started = self.cycle.response_complete = True
+            self._cycle.response_started = self._cycle.response_complete = True
             self.on_response_complete()
 
     def proceed(self, application: Application) -> None:
         """An ASGI application answers it, in a task."""
         if self._taken is None:
-            super()._start_asgi_task(self.cycle, application)  # type: ignore[arg-type]
+            super()._start_asgi_task(self._cycle, application)  # type: ignore[arg-type]
             return
         data, self._taken = self._taken, None
         if self.transport.is_closing():  # nobody is there to be answered, but it is to be finished
@@ -328,7 +333,7 @@ class _Connection(HttpToolsProtocol):
             return
         self._instead = application
         self._parse(data)
-        self._rest()
+        self._go_on()
 
     @property
     def address(self) -> object:
@@ -339,11 +344,8 @@ class _Connection(HttpToolsProtocol):
         """See `exchange.Expecting`."""
         self.delivery.expect(lost)
 
-    def _rest(self) -> None:
-        """A request of a known head is done with: what came behind it is due."""
-        self._used = self.loop.time()
-        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self._keep(self.timeout_keep_alive)
+    def _go_on(self) -> None:
+        """What came behind a request of a known head is due."""
         if self._held and not self.transport.is_closing():
             data, self._held = bytes(self._held), bytearray()
             self.flow.resume_reading()
@@ -357,7 +359,7 @@ class _Connection(HttpToolsProtocol):
         # Requests of known heads do not move the timer, which would cost more than to look here.
         left = self._used + self.timeout_keep_alive - self.loop.time()
         if self._taken is not None or left > 0:
-            self._keep(max(left, 1.0))
+            self._keep(left if left > 0 else self.timeout_keep_alive)
         else:
             super().timeout_keep_alive_handler()
 

@@ -277,7 +277,12 @@ class Primary:
     # ------------------------------------------------------------ answers
 
     def changes(
-        self, start: Position, state_hash: int | None = None, *, compress: bool = False
+        self,
+        start: Position,
+        state_hash: int | None = None,
+        *,
+        compress: bool = False,
+        compact: bool = False,
     ) -> Answer | None:
         """What changed since a position.
 
@@ -285,6 +290,7 @@ class Primary:
           start: where the replica stands.
           state_hash: of the replica; None only where the position is known to be ours.
           compress: allow zstd chunks.
+          compact: allow a compact set (version 2), which only a reader at `start` can understand.
 
         Returns:
           One page set from `start` to now, or None when there is nothing newer.
@@ -304,7 +310,11 @@ class Primary:
                 self._begin()
                 try:
                     found = self._answers.changes(
-                        start, state_hash, compress=compress, wait=attempt == _ATTEMPTS - 1
+                        start,
+                        state_hash,
+                        compress=compress,
+                        compact=compact,
+                        wait=attempt == _ATTEMPTS - 1,
                     )
                 except BusyError:  # a commit in the middle of a large set's beginning
                     continue

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import PiecemealError
+from nearlite._native._lib import FormatError, HashError, PiecemealError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
@@ -28,6 +28,7 @@ from nearlite.bootstrap import Folder
 from nearlite.checking import FullCheck, survived
 from nearlite.errors import AnswerError, Error, SyncError
 from nearlite.failing import (
+    UnfoundedError,
     apply_failed,
     failure_of,
     is_applying,
@@ -35,6 +36,7 @@ from nearlite.failing import (
     not_a_replica,
     not_created,
     not_kept,
+    unfounded,
 )
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
@@ -114,6 +116,7 @@ class Replica:
         self._known: Hashes | None = None  # of the file just created, until the applier has them
         self._upkeep = Upkeep(path, wal_limit)
         self._check = FullCheck(path)
+        self._compact = True  # page sets may be told from the pages of this file
         self.wal_bytes = 0
         #: newest position of the primary that an answer named
         self.primary_position: Position | None = None
@@ -259,8 +262,12 @@ class Replica:
             if not self._check.passed:
                 self._check.wait(deadline)
             state = self.state(wait=left(deadline))
-            local = Local(state.position, state.hash)
-            pull = Pull(local, compress=not self.transport.loopback, wait=wait)
+            pull = Pull(
+                Local.of(state),
+                compress=not self.transport.loopback,
+                wait=wait,
+                compact=self._compact,
+            )
             result = self._run(pull, deadline, progress)
         except Error as error:
             self.last_error = error
@@ -289,7 +296,7 @@ class Replica:
                         response.read(0)
                         action = pull.nothing_new()
                     elif response.status == 200:
-                        reader = SetReader(response, meter)
+                        reader = SetReader(response, meter, pull.stands)
                         action = pull.header(reader.header())
                     else:
                         _refuse(pull, response)
@@ -317,16 +324,24 @@ class Replica:
         self, pull: Pull, action: Action, reader: SetReader, seed: SeedFile, deadline: Deadline
     ) -> Action:
         if isinstance(action, Apply):
-            state = self._apply(action.header, reader, deadline)
+            try:
+                state = self._apply(action.header, reader, deadline)
+            except UnfoundedError as error:
+                self._ask_for_pages(error)
+                return pull.unfounded()
             if state is None:
-                now = self.state()
-                return pull.moved(Local(now.position, now.hash))
-            return pull.applied(Local(state.position, state.hash))
+                return pull.moved(Local.of(self.state()))
+            return pull.applied(Local.of(state))
         assert isinstance(action, (Seed, Overlay))
         held = seed.write(action.header, reader)
         if isinstance(action, Seed):
             return pull.seeded(action.header, held)
         return pull.overlaid(action.header, held)
+
+    def _ask_for_pages(self, error: Error) -> None:
+        """From now on whole pages: a replica whose pages are not what they should be is mended by them."""
+        self._compact = False
+        _log.warning("%s", error)
 
     # ------------------------------------------------------------------ applying
 
@@ -340,7 +355,7 @@ class Replica:
             try:
                 if not self._applying.acquire(timeout=left(deadline)):
                     raise is_applying()
-                state = _apply_arrived(self._live(), arrived, deadline)
+                state = _apply_arrived(self._live(), self.path, arrived, deadline)
             except SyncError:
                 raise
             except (Error, MemoryError) as error:
@@ -385,9 +400,10 @@ class Replica:
         headers = {"Content-Type": "application/json"}
         if notes is not None:
             headers.update(notes.headers())
-        path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
+        path = "v3/pipeline"  # its answer has no page set
         state: State | None = None
         if visible:
+            path = "nl/v1/sql?v=2" if self._compact else "nl/v1/sql"
             state = self.state(wait=left(deadline))
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
@@ -396,7 +412,7 @@ class Replica:
         ) as response:
             if response.status != 200:
                 code, message = wire.decode_error(response.error_body())
-                local = None if state is None else Local(state.position, state.hash)
+                local = None if state is None else Local.of(state)
                 raise refusal(
                     response.status,
                     code,
@@ -413,7 +429,7 @@ class Replica:
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""
         position = response.header("nearlite-position")
-        reader = SetReader(response, Meter(None, 0.0))
+        reader = SetReader(response, Meter(None, 0.0), state)
         try:
             size = int.from_bytes(exactly(response, 4), "big")
             if size > wire.MAX_JSON:
@@ -425,7 +441,11 @@ class Replica:
                     self.sync(timeout=left(deadline))
                 return bytes(answer)
             header = reader.header()
-            applied = self._apply(header, reader, deadline)
+            try:
+                applied = self._apply(header, reader, deadline)
+            except UnfoundedError as error:
+                self._ask_for_pages(error)
+                applied = None
             if applied is None and not header.target.precedes(self.state().position):
                 self.sync(timeout=left(deadline))
         except SyncError as error:
@@ -475,8 +495,15 @@ def _nothing() -> None:
     """Nobody watches yet."""
 
 
-def _apply_arrived(applier: Applier, arrived: Arrived, deadline: Deadline) -> State | None:
+def _apply_arrived(
+    applier: Applier, path: str, arrived: Arrived, deadline: Deadline
+) -> State | None:
     wait = left(deadline)
+    if arrived.compact is not None:
+        try:
+            return applier.compact(arrived.compact.start, arrived.compact.data, wait=wait)
+        except (HashError, FormatError) as error:
+            raise unfounded(path, error) from error
     if arrived.whole is not None:
         try:
             return applier.receive(arrived.header, arrived.whole.data, wait=wait)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nearlite._native._lib import check, ffi, lib, new_error
-from nearlite._native.applier import State
 from nearlite._native.delta import lend_all
 from nearlite._native.frames import (
-    SET_HEADER_SIZE,
     Buffer,
     ChunkHeader,
     SetHeader,
@@ -24,16 +22,51 @@ from nearlite._native.frames import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from nearlite.position import Position
+
+_SLOT: Final[Any] = ffi.typeof("nl_compact **")
 FIRST_BYTE: Final = b"\xd2"
 """What a set of version 2 begins with; one of version 1 begins with ``N``."""
 
 
-def _native(state: State) -> Any:
+class Standing(Protocol):
+    """Where a replica stands: what a request for changes names, and the size of the file."""
+
+    @property
+    def position(self) -> Position: ...
+    @property
+    def hash(self) -> int: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+
+
+def standing(state: Standing) -> Any:
+    """An ``nl_state *`` of a replica's state."""
     s, p = ffi.new("nl_state *"), state.position
     s.position.lineage, s.position.generation = p.lineage, p.generation
     s.position.frame = p.frame
     s.hash, s.pages, s.page_size = state.hash, state.pages, state.page_size
     return s
+
+
+def header_of(data: Buffer, start: Any) -> SetHeader:
+    """What a set is about, as a set of version 1 would tell it.
+
+    Args:
+      data: exactly one set.
+      start: ``nl_state *`` of :func:`standing`: where this replica stands.
+
+    Raises:
+      HashError: damaged, or it leads from another state; nothing else was looked at.
+      FormatError: malformed; the text says how.
+    """
+    err, slot = new_error(), ffi.new(_SLOT)
+    check(lib.nl_compact_open(lend(data), len(data), start, slot, err), err)
+    header = SetHeader.copy_of(lib.nl_compact_set(slot[0]))
+    lib.nl_compact_free(slot[0])
+    return header
 
 
 def bound(page_size: int, count: int) -> int:
@@ -42,7 +75,7 @@ def bound(page_size: int, count: int) -> int:
 
 
 def encode(
-    start: State,
+    start: Standing,
     header: SetHeader,
     numbers: Sequence[int],
     bases: Sequence[Buffer | None],
@@ -74,7 +107,7 @@ def encode(
     before, keep_bases = lend_all(bases, header.page_size)
     now, keep_images = lend_all(images, header.page_size)
     rc = lib.nl_compact_encode(
-        _native(start),
+        standing(start),
         header.native(),
         ffi.new("uint32_t[]", list(numbers)),
         before,
@@ -114,7 +147,7 @@ class Compact:
 
     __slots__ = ("_data", "_handle", "header", "needs", "numbers")
 
-    def __init__(self, data: Buffer, start: State) -> None:
+    def __init__(self, data: Buffer, start: Standing) -> None:
         """Check everything that can be checked without the bases.
 
         Args:
@@ -127,12 +160,10 @@ class Compact:
         """
         self._handle: Any = None
         self._data = lend(data)
-        err, slot = new_error(), ffi.new("nl_compact **")
-        check(lib.nl_compact_open(self._data, len(data), _native(start), slot, err), err)
+        err, slot = new_error(), ffi.new(_SLOT)
+        check(lib.nl_compact_open(self._data, len(data), standing(start), slot, err), err)
         self._handle = ffi.gc(slot[0], lib.nl_compact_free)
-        raw = ffi.new("uint8_t[]", SET_HEADER_SIZE)
-        lib.nl_set_header_encode(lib.nl_compact_set(self._handle), raw)
-        self.header = SetHeader.decode(bytes(ffi.buffer(raw)))
+        self.header = SetHeader.copy_of(lib.nl_compact_set(self._handle))
         needs = ffi.new("int *")
         pages = [
             (lib.nl_compact_page(self._handle, i, needs), bool(needs[0]))

@@ -1,7 +1,7 @@
 """The native protocol's bodies: bytes in, events out. No sockets, no files.
 
 `PageSetReader` takes bytes in pieces of any size and answers verified chunks,
-`WholeSet` takes all of them at once;
+`WholeSet` and `CompactSet` take all of them at once;
 `page_set` and `answer_prefix` make the pieces; `Status` and the error functions are the JSON.
 """
 
@@ -12,6 +12,7 @@ from nearlite.wire.messages import Status, decode_error, encode_error
 from nearlite.wire.pageset import (
     END_OF_SET,
     Chunk,
+    CompactSet,
     End,
     Event,
     Header,
@@ -31,6 +32,7 @@ __all__ = [
     "MAX_JSON",
     "PAGE_SET_TYPE",
     "Chunk",
+    "CompactSet",
     "End",
     "Event",
     "Header",

@@ -14,6 +14,8 @@ from nearlite.errors import (
 )
 from nearlite.http import Deadline
 
+READS_GO_ON = "reads of the local file go on; try again"
+
 
 def is_applying() -> SyncError:
     """The applier of this process was busy for the whole time that there was."""

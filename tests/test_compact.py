@@ -32,7 +32,7 @@ def header(at: State, count: int, **changes: object) -> frames.SetHeader:
         hash_target=0x99AABBCCDDEEFF00,
         commit_ms=1_764_000_000_123,
     )
-    return dataclasses.replace(plain, **changes)
+    return plain.replace(**changes)
 
 
 def some_pages(count: int, page_size: int = 512, seed: int = 1):

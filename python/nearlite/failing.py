@@ -14,6 +14,8 @@ from nearlite.errors import (
 )
 from nearlite.http import Deadline
 
+READS_GO_ON = "reads of the local file go on; try again"
+
 
 class UnfoundedError(AnswerError):
     """A compact set was told from pages that this replica does not have, or came out wrong."""

@@ -26,8 +26,9 @@ from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.bootstrap import Folder
 from nearlite.checking import FullCheck, survived
-from nearlite.errors import AnswerError, Error, SyncError
+from nearlite.errors import AnswerError, Error, OfflineError, SyncError
 from nearlite.failing import (
+    READS_GO_ON,
     UnfoundedError,
     apply_failed,
     failure_of,
@@ -191,7 +192,11 @@ class Replica:
                 return  # another process was faster
             _log.info("%s: creating the replica from %s", self.path, self.transport.url)
             deadline = deadline or Deadline(self.timeout, renewed=True)
-            result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            try:
+                result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            except OfflineError as error:
+                error.state = "no local file was created"
+                raise
             _log.info(
                 "%s: created at %s: %d pages, %d bytes received, %.3f s",
                 self.path,
@@ -270,6 +275,8 @@ class Replica:
             )
             result = self._run(pull, deadline, progress)
         except Error as error:
+            if isinstance(error, OfflineError):
+                error.state, error.action = "the replica is as it was", READS_GO_ON
             self.last_error = error
             raise
         self.last_error = None

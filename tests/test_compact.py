@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_sets import make_page
 
+from nearlite import wire
 from nearlite._native import compact, frames
 from nearlite._native._lib import FormatError, HashError, MisuseError, TooBigError
 from nearlite._native.applier import State
+from nearlite.errors import AnswerError
 from nearlite.position import Position
 
 START = State(Position(7, 2, 10), 0x1122334455667788, 9, 512, 3)
@@ -311,6 +313,65 @@ def test_page_one_must_remain_that_of_a_database():
     data = compact.encode(START, header(START, 1), [1], [page], [b"X" + page[1:]])
     with pytest.raises(FormatError, match="page 1"):
         unpacked(data, START, [page])
+
+
+# ---------------------------------------------------------------- on the wire
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 8, 1000])
+def test_a_set_is_read_however_it_is_cut(piece):
+    numbers, bases, images = some_pages(3)
+    data = compact.encode(START, header(START, 3), numbers, bases, images)
+    reader, at, opened = wire.CompactReader(START), 0, None
+    while reader.needed():
+        take = min(piece, reader.needed())
+        opened = reader.receive(data[at : at + take])
+        at += take
+    assert at == len(data)
+    with opened:
+        assert opened.numbers == numbers
+    reader.close()
+    with pytest.raises(ValueError, match="ended"):
+        reader.receive(b"")
+
+
+def test_what_follows_a_set_is_handed_back():
+    numbers, bases, images = some_pages(2)
+    data = compact.encode(START, header(START, 2), numbers, bases, images)
+    reader = wire.CompactReader(START)
+    reader.receive(data + b"more").close()
+    assert reader.rest == b"more"
+
+
+def test_the_first_byte_tells_the_versions_apart():
+    page = make_page(512, 1, random.Random(2))
+    told = compact.encode(START, header(START, 1), [1], [page], [page])
+    assert wire.is_compact(told)
+    assert wire.is_compact(memoryview(told))
+    assert not wire.is_compact(header(START, 1).encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"NLSET\r\n\x1a", "not a compact"),
+        (b"\xd2\0\xff\xff\xff\xff\x0f", "impossible size"),
+        (b"\xd2\0\x15" + bytes(21), "another state"),
+    ],
+)
+def test_what_cannot_be_used_is_an_answer_error_from_then_on(data, why):
+    reader = wire.CompactReader(START)
+    for call in (lambda: reader.receive(data), lambda: reader.receive(b"\0"), reader.close):
+        with pytest.raises(AnswerError, match=why):
+            call()
+
+
+def test_a_set_cut_short_is_an_answer_error_at_the_end():
+    reader = wire.CompactReader(START)
+    assert reader.receive(b"\xd2\0\x15") is None
+    assert reader.needed() == 21
+    with pytest.raises(AnswerError, match="cut short"):
+        reader.close()
 
 
 # ---------------------------------------------------------------- misuse

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from nearlite.wire.answer import MAX_JSON, AnswerReader, Json, answer_prefix
+from nearlite.wire.compact import CompactReader, is_compact
 from nearlite.wire.messages import Status, decode_error, encode_error
 from nearlite.wire.pageset import (
     END_OF_SET,
@@ -30,6 +31,7 @@ __all__ = [
     "PAGE_SET_TYPE",
     "AnswerReader",
     "Chunk",
+    "CompactReader",
     "End",
     "Event",
     "Header",
@@ -41,5 +43,6 @@ __all__ = [
     "chunk_pieces",
     "decode_error",
     "encode_error",
+    "is_compact",
     "page_set",
 ]

@@ -335,6 +335,56 @@ def test_a_set_is_read_however_it_is_cut(piece):
         reader.receive(b"")
 
 
+def large_set() -> tuple[State, bytes]:
+    """A set of pages of hexadecimal noise: no copies, and half of it is air."""
+    rng = random.Random(4)
+    numbers, bases, _ = some_pages(8, page_size=4096)
+    images = [base[:100] + rng.randbytes(1998).hex().encode() for base in bases]
+    start = dataclasses.replace(START, page_size=4096)
+    data = compact.encode(start, header(start, 8), numbers, bases, images)
+    assert data is not None
+    return start, data
+
+
+@pytest.mark.parametrize("piece", [1, 8, 9, 10**6])
+def test_a_large_set_may_be_packed(piece):
+    start, data = large_set()
+    packed = wire.pack_compact(data)
+    assert len(packed) < 0.7 * len(data)
+    assert wire.is_compact(packed)
+    reader, at, opened = wire.CompactReader(start), 0, None
+    while reader.needed():
+        take = min(piece, reader.needed())
+        opened = reader.receive(packed[at : at + take])
+        at += take
+    assert at == len(packed)
+    with opened:
+        assert opened.header.count == 8
+
+
+def test_what_does_not_gain_a_tenth_is_not_packed():
+    noise = random.Random(3).randbytes(6000)
+    assert wire.pack_compact(noise) == noise
+    assert wire.pack_compact(bytes(2000)) == bytes(2000)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda p: p[:1] + b"\xff\0\0\0" + p[5:], "packed into"),
+        (lambda p: p[:5] + p[1:5] + p[9:], "packed into"),
+        (lambda p: p[:4] + bytes([p[4] ^ 1]) + p[5:], "frame"),
+        (lambda p: p[:9] + b"\0" + p[10:], "cannot be used"),
+        (lambda p: p[:-1] + bytes([p[-1] ^ 0x40]), "cannot be used"),
+        (lambda p: p[:5] + (len(p) - 8).to_bytes(4, "big") + p[9:] + b"\0", "cannot be used"),
+    ],
+)
+def test_a_packed_set_that_breaks_a_rule_is_refused(change, why):
+    start, data = large_set()
+    with pytest.raises(AnswerError, match=why):
+        wire.CompactReader(start).receive(change(wire.pack_compact(data)))
+
+
 def test_what_follows_a_set_is_handed_back():
     numbers, bases, images = some_pages(2)
     data = compact.encode(START, header(START, 2), numbers, bases, images)

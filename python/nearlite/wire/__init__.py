@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nearlite.wire.answer import MAX_JSON, AnswerReader, Json, answer_prefix
 from nearlite.wire.compact import CompactReader, is_compact
+from nearlite.wire.compact import pack as pack_compact
 from nearlite.wire.messages import Status, decode_error, encode_error
 from nearlite.wire.pageset import (
     END_OF_SET,
@@ -44,5 +45,6 @@ __all__ = [
     "decode_error",
     "encode_error",
     "is_compact",
+    "pack_compact",
     "page_set",
 ]

@@ -27,6 +27,7 @@ from nearlite._native.tail import Reader, chunk_pages
 from nearlite.generation import Generations
 from nearlite.logstate import now_ms
 from nearlite.position import Position
+from nearlite.wire.compact import pack as pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview
@@ -228,6 +229,7 @@ class Answers:
             if compact:
                 data = self._compact(start, head, _TOLD if compress else _TOLD_NEARBY)
                 if data is not None:
+                    data = pack_compact(data) if compress else data
                     self._remember(key, data)
                     return Answer(to, len(data), iter((data,)))
             count, data = self._tail.answer(head)

@@ -28,7 +28,6 @@ from nearlite.dbapi.cursor import Cursor
 from nearlite.dbapi.row import Row
 from nearlite.errors import (
     AnswerError,
-    ConflictError,
     DatabaseError,
     DataError,
     DiskFullError,
@@ -177,7 +176,6 @@ __all__ = [
     "AnswerError",
     "Binary",
     "Change",
-    "ConflictError",
     "Connection",
     "Cursor",
     "DataError",

@@ -27,6 +27,7 @@ from nearlite._native.tail import Reader, chunk_pages
 from nearlite.generation import Generations
 from nearlite.logstate import now_ms
 from nearlite.position import Position
+from nearlite.wire.compact import pack as pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview
@@ -42,7 +43,11 @@ _PIECE: Final = 256 << 10
 PATIENCE: Final = 0.25
 """Seconds in which a client may take a large answer straight from the database."""
 
-Key = tuple[Position, Position, bool]
+_TOLD: Final = 256
+"""Pages up to which a set is told as differences, which takes some microseconds for each."""
+_TOLD_NEARBY: Final = 8
+"""Where bytes cost nothing: on the same machine."""
+Key = tuple[Position, Position, bool, bool]
 
 
 class Answer:
@@ -187,12 +192,18 @@ class Answers:
         self.commit_ms = now_ms()
 
     def changes(
-        self, start: Position, state_hash: int | None, *, compress: bool, wait: bool
+        self,
+        start: Position,
+        state_hash: int | None,
+        *,
+        compress: bool,
+        compact: bool,
+        wait: bool,
     ) -> Answer | None:
         """What `Primary.changes` answers; inside begin/end.
 
         Args:
-          start, state_hash, compress: as there.
+          start, state_hash, compress, compact: as there.
           wait: encode a large set here and now, not through a reader of its own.
 
         Raises:
@@ -209,11 +220,18 @@ class Answers:
             )
         if start == to:
             return None
-        data = self._cache.get((start, to, compress))
+        key = (start, to, compress, compact)
+        data = self._cache.get(key)
         if data is None:
             if not self._g.select(start):
                 raise self._gone(start)
             head = self.header(start, known)
+            if compact:
+                data = self._compact(start, head, _TOLD if compress else _TOLD_NEARBY)
+                if data is not None:
+                    data = pack_compact(data) if compress else data
+                    self._remember(key, data)
+                    return Answer(to, len(data), iter((data,)))
             count, data = self._tail.answer(head)
             if data is None or compress:
                 head = head.replace(count=count)
@@ -225,8 +243,15 @@ class Answers:
                     spool, size = _spool(pieces, self._g.log.folder)
                     return Answer(to, size, _read_out(spool))
                 data = b"".join(bytes(piece) for piece in pieces)
-            self._remember((start, to, compress), data)
+            self._remember(key, data)
         return Answer(to, len(data), iter((data,)))
+
+    def _compact(self, start: Position, head: SetHeader, most: int) -> bytes | None:
+        """The selection told from what the reader has, if it is at most so many pages."""
+        frame = self._g.frame_of(start)
+        if frame is None or self._tail.selected() > most:
+            return None
+        return self._tail.compact(head, frame)
 
     def _known(self, start: Position, to: Position) -> int:
         """State hash at `start`, or why it cannot be served."""

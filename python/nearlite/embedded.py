@@ -29,11 +29,7 @@ from nearlite._native.database import NO_PARAMETERS, Database, is_dml
 from nearlite.asking import NOTHING
 from nearlite.batches import Names
 from nearlite.dbapi.binding import encode
-from nearlite.dbapi.connection import (
-    LEGACY_TRANSACTION_CONTROL,
-    _checked_autocommit,
-    _checked_level,
-)
+from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
 from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import (
     DatabaseError,
@@ -105,9 +101,9 @@ class ReplicaConnection(ReplicatingConnection):
         headers: Mapping[str, str] | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
-        self._prepare_state(detect_types, check_same_thread, cached_statements)
-        _checked_level(isolation_level)
-        _checked_autocommit(autocommit)
+        self._prepare_state(
+            detect_types, isolation_level, check_same_thread, cached_statements, autocommit
+        )
         checked(freshness)
         _check_interval(sync_interval)
         path = _checked_path(database, uri=uri)
@@ -139,9 +135,7 @@ class ReplicaConnection(ReplicatingConnection):
             # The file exists; with create=False ATTACH could not create others either.
             self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
             self._counting = self._database.prepare(_COUNTERS)
-            self._open = True
-            self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
-            self._set_autocommit(autocommit)
+            self._opened()
             self._set_freshness(freshness)
             self._sync_every(sync_interval)
         except BaseException:

@@ -140,10 +140,6 @@ class WaitTimeoutError(StaleReadError, TimeoutError):
     """A position that was waited for did not arrive in time."""
 
 
-class ConflictError(SyncError):
-    """A local write conflicts with the primary's state."""
-
-
 def is_disk_full(error: BaseException) -> bool:
     """Whether something failed for want of room, as the operating system or SQLite says."""
     if isinstance(error, OSError):

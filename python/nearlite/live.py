@@ -25,6 +25,7 @@ from nearlite._native.applier import State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
 from nearlite.errors import Error, SyncError
+from nearlite.failing import UnfoundedError
 from nearlite.http import Deadline, Response, Sent, Transport
 from nearlite.position import Position
 from nearlite.receiving import Meter, SetReader
@@ -47,6 +48,13 @@ class Followed(Protocol):
     path: str
     timeout: float
     transport: Transport
+
+    @property
+    def compact(self) -> bool:
+        """Page sets may be told from the pages of the file."""
+
+    def doubt(self, error: Error) -> None:
+        """A set that was told so came out wrong: no such ones any more."""
 
     def stands_at(self, deadline: Deadline) -> Local:
         """Where it stands; the file has been found to be what it says."""
@@ -194,7 +202,9 @@ class Live:
             since = self._replica.stands_at(deadline)
         transport = self._replica.transport
         wait = self._heartbeat if wait is None else wait
-        pull = Pull(since, compress=not transport.loopback, wait=wait)
+        pull = Pull(
+            since, compress=not transport.loopback, wait=wait, compact=self._replica.compact
+        )
         fetch = pull.start()
         assert isinstance(fetch, Fetch)
         sent = transport.send(fetch.path, deadline)
@@ -218,12 +228,16 @@ class Live:
                 self._refused(poll, response)
                 return None
             meter = Meter(None, started)
-            reader = SetReader(response, meter)
+            reader = SetReader(response, meter, poll.pull.stands)
             header = reader.header()
             poll.pull.header(header)  # raises unless it leads on from there
             arrived = self._replica.receive(header, reader)
-        with contextlib.closing(arrived):
-            following, moved = self._apply(arrived, deadline, started)
+        try:
+            with contextlib.closing(arrived):
+                following, moved = self._apply(arrived, deadline, started)
+        except UnfoundedError as error:
+            self._replica.doubt(error)
+            return None
         self._worked(eager=header.target == header.start)
         if moved is not None:
             self._came(Came(moved, meter.pages, meter.bytes, time.monotonic() - started))
@@ -233,7 +247,8 @@ class Live:
         self, arrived: Arrived, deadline: Deadline, at: float
     ) -> tuple[_Poll | None, Position | None]:
         """Ask for what comes after it, then apply it; where that led, if it did."""
-        target = Local(arrived.header.target, arrived.header.hash_target)
+        head = arrived.header
+        target = Local(head.target, head.hash_target, head.pages, head.page_size)
         following: _Poll | None = None
         with contextlib.suppress(
             SyncError

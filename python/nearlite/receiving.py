@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nearlite import wire
+from nearlite._native.compact import Standing
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.errors import AnswerError
 from nearlite.http import Response
@@ -69,19 +70,28 @@ class SetReader:
     Attributes:
       whole: a small set, read in one piece together with its header; a large one comes by its chunks,
         each used where it lies.
+      compact: a set that is told from what the replica has, likewise.
+
+    Args:
+      response: whose body, or the rest of it, is the set.
+      meter: counts.
+      start: where the replica stood when it asked; None: nothing compact was asked for.
     """
 
-    def __init__(self, response: Response, meter: Meter) -> None:
+    def __init__(self, response: Response, meter: Meter, start: Standing | None = None) -> None:
         self._response = response
         self._meter = meter
         self._before = meter.bytes
+        self._start = start
         self._events = self._read()
         self.whole: wire.WholeSet | None = None
+        self.compact: wire.CompactSet | None = None
 
     def _read(self) -> Iterator[wire.Event]:
         reader = wire.PageSetReader()
+        needed = 1 if self._start is not None else 0  # a first byte that tells which kind it is
         while not reader.ended:
-            buffer = memoryview(bytearray(reader.needed()))
+            buffer = memoryview(bytearray(needed or reader.needed()))
             have = 0
             while have < len(buffer):
                 count = self._response.readinto(buffer[have:])
@@ -90,6 +100,10 @@ class SetReader:
                     return
                 have += count
                 self._meter.bytes += count
+            if needed and wire.is_compact(buffer):
+                self.compact = self._compact(bytes(buffer))
+                return
+            needed = 0
             yield from reader.receive(buffer)
         if self._response.readinto(memoryview(bytearray(1))) != 0:
             raise AnswerError("the primary sent more than one page set")
@@ -99,6 +113,13 @@ class SetReader:
         """Bytes of the set so far, as they came."""
         return self._meter.bytes - self._before
 
+    def _compact(self, data: bytes) -> wire.CompactSet:
+        """A compact set whose length nobody tells: what lies between passed it on in pieces."""
+        assert self._start is not None
+        data += self._response.read(wire.LARGEST_COMPACT)
+        self._meter.bytes += len(data) - 1
+        return wire.CompactSet(data, self._start)
+
     def at_end(self) -> bool:
         """Whether there is no page set at all."""
         return self._response.length == 0
@@ -107,20 +128,29 @@ class SetReader:
         """Raises AnswerError when what arrives is not a page set."""
         left = self._response.length
         if left is not None and left <= _SMALL_SET:
-            self.whole = wire.WholeSet(exactly(self._response, left))
+            data = exactly(self._response, left)
             self._meter.bytes += left
-            header = self.whole.header
+            if self._start is not None and wire.is_compact(data):
+                self.compact = wire.CompactSet(data, self._start)
+                header = self.compact.header
+            else:
+                self.whole = wire.WholeSet(data)
+                header = self.whole.header
         else:
-            event = next(self._events)
-            assert isinstance(event, wire.Header)
-            header = event.header
+            event = next(self._events, None)
+            if self.compact is not None:
+                header = self.compact.header
+            else:
+                assert isinstance(event, wire.Header)
+                header = event.header
         self._meter.total = max(self._meter.total, self._meter.pages + header.count)
         return header
 
     def all_came(self) -> None:
         """Count the pages of a set that is taken whole."""
-        assert self.whole is not None
-        self._meter.chunk(self.whole.header.count)
+        taken = self.compact or self.whole
+        assert taken is not None
+        self._meter.chunk(taken.header.count)
 
     def chunks(self) -> Iterator[Chunk]:
         """The verified chunks; the caller closes each."""

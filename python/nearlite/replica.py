@@ -19,14 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import PiecemealError
+from nearlite._native._lib import FormatError, HashError, PiecemealError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.checking import FullCheck, survived
-from nearlite.errors import AnswerError, Error, SyncError
+from nearlite.errors import AnswerError, Error, OfflineError, SyncError
 from nearlite.failing import (
+    READS_GO_ON,
+    UnfoundedError,
     apply_failed,
     failure_of,
     is_applying,
@@ -34,14 +36,15 @@ from nearlite.failing import (
     not_a_replica,
     not_created,
     not_kept,
+    unfounded,
 )
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.network import DEFAULT, Network
+from nearlite.observed import Observed
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
 from nearlite.seeding import SeedFile
-from nearlite.standing import Standing
 from nearlite.sync import (
     Action,
     Apply,
@@ -77,7 +80,7 @@ class SyncResult:
     seconds: float
 
 
-class Replica(Standing):
+class Replica(Observed):
     """The shared side of all connections of this process to one replica file.
 
     Args:
@@ -115,6 +118,7 @@ class Replica(Standing):
         self._known: Hashes | None = None  # of the file just created, until the applier has them
         self._upkeep = Upkeep(path, wal_limit)
         self._check = FullCheck(path)
+        self._compact = True  # page sets may be told from the pages of this file
         self.background = Background(self)
 
     def __repr__(self) -> str:
@@ -183,7 +187,11 @@ class Replica(Standing):
                 return  # another process was faster
             _log.info("%s: creating the replica from %s", self.path, self.transport.url)
             deadline = deadline or Deadline(self.timeout, renewed=True)
-            result, _ = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            try:
+                result, _ = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            except OfflineError as error:
+                error.state = "no local file was created"
+                raise
             _log.info(
                 "%s: created at %s: %d pages, %d bytes received, %.3f s",
                 self.path,
@@ -215,12 +223,16 @@ class Replica(Standing):
 
     # ------------------------------------------------------------------ sync
 
+    @property
+    def compact(self) -> bool:
+        """Page sets may be told from the pages of this file."""
+        return self._compact
+
     def stands_at(self, deadline: Deadline) -> Local:
         """Where it stands, once the file is known to be what it says."""
         if not self._check.passed:
             self._check.wait(deadline)
-        state = self.state(wait=left(deadline))
-        return Local(state.position, state.hash)
+        return Local.of(self.state(wait=left(deadline)))
 
     def sync(
         self,
@@ -246,10 +258,16 @@ class Replica(Standing):
         seconds = patience if timeout is None else timeout
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
-            local = self.stands_at(deadline)
-            pull = Pull(local, compress=not self.transport.loopback, wait=wait)
+            pull = Pull(
+                self.stands_at(deadline),
+                compress=not self.transport.loopback,
+                wait=wait,
+                compact=self._compact,
+            )
             result, answered = self._run(pull, deadline, progress)
         except Error as error:
+            if isinstance(error, OfflineError):
+                error.state, error.action = "the replica is as it was", READS_GO_ON
             self.last_error = error
             raise
         self.last_error = None
@@ -279,7 +297,7 @@ class Replica(Standing):
                         response.read(0)
                         action = pull.nothing_new()
                     elif response.status == 200:
-                        reader = SetReader(response, meter)
+                        reader = SetReader(response, meter, pull.stands)
                         action = pull.header(reader.header())
                     else:
                         _refuse(pull, response)
@@ -308,16 +326,28 @@ class Replica(Standing):
         self, pull: Pull, action: Action, reader: SetReader, seed: SeedFile, deadline: Deadline
     ) -> Action:
         if isinstance(action, Apply):
-            state = self._apply(action.header, reader, deadline)
+            try:
+                state = self._apply(action.header, reader, deadline)
+            except UnfoundedError as error:
+                self._ask_for_pages(error)
+                return pull.unfounded()
             if state is None:
-                now = self.state()
-                return pull.moved(Local(now.position, now.hash))
-            return pull.applied(Local(state.position, state.hash))
+                return pull.moved(Local.of(self.state()))
+            return pull.applied(Local.of(state))
         assert isinstance(action, (Seed, Overlay))
         held = seed.write(action.header, reader)
         if isinstance(action, Seed):
             return pull.seeded(action.header, held)
         return pull.overlaid(action.header, held)
+
+    def _ask_for_pages(self, error: Error) -> None:
+        """From now on whole pages: a replica whose pages are not what they should be is mended by them."""
+        self._compact = False
+        _log.warning("%s", error)
+
+    def doubt(self, error: Error) -> None:
+        """What a set was told from is not what it should be: it is asked for again, as whole pages."""
+        self._ask_for_pages(error)
 
     # ------------------------------------------------------------------ applying
 
@@ -340,7 +370,7 @@ class Replica(Standing):
         try:
             if not self._applying.acquire(timeout=left(deadline)):
                 raise is_applying()
-            state = _apply_arrived(self._live(), arrived, deadline)
+            state = _apply_arrived(self._live(), self.path, arrived, deadline)
         except SyncError:
             raise
         except (Error, MemoryError) as error:
@@ -388,9 +418,10 @@ class Replica(Standing):
         headers = {"Content-Type": "application/json"}
         if notes is not None:
             headers.update(notes.headers())
-        path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
+        path = "v3/pipeline"  # its answer has no page set
         state: State | None = None
         if visible:
+            path = "nl/v1/sql?v=2" if self._compact else "nl/v1/sql"
             state = self.state(wait=left(deadline))
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
@@ -399,7 +430,7 @@ class Replica(Standing):
         ) as response:
             if response.status != 200:
                 code, message = wire.decode_error(response.error_body())
-                local = None if state is None else Local(state.position, state.hash)
+                local = None if state is None else Local.of(state)
                 raise refusal(
                     response.status,
                     code,
@@ -417,7 +448,7 @@ class Replica(Standing):
         """u32 length, JSON, page set or nothing."""
         answered = time.monotonic()
         position = response.header("nearlite-position")
-        reader = SetReader(response, Meter(None, 0.0))
+        reader = SetReader(response, Meter(None, 0.0), state)
         try:
             size = int.from_bytes(exactly(response, 4), "big")
             if size > wire.MAX_JSON:
@@ -429,7 +460,11 @@ class Replica(Standing):
                     self.sync(timeout=left(deadline))
                 return bytes(answer)
             header = reader.header()
-            applied = self._apply(header, reader, deadline)
+            try:
+                applied = self._apply(header, reader, deadline)
+            except UnfoundedError as error:
+                self._ask_for_pages(error)
+                applied = None
             if applied is None and not header.target.precedes(self.state().position):
                 self.sync(timeout=left(deadline))
         except SyncError as error:
@@ -481,8 +516,15 @@ def _nothing() -> None:
     """Nobody watches yet."""
 
 
-def _apply_arrived(applier: Applier, arrived: Arrived, deadline: Deadline) -> State | None:
+def _apply_arrived(
+    applier: Applier, path: str, arrived: Arrived, deadline: Deadline
+) -> State | None:
     wait = left(deadline)
+    if arrived.compact is not None:
+        try:
+            return applier.compact(arrived.compact.start, arrived.compact.data, wait=wait)
+        except (HashError, FormatError) as error:
+            raise unfounded(path, error) from error
     if arrived.whole is not None:
         try:
             return applier.receive(arrived.header, arrived.whole.data, wait=wait)

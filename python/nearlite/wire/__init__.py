@@ -1,13 +1,15 @@
 """The native protocol's bodies: bytes in, events out. No sockets, no files.
 
-`PageSetReader` and `AnswerReader` take bytes in pieces of any size and answer verified chunks,
-`WholeSet` takes all of them at once;
+`PageSetReader` takes bytes in pieces of any size and answers verified chunks,
+`WholeSet` and `CompactSet` take all of them at once;
 `page_set` and `answer_prefix` make the pieces; `Status` and the error functions are the JSON.
 """
 
 from __future__ import annotations
 
-from nearlite.wire.answer import MAX_JSON, AnswerReader, Json, answer_prefix
+from nearlite.wire.answer import MAX_JSON, answer_prefix
+from nearlite.wire.compact import LARGEST_COMPACT, CompactSet, is_compact
+from nearlite.wire.compact import pack as pack_compact
 from nearlite.wire.messages import Status, decode_error, encode_error
 from nearlite.wire.pageset import (
     END_OF_SET,
@@ -28,14 +30,14 @@ ANSWER_TYPE = "application/vnd.nearlite.answer"
 __all__ = [
     "ANSWER_TYPE",
     "END_OF_SET",
+    "LARGEST_COMPACT",
     "MAX_JSON",
     "PAGE_SET_TYPE",
-    "AnswerReader",
     "Chunk",
+    "CompactSet",
     "End",
     "Event",
     "Header",
-    "Json",
     "PageSetReader",
     "RawChunk",
     "Status",
@@ -44,5 +46,7 @@ __all__ = [
     "chunk_pieces",
     "decode_error",
     "encode_error",
+    "is_compact",
+    "pack_compact",
     "page_set",
 ]

@@ -24,7 +24,7 @@ _LONG: Final = float("inf")
 _HEARD: Final = HEARTBEAT + 5.0
 
 
-class Standing:
+class Observed:
     """The part of a :class:`Replica` that is asked and told how it stands.
 
     Attributes:

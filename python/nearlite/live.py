@@ -234,19 +234,19 @@ class Live:
             arrived = self._replica.receive(header, reader)
         try:
             with contextlib.closing(arrived):
-                following, moved = self._apply(arrived, deadline, started)
+                following, moved, visible = self._apply(arrived, deadline, started)
         except UnfoundedError as error:
             self._replica.doubt(error)
             return None
         self._worked(eager=header.target == header.start)
         if moved is not None:
-            self._came(Came(moved, meter.pages, meter.bytes, time.monotonic() - started))
+            self._came(Came(moved, meter.pages, meter.bytes, visible - started))
         return following
 
     def _apply(
         self, arrived: Arrived, deadline: Deadline, at: float
-    ) -> tuple[_Poll | None, Position | None]:
-        """Ask for what comes after it, then apply it; where that led, if it did."""
+    ) -> tuple[_Poll | None, Position | None, float]:
+        """Ask for what comes after it, then apply it; where that led, if it did, and when."""
         head = arrived.header
         target = Local(head.target, head.hash_target, head.pages, head.page_size)
         following: _Poll | None = None
@@ -256,6 +256,7 @@ class Live:
             following = self._ask(target)
         try:
             state = self._replica.apply(arrived, deadline)
+            visible = time.monotonic()
             now = target if state is not None else self._replica.stands_at(deadline)
             if target.position.precedes(now.position):
                 self._replica.is_equal(target.position, at)
@@ -266,7 +267,7 @@ class Live:
         if following is not None and now != target:
             following.sent.close()  # somebody else has moved the file, further or not so far
             following = None
-        return following, None if state is None else target.position
+        return following, None if state is None else target.position, visible
 
     def _nothing(self, poll: _Poll) -> None:
         """The time of a poll is over."""

@@ -89,11 +89,11 @@ def test_live_comes_before_every_interval(served: Served) -> None:
     assert len(polls(served)) <= 2
 
 
-def test_the_next_request_is_sent_before_the_page_set_is_applied(served: Served) -> None:
+def test_the_next_request_is_sent_before_a_page_set_is_applied(served: Served) -> None:
     con = live(served)
     with con._replica._applying:  # nothing can be applied
         token = served.remote(isolation_level=None)
-        token.execute("INSERT INTO t VALUES(1)")
+        token.execute("INSERT INTO t VALUES(zeroblob(1000000))")
         after = f"/changes/{token.last_write_position}"
         eventually(lambda: any(path.endswith(after) for path in served.seen))
         with closing(sqlite3.connect(con._replica.path)) as stock:
@@ -278,10 +278,12 @@ class Scripted(Server):
 class Scene:
     """A replica at the first of three states, behind a server that says what it is told to."""
 
-    def __init__(self, folder: Path, *, timeout: float = 20.0) -> None:
+    def __init__(
+        self, folder: Path, *, timeout: float = 20.0, sizes: tuple[int, ...] = (1, 1, 1)
+    ) -> None:
         source = History(folder / "source.db", page_size=512)
         self.moments = [source.step("CREATE TABLE t(a)")]
-        self.moments += [source.step(f"INSERT INTO t VALUES({i})") for i in range(3)]
+        self.moments += [source.step(f"INSERT INTO t VALUES(zeroblob({size}))") for size in sizes]
         source.db.close()
         self.server = Scripted()
         self.server.raw = http(history.wire_set(None, self.moments[0]))
@@ -361,7 +363,7 @@ def test_a_damaged_set_is_not_applied_and_asked_for_again(tmp_path: Path) -> Non
 
 def test_when_somebody_else_moves_the_file_it_goes_on_from_there(tmp_path: Path) -> None:
     """The answer to what was asked ahead does not fit any more, and is thrown away."""
-    with Scene(tmp_path) as scene:
+    with Scene(tmp_path, sizes=(40_000, 1, 1)) as scene:  # 80 pages: the next request goes first
         gate = threading.Event()
 
         def first() -> bytes:
@@ -381,6 +383,28 @@ def test_when_somebody_else_moves_the_file_it_goes_on_from_there(tmp_path: Path)
                 eventually(lambda: scene.server.requests >= 2)  # asked ahead, from moment 1
                 other.sync()
                 scene.server.answers = [scene.step(2, 3), None]
+            eventually(lambda: scene.is_at(3))
+        assert scene.failures == []
+
+
+def test_when_somebody_else_moves_the_file_a_small_set_is_left_out(tmp_path: Path) -> None:
+    with Scene(tmp_path) as scene:
+        gate = threading.Event()
+
+        def first() -> bytes:
+            gate.wait(20)
+            return scene.step(0, 1)
+
+        scene.server.answers = [first, scene.step(2, 3), None]
+        helper = Server()
+        helper.raw = scene.step(0, 2)
+        other = Replica(scene.replica.path, helper.url)
+        other.open()
+        scene.thread.start()
+        eventually(lambda: scene.server.requests >= 1)
+        with closing(helper), closing(other):
+            other.sync()
+            gate.set()
             eventually(lambda: scene.is_at(3))
         assert scene.failures == []
 

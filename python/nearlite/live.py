@@ -1,9 +1,10 @@
 """A long poll that is always open: what the primary commits is here half a round trip later.
 
-The next request is on its way before the page set that was received is applied: it needs the position
-and the state hash after it, and both are in the set's header. When the set turns out not to lead there
+The next request is on its way before a page set that was received is applied: it needs the position and
+the state hash after it, and both are in the set's header. When the set turns out not to lead there
 (it could not be applied, or somebody else has moved the file), that answer is thrown away with its
-connection, and the next question starts from where the file stands.
+connection, and the next question starts from where the file stands. A small set is applied first: that
+takes less time than to send a request and wake who gets it (commit to visible: 0.74 of the time).
 
 A poll is a heartbeat, too: it asks the primary to answer within `HEARTBEAT` seconds, with nothing if
 there is nothing. One that is not answered `timeout` seconds after that is dead, and so, sooner, is a
@@ -38,6 +39,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
 _TAKE_OVER: Final = 0.5
 """Seconds between two bids of a process that does not follow to be the one that does."""
+_AT_ONCE: Final = 32
+"""Pages that are applied before the next request is sent."""
 _ITS_SYNC_HELPS: Final = frozenset(["HISTORY_GONE", "STATE_MISMATCH"])
 """Refusals that a sync of its own may know a way out of."""
 
@@ -246,28 +249,35 @@ class Live:
     def _apply(
         self, arrived: Arrived, deadline: Deadline, at: float
     ) -> tuple[_Poll | None, Position | None, float]:
-        """Ask for what comes after it, then apply it; where that led, if it did, and when."""
+        """Apply it and ask for what comes after it; where that led, if it did, and when.
+
+        Asked first, unless applying takes less than asking.
+        """
         head = arrived.header
         target = Local(head.target, head.hash_target, head.pages, head.page_size)
-        following: _Poll | None = None
-        with contextlib.suppress(
-            SyncError
-        ):  # the connection is gone: what has come is applied first
-            following = self._ask(target)
+        following = self._ask_on(target) if head.count > _AT_ONCE else None
         try:
             state = self._replica.apply(arrived, deadline)
             visible = time.monotonic()
             now = target if state is not None else self._replica.stands_at(deadline)
+            if following is None:
+                following = self._ask_on(now)
+            elif now != target:
+                following.sent.close()  # somebody else has moved the file, further or not so far
+                following = None
             if target.position.precedes(now.position):
                 self._replica.is_equal(target.position, at)
         except BaseException:
             if following is not None:
                 following.sent.close()
             raise
-        if following is not None and now != target:
-            following.sent.close()  # somebody else has moved the file, further or not so far
-            following = None
         return following, None if state is None else target.position, visible
+
+    def _ask_on(self, since: Local) -> _Poll | None:
+        """Send the next request; None when the connection is gone: it is made when nothing else is to do."""
+        with contextlib.suppress(SyncError):
+            return self._ask(since)
+        return None
 
     def _nothing(self, poll: _Poll) -> None:
         """The time of a poll is over."""

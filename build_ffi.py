@@ -60,6 +60,7 @@ SOURCES = [
     "simd_avx512.c",
     "frame.c",
     "pageset.c",
+    "ranges.c",
     "replica_header.c",
     "bootstrap.c",
     "fault.c",

@@ -64,9 +64,11 @@
 /* Ours, in the order of their dependencies; the other files are listed in build_ffi.py. Not guarded
 ** by __has_include: ccache would hand out an object that was made before the file existed. */
 #include "apply.c"
+#include "repair.c"
 #include "tail.c"
 #include "base.c"
 #include "changes.c"
+#include "compare.c"
 #include "roll.c"
 
 /* For the child of a fork (ofd.c). The list says which locks the *process* holds, which is true of the

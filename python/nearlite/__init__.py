@@ -29,6 +29,7 @@ from nearlite.dbapi.row import Row
 from nearlite.errors import (
     AnswerError,
     ConflictError,
+    DamagedError,
     DatabaseError,
     DataError,
     DiskFullError,
@@ -101,7 +102,8 @@ def connect(
     * a path, or ``":memory:"``: a local file, with the parameters of ``sqlite3.connect``: see
       :class:`Connection`.
     * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
-      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``network_timeout``, ``progress``).
+      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``network_timeout``, ``progress``,
+      ``adopt``).
     * ``http://``, ``https://``, ``libsql://``: no local file: see
       :class:`nearlite.remote.RemoteConnection` (``auth_token``, ``network_timeout``).
     """
@@ -168,6 +170,7 @@ __all__ = [
     "ConflictError",
     "Connection",
     "Cursor",
+    "DamagedError",
     "DataError",
     "DatabaseError",
     "Date",

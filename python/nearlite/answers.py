@@ -27,6 +27,7 @@ from nearlite._native.tail import Reader, chunk_pages
 from nearlite.generation import Generations
 from nearlite.logstate import now_ms
 from nearlite.position import Position
+from nearlite.wire import NOWHERE, Ask, Differences
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview
@@ -210,26 +211,73 @@ class Answers:
         if start == to:
             return None
         data = self._cache.get((start, to, compress))
-        if data is None:
-            if not self._g.select(start):
-                raise self._gone(start)
-            head = self.header(start, known)
-            count, data = self._tail.answer(head)
-            if data is None or compress:
-                head = head.replace(count=count)
-                if count * self._tail.page_size > _AT_ONCE and not wait:
-                    reader = self._tail.detach()
-                    return LargeAnswer(reader, head, self._g.log.folder, compress=compress)
-                pieces = _pieces(self._tail, head, compress=compress)
-                if count * self._tail.page_size > _IN_MEMORY:
-                    spool, size = _spool(pieces, self._g.log.folder)
-                    return Answer(to, size, _read_out(spool))
-                data = b"".join(bytes(piece) for piece in pieces)
-            self._remember((start, to, compress), data)
-        return Answer(to, len(data), iter((data,)))
+        if data is not None:
+            return Answer(to, len(data), iter((data,)))
+        if not self._g.select(start):
+            raise self._gone(start)
+        made = self._of_selection(self.header(start, known), compress=compress, wait=wait)
+        if isinstance(made, Answer):
+            return made
+        self._remember((start, to, compress), made)
+        return Answer(to, len(made), iter((made,)))
+
+    def _of_selection(self, head: SetHeader, *, compress: bool, wait: bool) -> Answer | bytes:
+        """The set of the pages that were gathered; a small one as its bytes.
+
+        Raises:
+          BusyError: as in `changes`.
+        """
+        count, data = self._tail.answer(head)
+        if data is not None and not compress:
+            return data
+        head = head.replace(count=count)
+        if count * self._tail.page_size > _AT_ONCE and not wait:
+            reader = self._tail.detach()
+            return LargeAnswer(reader, head, self._g.log.folder, compress=compress)
+        pieces = _pieces(self._tail, head, compress=compress)
+        if count * self._tail.page_size > _IN_MEMORY:
+            spool, size = _spool(pieces, self._g.log.folder)
+            return Answer(head.target, size, _read_out(spool))
+        return b"".join(bytes(piece) for piece in pieces)
+
+    def repair(self, ask: Ask, *, compress: bool, wait: bool) -> Answer | Differences:
+        """What `Primary.repair` answers; inside begin/end.
+
+        Raises:
+          BusyError: as in `changes`.
+        """
+        to = self._g.position
+        if ask.page_size != self._tail.page_size:
+            raise errors.LineageError(
+                f"the replica has pages of {ask.page_size} bytes, this primary of "
+                f"{self._tail.page_size}",
+                action="bootstrap a new replica",
+            )
+        if ask.claimed != NOWHERE:
+            self._check_history(ask.claimed, to)
+        if ask.since == NOWHERE:
+            self._tail.select()
+        elif ask.since.lineage != to.lineage or ask.since > to or not self._g.select(ask.since):
+            raise self._gone(ask.since)
+        bits = self._tail.compare(ask.runs, ask.ranges)
+        if ask.ranges:
+            return Differences(to, ask.ranges, bits)
+        self._tail.select_more(ask.pages + 1, self._tail.pages)
+        head = self.header(None, 0).replace(snapshot=False, repair=True)
+        made = self._of_selection(head, compress=compress, wait=wait)
+        return made if isinstance(made, Answer) else Answer(to, len(made), iter((made,)))
 
     def _known(self, start: Position, to: Position) -> int:
         """State hash at `start`, or why it cannot be served."""
+        self._check_history(start, to)
+        known = self._g.history(start)
+        if known is None:
+            raise self._gone(start)
+        return known
+
+    @staticmethod
+    def _check_history(start: Position, to: Position) -> None:
+        """Refuse a replica that may hold what this primary does not."""
         if start.lineage != to.lineage:
             raise errors.LineageError(
                 f"the replica belongs to lineage {start.lineage:08x}, this primary is "
@@ -241,10 +289,6 @@ class Answers:
                 f"the replica is at {start}, the primary at {to}: it was restored to an older state",
                 action="bootstrap the replica again, or restore the newer primary",
             )
-        known = self._g.history(start)
-        if known is None:
-            raise self._gone(start)
-        return known
 
     @staticmethod
     def _gone(start: Position) -> errors.HistoryGoneError:

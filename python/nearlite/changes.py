@@ -1,4 +1,4 @@
-"""The native protocol's routes (``nl/v1/``): status, snapshot, changes, sql."""
+"""The native protocol's routes (``nl/v1/``): status, snapshot, changes, repair, sql."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from nearlite import errors
 from nearlite.exchange import JSON, Answering, Headers, HttpError, Scope, Send, header
 from nearlite.leaving import Leaving
 from nearlite.position import Position
-from nearlite.wire import ANSWER_TYPE, PAGE_SET_TYPE, Status, answer_prefix
+from nearlite.wire import (
+    ANSWER_TYPE,
+    DIFFERENCES_TYPE,
+    PAGE_SET_TYPE,
+    Ask,
+    Differences,
+    RequestError,
+    Status,
+    answer_prefix,
+)
 
 MAX_WAIT: Final = 25.0
 """Seconds of a long poll."""
@@ -107,6 +116,9 @@ class Source(Protocol):
     def snapshot(self, *, compress: bool = False) -> PageSet:
         """All pages."""
 
+    def repair(self, ask: Ask, *, compress: bool = False) -> PageSet | Differences:
+        """Which of a replica's ranges differ, or the pages that do."""
+
     def after_commit(self) -> object:
         """Take what was committed, by whatever process, and tell subscribers."""
 
@@ -188,6 +200,26 @@ class Feed:
             )
             return
         await self._stream(send, answer, (_at(answer.to), _PRIVATE))
+
+    async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
+        """``POST repair?z=``."""
+        self._note(scope)
+        compress = _query(scope).get("z") == "1"
+
+        def work() -> PageSet | Differences:
+            return self._source.repair(Ask.decode(body), compress=compress)
+
+        with _refusals():
+            try:
+                found = await self._thread(work)
+            except RequestError as error:
+                raise HttpError(400, "BAD_REQUEST", str(error)) from None
+        if isinstance(found, Differences):
+            headers = (_at(found.position), _NO_STORE)
+            kind = DIFFERENCES_TYPE.encode()
+            await self._answering.whole(send, 200, found.encode(), kind, headers)
+        else:
+            await self._stream(send, found, (_at(found.to), _NO_STORE))
 
     def replica(self, scope: Scope) -> ReplicaOf:
         """Position, hash and wish for compression of ``POST sql``; refuses what could never be synced.

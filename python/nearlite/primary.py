@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from nearlite import errors
 from nearlite._native.database import Database
@@ -34,6 +34,7 @@ from nearlite.logstate import RETAIN_SECONDS, Durability, now_ms
 from nearlite.position import Position
 from nearlite.roll import Roller
 from nearlite.startup import StartUp
+from nearlite.wire import Ask, Differences
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 _LOG = logging.getLogger("nearlite")
@@ -41,6 +42,7 @@ _LOG = logging.getLogger("nearlite")
 ROLL_BYTES: Final = 16 << 20
 _ATTEMPTS: Final = 5
 """To begin a large set between two commits, before everybody has to wait for it."""
+_T = TypeVar("_T")
 _RETRY_FIRST: Final = 0.5
 _RETRY_LAST: Final = 30.0
 
@@ -292,13 +294,36 @@ class Primary:
         frozen = self._roller.frozen
         if frozen is not None and (start, state_hash) == (frozen.position, frozen.hash):
             return None
+        return self._answered(
+            lambda wait: self._answers.changes(start, state_hash, compress=compress, wait=wait)
+        )
+
+    def repair(self, ask: Ask, *, compress: bool = False) -> Answer | Differences:
+        """What differs between a replica's pages and those of now.
+
+        Args:
+          ask: hashes of ranges of its pages.
+          compress: allow zstd chunks.
+
+        Returns:
+          Which ranges differ; or, when only single pages were asked about, the page set that makes the
+          replica equal to now: of those that differ, of what has changed since the first answer of
+          this repair, and of what lies beyond the replica's last page.
+
+        Raises:
+          LineageError, PrimaryRestoredError: as `changes`, unless the replica claims no position.
+          HistoryGoneError: the log does not tell what changed since the first answer: start over.
+          HashError: a page of this database is damaged on disk.
+        """
+        return self._answered(lambda wait: self._answers.repair(ask, compress=compress, wait=wait))
+
+    def _answered(self, make: Callable[[bool], _T]) -> _T:
+        """What `make` answers inside a read transaction; its argument: encode all of it here and now."""
         for attempt in range(_ATTEMPTS):
             with self._mutex:
                 self._begin()
                 try:
-                    found = self._answers.changes(
-                        start, state_hash, compress=compress, wait=attempt == _ATTEMPTS - 1
-                    )
+                    found = make(attempt == _ATTEMPTS - 1)
                 except BusyError:  # a commit in the middle of a large set's beginning
                     continue
                 finally:

@@ -535,9 +535,16 @@ static int apply_check_growth(nl_applier *a, nl_error *err) {
     return NL_OK;
 }
 
-/* (6) Page 1 with the new position, from the set or from the replica itself. */
+/* (6) Page 1 with the new position, from the set or from the replica itself: as the file has it, because
+** SQLite corrects the size of the database in its own copy when it begins to write. */
 static int apply_page_one(nl_applier *a, nl_error *err) {
-    if (!a->have_page1) memcpy(a->page, apply_btree(a)->pBt->pPage1->aData, a->page_size);
+    if (!a->have_page1) {
+        int rc = apply_read_page(a, 1, a->page);
+        if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "page 1 could not be read", err);
+        if (a->hash[0] != 0 && nl_page_hash(a->page, a->page_size, 1) != a->hash[0]) {
+            return nl_fail(err, NL_E_HASH, "page 1 is not what it was when it was hashed");
+        }
+    }
     return nl_replica_page_one(a->page, a->page_size, a->set.to, a->set.hash_to, err);
 }
 

@@ -22,16 +22,6 @@ int nl_tail_select_more(nl_tail *t, uint32_t first, uint32_t last, nl_error *err
     return rc;
 }
 
-/* XOR of the table over the range, as far as the database reaches. The lock-byte page has 0. */
-static uint64_t compare_range(const nl_tail *t, uint64_t first, uint64_t span)
-{
-    uint64_t sum = 0, end = first + span;
-
-    if (end > (uint64_t)t->pages + 1) end = (uint64_t)t->pages + 1;
-    for (uint64_t p = first; p < end; p++) sum ^= t->table[p - 1];
-    return sum;
-}
-
 int nl_tail_compare(
     nl_tail *t,
     const uint8_t *runs,
@@ -52,7 +42,8 @@ int nl_tail_compare(
         const uint64_t span = (uint64_t)1 << run.span;
         for (uint32_t i = 0; rc == NL_OK && i < run.count; i++) {
             uint64_t first = run.first + i * span;
-            int same = compare_range(t, first, span) == nl_get64(run.hashes + 8 * (size_t)i);
+            uint64_t mine = nl_range_hash(t->table, t->pages, first, span);
+            int same = mine == nl_get64(run.hashes + 8 * (size_t)i);
             if (span == 1 && !same) rc = changes_add(t, (uint32_t)first, err);
             if (span == 1) continue;
             if (!same) bits[bit / 8] |= (uint8_t)(1u << (bit % 8));

@@ -138,7 +138,8 @@ void nl_lock_byte_use(uint32_t offset);
 #define NL_CHUNK_HEADER_SIZE 32
 #define NL_SET_VERSION 1
 #define NL_SET_SNAPSHOT 1          /* flag: every page but the lock-byte page, fuzzy, `from` is void */
-#define NL_SET_REPAIR 2            /* flag: what differed from a replica's pages, `from` is void */
+#define NL_SET_REPAIR 2            /* flag: what differed from a replica's pages, `from` is void. With
+                                   ** NL_SET_SNAPSHOT: the pages of a snapshot from some page on */
 #define NL_CHUNK_ZSTD 1            /* flag: stored bytes are one zstd frame of raw_size bytes */
 #define NL_PAGE_RAW 0              /* encoding of one page: its bytes. Others are reserved */
 #define NL_CHUNK_MAX_PAGES 1024
@@ -218,6 +219,10 @@ int nl_chunk_encode(
 #define NL_SPAN_MAX 31             /* log2 of the pages in a range */
 #define NL_SPAN_WANTED 255         /* instead of a span: pages that are wanted, without hashes */
 
+/* Hashes of n ranges of 2^span pages each, out of a table of `pages` page hashes: 8 bytes each, big-endian.
+** [any thread] */
+void nl_ranges_fold(
+    const uint64_t *table, uint32_t pages, uint32_t first, uint32_t span, uint32_t n, uint8_t *out);
 /* Check the runs of a repair's request: NL_E_FORMAT says what is wrong. [any thread] */
 int nl_ranges_check(
     const uint8_t *in,
@@ -456,6 +461,10 @@ int nl_sync_database(const char *path, nl_error *err);
 /* A replica's first file under a temporary name. One thread at a time. */
 typedef struct nl_bootstrap nl_bootstrap;
 int nl_bootstrap_open(const char *path, uint32_t page_size, nl_bootstrap **out, nl_error *err);
+/* Go on with a file that an earlier one left: its pages are hashed as they are. `pages` is how many whole
+** ones there are. */
+int nl_bootstrap_resume(
+    const char *path, uint32_t page_size, nl_bootstrap **out, uint32_t *pages, nl_error *err);
 int nl_bootstrap_chunk(nl_bootstrap *b, const nl_chunk *c, nl_error *err);
 uint64_t nl_bootstrap_hash(const nl_bootstrap *b, uint32_t pages);   /* XOR over pages 1..pages */
 /* Check completeness and state hash, write page 1 with the replica header, cut to size. */

@@ -24,6 +24,15 @@ int nl_ranges_next(const uint8_t *in, size_t n, size_t *at, nl_run *out)
     return 1;
 }
 
+void nl_ranges_fold(
+    const uint64_t *table, uint32_t pages, uint32_t first, uint32_t span, uint32_t n, uint8_t *out)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t from = first + ((uint64_t)i << span);
+        nl_put64(out + 8 * (size_t)i, nl_range_hash(table, pages, from, (uint64_t)1 << span));
+    }
+}
+
 int nl_ranges_check(
     const uint8_t *in, size_t n, uint32_t *ranges, uint32_t *pages, nl_error *err)
 {

@@ -20,4 +20,15 @@ typedef struct nl_run {
 /* The run at *at; 0 at the end. Only for bytes that nl_ranges_check has accepted. */
 int nl_ranges_next(const uint8_t *in, size_t n, size_t *at, nl_run *out);
 
+/* XOR of the hashes of pages first .. first + span - 1, as far as the table reaches. */
+static inline uint64_t nl_range_hash(
+    const uint64_t *table, uint32_t pages, uint64_t first, uint64_t span)
+{
+    uint64_t sum = 0, end = first + span;
+
+    if (end > (uint64_t)pages + 1) end = (uint64_t)pages + 1;
+    for (uint64_t p = first; p < end; p++) sum ^= table[p - 1];
+    return sum;
+}
+
 #endif

@@ -20,6 +20,7 @@
 #include "bytes.h"
 #include "fault.h"
 #include "frame.h"
+#include "ranges.h"
 
 /* SQLite refuses a database file that is shorter than page 1 says, unless the connection may write the
 ** schema, as it wants it for the same purpose: to repair. This connection runs no SQL. */
@@ -73,11 +74,8 @@ static int repair_hash_all(nl_applier *a, uint32_t pages, int64_t deadline, nl_e
 }
 
 /* The state hash of the table. */
-static uint64_t repair_sum(const nl_applier *a, uint64_t first, uint64_t end) {
-    uint64_t sum = 0;
-    if (end > (uint64_t)a->hash_pages + 1) end = (uint64_t)a->hash_pages + 1;
-    for (uint64_t p = first; p < end; p++) sum ^= a->hash[p - 1];
-    return sum;
+static uint64_t repair_sum(const nl_applier *a) {
+    return nl_range_hash(a->hash, a->hash_pages, 1, a->hash_pages);
 }
 
 int nl_applier_survey(
@@ -111,7 +109,7 @@ int nl_applier_survey(
         rc = repair_hash_all(a, at->pages, wait_ms < 0 ? 0 : apply_now_ms() + wait_ms, err);
     }
     if (rc == NL_OK) {
-        *hash = repair_sum(a, 1, (uint64_t)at->pages + 1);
+        *hash = repair_sum(a);
         a->surveyed_at = apply_wal(a)->hdr;
         a->surveyed = 1;
     }
@@ -133,10 +131,7 @@ int nl_applier_claim(nl_applier *a, nl_state *out, nl_error *err) {
 void nl_applier_ranges(
     const nl_applier *a, uint32_t first, uint32_t span, uint32_t n, uint8_t *out
 ) {
-    for (uint32_t i = 0; i < n; i++) {
-        uint64_t from = first + ((uint64_t)i << span);
-        nl_put64(out + 8 * (size_t)i, repair_sum(a, from, from + ((uint64_t)1 << span)));
-    }
+    nl_ranges_fold(a->hash, a->hash_pages, first, span, n, out);
 }
 
 int nl_applier_repair(
@@ -146,7 +141,7 @@ int nl_applier_repair(
     nl_error *err
 ) {
     if (apply_idle(a, err) != NL_OK) return NL_E_MISUSE;
-    if (!a->surveyed || (set->flags & NL_SET_REPAIR) == 0) {
+    if (!a->surveyed || set->flags != NL_SET_REPAIR) {
         return nl_fail(err, NL_E_MISUSE, "a repair begins with a survey and a set for it");
     }
     if (set->page_size != a->page_size) {
@@ -164,7 +159,7 @@ int nl_applier_repair(
         pager_reset(sqlite3BtreePager(apply_btree(a)));
         rc = nl_fail(err, NL_E_POSITION, "the file has changed since it was surveyed");
     } else {
-        apply_open(a, set, repair_sum(a, 1, (uint64_t)a->hash_pages + 1), a->hash_pages); /* (2) */
+        apply_open(a, set, repair_sum(a), a->hash_pages); /* (2) */
     }
     a->surveyed = 0; /* the table is the set's from here on */
     apply_leave(a);

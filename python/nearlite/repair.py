@@ -23,35 +23,22 @@ from nearlite import wire
 from nearlite._native import faults
 from nearlite._native.applier import Applier, State, Survey
 from nearlite._native.database import NO_PARAMETERS, Database, distrust_schemas
-from nearlite._native.frames import SPAN_WANTED, Chunk, SetHeader
+from nearlite._native.frames import Chunk, SetHeader
 from nearlite.arriving import IN_MEMORY, Arrived
 from nearlite.bootstrap import Folder
+from nearlite.comparing import Comparison
 from nearlite.errors import AnswerError, DiskFullError, Error, HistoryGoneError, SyncError
 from nearlite.failing import apply_failed, left, not_a_replica, not_kept
-from nearlite.http import Deadline, Response, Transport
+from nearlite.http import Deadline, Transport
 from nearlite.receiving import Meter, SetReader
-from nearlite.sync import refusal
 
 _log = logging.getLogger("nearlite")
 _SURVEYED = faults.declare("repair.surveyed")
-_COMPARED = faults.declare("repair.compared")
 _ARRIVED = faults.declare("repair.arrived")
 _SCHEMA: Final = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_schema ORDER BY rowid"
 
-_AT_ONCE: Final = 8192
-"""Pages of a database whose every page hash is sent at once: 64 KiB, and a request less."""
-_RANGES: Final = 16384
-"""Ranges of the first request, at most: 128 KiB."""
-_FEW: Final = 6
-"""log2 of the pages in a range whose pages are compared one by one if it differs."""
-_HASHES: Final = 4 << 20
-"""Page hashes in one request: 32 MiB, half of what a primary takes. Beyond that pages come unasked."""
-_RUNS: Final = 32768
 _OVERTAKEN: Final = 8
 """Attempts while other processes write the file, or the primary forgets its first answer."""
-
-Ranges = list[tuple[int, int]]
-"""First page and number of pages, ascending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,51 +148,18 @@ class Repair:
     def _receive(
         self, applier: Applier, survey: Survey, deadline: Deadline, meter: Meter
     ) -> Arrived:
-        with self._fetch(applier, survey, deadline) as response:
+        claimed = survey.claimed
+        where = claimed.position if self._claim else wire.NOWHERE
+        comparison = Comparison(self._transport, claimed.page_size, claimed.pages, where)
+        try:
+            response = comparison.answer(applier, deadline)
+        finally:
+            self._sent += comparison.sent
+        with response:
             reader = SetReader(response, meter)
             header = self._checked(reader.header(), survey)
             self._check_room(header)
             return Arrived.receive(header, reader, self._folder.path)
-
-    def _fetch(self, applier: Applier, survey: Survey, deadline: Deadline) -> Response:
-        """Compare from large ranges to single pages; the answer that is the page set."""
-        claimed = survey.claimed
-        pages = claimed.pages
-        span = _first_span(pages)
-        asked: Ranges = [(1, pages)]
-        since = wire.NOWHERE
-        while True:
-            runs = _runs(applier, asked, span)
-            where = claimed.position if self._claim else wire.NOWHERE
-            ask = wire.Ask.of(claimed.page_size, pages, where, since, runs)
-            response = self._post(ask, deadline)
-            if ask.ranges == 0:
-                return response
-            with response:
-                body = response.read(64 + (ask.ranges + 7) // 8)
-            found = wire.Differences.decode(body, count=ask.ranges)
-            faults.hit(_COMPARED)
-            if since == wire.NOWHERE:
-                since = found.position
-            asked = _differing(runs, found, pages)
-            span = 0 if span <= _FEW + 2 else span // 2
-
-    def _post(self, ask: wire.Ask, deadline: Deadline) -> Response:
-        body = ask.encode()
-        self._sent += len(body)
-        z = "0" if self._transport.loopback else "1"
-        headers = {"Content-Type": wire.REQUEST_TYPE}
-        response = self._transport.request(
-            "POST", f"nl/v1/repair?z={z}", body=body, headers=headers, deadline=deadline
-        )
-        expected = wire.PAGE_SET_TYPE if ask.ranges == 0 else wire.DIFFERENCES_TYPE
-        if response.status == 200 and response.header("content-type") == expected:
-            return response
-        with response:
-            if response.status == 200:
-                raise AnswerError("the primary answered a request for repair with something else")
-            code, message = wire.decode_error(response.error_body())
-            raise _refused(response.status, code, message, ask.claimed)
 
     def _checked(self, header: SetHeader, survey: Survey) -> SetHeader:
         claimed = survey.claimed
@@ -230,16 +184,6 @@ class Repair:
                 state="the file is as it was",
                 action="make room on the disk and try again",
             )
-
-
-def _refused(status: int, code: str, message: str, claimed: object) -> SyncError:
-    if status in (404, 405):
-        return SyncError(
-            "the primary is of a version that cannot repair replicas",
-            state="the file is as it was",
-            action="move the file away and connect again, or update the primary",
-        )
-    return refusal(status, code, message, None, state=f"the file is as it was, at {claimed}")
 
 
 def prepare_to_adopt(path: str) -> None:
@@ -289,52 +233,3 @@ def _apply(applier: Applier, arrived: Arrived, deadline: Deadline) -> State | No
         except BaseException:
             applier.rollback()
             raise
-
-
-# ---------------------------------------------------------------------- which ranges
-
-
-def _first_span(pages: int) -> int:
-    """log2 of the pages in a range of the first request; 0: single pages."""
-    if pages <= _AT_ONCE:
-        return 0
-    return max(_FEW, ((pages - 1) // _RANGES).bit_length())
-
-
-def _runs(applier: Applier, asked: Ranges, span: int) -> list[wire.Run]:
-    """Hashes of ranges of ``2**span`` pages that make up what is asked about."""
-    runs = []
-    budget = _HASHES
-    for first, pages in asked:
-        count = (pages + (1 << span) - 1) >> span
-        if count > budget:
-            runs.append(wire.Run(first, pages, SPAN_WANTED))
-            continue
-        budget -= count
-        runs.append(wire.Run(first, count, span, applier.ranges(first, span, count)))
-    return runs
-
-
-def _differing(runs: list[wire.Run], found: wire.Differences, pages: int) -> Ranges:
-    """Ranges of those runs that differ, neighbours put together; pages that are wanted stay so."""
-    marks = iter(found.differing())
-    mark = next(marks, None)
-    at = 0
-    ranges: Ranges = []
-    for run in runs:
-        if run.span == SPAN_WANTED:
-            ranges.append((run.first, run.count))
-            continue
-        while mark is not None and mark < at + run.count:
-            first = run.first + ((mark - at) << run.span)
-            end = min(first + (1 << run.span), pages + 1)
-            if ranges and ranges[-1][0] + ranges[-1][1] == first:
-                ranges[-1] = (ranges[-1][0], end - ranges[-1][0])
-            else:
-                ranges.append((first, end - first))
-            mark = next(marks, None)
-        at += run.count
-    while len(ranges) > _RUNS:  # comparing what lies between them costs less than so many runs
-        pairs = zip(ranges[::2], [*ranges[1::2], ranges[-1]], strict=False)
-        ranges = [(low[0], high[0] + high[1] - low[0]) for low, high in pairs]
-    return ranges

@@ -198,7 +198,7 @@ class Replica:
             except Error:
                 raise not_a_replica(self.path, error) from error
             why = str(error)
-        self._repair(why, Deadline(self.timeout, renewed=True), adopt=self._adopt)
+        self.repair(why, adopt=self._adopt)
 
     def _discard_and_create(self) -> None:
         """The one case in which a file is replaced: ours, whose first bytes never reached the disk."""
@@ -295,7 +295,7 @@ class Replica:
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
             if repair:
-                result = self._repair("it was asked for", deadline, progress, claim=False)
+                result = self.repair("it was asked for", deadline, progress, claim=False)
             else:
                 result = self._pull(deadline, wait, progress)
         except Error as error:
@@ -332,22 +332,31 @@ class Replica:
         self, error: SyncError, deadline: Deadline, progress: ProgressCallback | None = None
     ) -> SyncResult:
         try:
-            return self._repair(error.message, deadline, progress)
+            return self.repair(error.message, deadline, progress)
         except SyncError as failure:
             failure.message = f"{error.message}; it could not be repaired: {failure.message}"
             failure.data_at_risk |= error.data_at_risk
             raise failure from error
 
-    def _repair(
+    def repair(
         self,
         why: str,
-        deadline: Deadline,
+        deadline: Deadline | None = None,
         progress: ProgressCallback | None = None,
         *,
         claim: bool = True,
         adopt: bool = False,
     ) -> SyncResult:
-        """Make every page what the primary has; see :class:`Repair`."""
+        """Make every page what the primary has, as one transaction; see :class:`Repair`.
+
+        Args:
+          why: one phrase for the log.
+          deadline: of all of it; None: the primary may not stand still for longer than `timeout`.
+          progress: told of a long one.
+          claim: a replica that holds a history which the primary does not is refused.
+          adopt: a file that is no replica becomes one.
+        """
+        deadline = deadline or Deadline(self.timeout, renewed=True)
         started = time.monotonic()
         meter = Meter(progress or self._progress, started)
         job = Repair(self.path, self.transport, self.folder, adopt=adopt, claim=claim)

@@ -336,9 +336,11 @@ int nl_applier_open(const char *path, int durable, nl_applier **out, nl_error *e
     sqlite3_busy_timeout(a->db, 5000);
     sqlite3_wal_autocheckpoint(a->db, 0);
     /* What PRAGMA synchronous does, without reading the schema first: it may be what is damaged. */
+    sqlite3_mutex_enter(a->db->mutex);
     a->db->aDb[0].safety_level = durable ? PAGER_SYNCHRONOUS_FULL : PAGER_SYNCHRONOUS_NORMAL;
     a->db->aDb[0].bSyncSet = 1;
     setAllPagerFlags(a->db);
+    sqlite3_mutex_leave(a->db->mutex);
 done:
     if (rc != SQLITE_OK) {
         apply_fail_sqlite(rc, "the replica file could not be opened", err);

@@ -20,7 +20,7 @@ ROOMS = [
     "dbapi http asgi",
     "bootstrap asking upstream datafile",
     "logstate logformat log",
-    "failing checking receiving arriving seeding comparing repair upkeep background replica routing session streams lending",
+    "failing checking receiving arriving comparing seeding repair upkeep background replica routing session streams lending",
     "batches",
     "following forwarding placing generation owned writer roll startup answers pipeline atonce remote",
     "changes primary",

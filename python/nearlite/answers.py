@@ -319,10 +319,10 @@ class Answers:
         self._cache[key] = data
 
 
-def snapshot_runs(pages: int, page_size: int) -> list[tuple[int, int]]:
-    """Chunks of a snapshot: first and last page. None is the lock-byte page alone."""
+def snapshot_runs(pages: int, page_size: int, start: int = 1) -> list[tuple[int, int]]:
+    """Chunks of a snapshot from page `start` on: first and last page. None is the lock-byte page alone."""
     step = chunk_pages(page_size)
-    runs = [(first, min(first + step - 1, pages)) for first in range(1, pages + 1, step)]
+    runs = [(first, min(first + step - 1, pages)) for first in range(start, pages + 1, step)]
     return [run for run in runs if run_count(run, page_size)]
 
 

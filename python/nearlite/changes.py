@@ -113,8 +113,8 @@ class Source(Protocol):
     ) -> PageSet | None:
         """From a position to now; None when there is nothing newer."""
 
-    def snapshot(self, *, compress: bool = False) -> PageSet:
-        """All pages."""
+    def snapshot(self, *, compress: bool = False, first: int = 1) -> PageSet:
+        """All pages from that one on."""
 
     def repair(self, ask: Ask, *, compress: bool = False) -> PageSet | Differences:
         """Which of a replica's ranges differ, or the pages that do."""
@@ -169,11 +169,15 @@ class Feed:
         await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
 
     async def snapshot(self, scope: Scope, send: Send) -> None:
-        """``GET snapshot``."""
+        """``GET snapshot?from=&z=``."""
         self._note(scope)
-        compress = _query(scope).get("z") == "1"
+        query = _query(scope)
+        compress = query.get("z") == "1"
+        first = _page(query.get("from"))
         try:
-            answer = await self._thread(lambda: self._source.snapshot(compress=compress))
+            answer = await self._thread(
+                lambda: self._source.snapshot(compress=compress, first=first)
+            )
         except (OSError, errors.OperationalError) as error:
             _refuse_if_full(error)
             raise
@@ -516,6 +520,14 @@ def _state_hash(text: str | None) -> int | None:
     if _HASH.fullmatch(text) is None:
         raise HttpError(400, "BAD_REQUEST", "a state hash is written as 16 hex digits")
     return int(text, 16)
+
+
+def _page(text: str | None) -> int:
+    if text is None:
+        return 1
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:11]) < 1 << 32:
+        raise HttpError(400, "BAD_REQUEST", "from is the number of a page")
+    return int(text)
 
 
 def _wait(text: str | None) -> float:

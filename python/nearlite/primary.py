@@ -22,7 +22,6 @@ from nearlite._native.frames import (
     SET_HEADER_SIZE,
     SetHeader,
     chunk_size,
-    lock_page,
 )
 from nearlite._native.tail import BusyError, MisuseError, Tail, WalResetError
 from nearlite.answers import Answer, Answers, LargeAnswer, run_count, snapshot_runs
@@ -333,8 +332,11 @@ class Primary:
             return found
         raise AssertionError("the last attempt needs no reader of its own")
 
-    def snapshot(self, *, compress: bool = False) -> Answer:
+    def snapshot(self, *, compress: bool = False, first: int = 1) -> Answer:
         """All pages, as a stream of chunks; ``.to`` is the state it began at (p0).
+
+        With `first` only those from that page on, for a download that was broken off: what its reader
+        has of the pages before is of an older state, and is compared by `repair` at the end.
 
         The stream is fuzzy (rule A8): every chunk is read in a short transaction of its own, so pages
         may be newer than p0 and a roll is never held up. The reader completes it with
@@ -345,25 +347,25 @@ class Primary:
             try:
                 tail, to = self._tail, self._generations.position
                 pages = tail.pages
-                count = pages - (1 if lock_page(self.page_size) <= pages else 0)
-                head = self._answers.header(None, 0).replace(count=count)
+                runs = snapshot_runs(pages, self.page_size, first)
+                count = sum(run_count(run, self.page_size) for run in runs)
+                head = self._answers.header(None, 0).replace(count=count, repair=first > 1)
             finally:
                 tail.end()
         size = None
         if not compress:
-            runs = snapshot_runs(pages, self.page_size)
             bodies = sum(chunk_size(self.page_size, run_count(run, self.page_size)) for run in runs)
             size = SET_HEADER_SIZE + (len(runs) + 1) * CHUNK_HEADER_SIZE + bodies
-        return Answer(to, size, self._snapshot_chunks(head, to, pages, compress=compress))
+        return Answer(to, size, self._snapshot_chunks(head, to, runs, compress=compress))
 
     def _snapshot_chunks(
-        self, head: SetHeader, to: Position, pages: int, *, compress: bool
+        self, head: SetHeader, to: Position, runs: list[tuple[int, int]], *, compress: bool
     ) -> Iterator[bytes]:
         token = object()
         self._snapshots[token] = to.generation
         try:
             yield head.encode()
-            for first, last in snapshot_runs(pages, self.page_size):
+            for first, last in runs:
                 with self._mutex:
                     self._begin()
                     try:

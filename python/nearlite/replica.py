@@ -31,6 +31,7 @@ from nearlite.errors import (
     DamagedError,
     Error,
     HistoryGoneError,
+    OfflineError,
     StateMismatchError,
     SyncError,
 )
@@ -52,6 +53,7 @@ from nearlite.seeding import SeedFile
 from nearlite.sync import (
     Action,
     Apply,
+    Compare,
     Done,
     Fetch,
     Local,
@@ -376,10 +378,19 @@ class Replica:
         seed = SeedFile(self.folder)
         response: Response | None = None
         reader: SetReader | None = None
+        keep = False
         try:
-            action: Action = pull.start()
+            meter.held = seed.resume() if pull.seeding else 0
+            deadline.restart()  # it was hashed
+            action: Action = pull.start(meter.held)
             while not isinstance(action, Done):
-                if isinstance(action, Fetch):
+                if isinstance(action, Compare):
+                    if response is not None:
+                        response.close()
+                    response = seed.compare(self.transport, deadline)
+                    reader = SetReader(response, meter)
+                    action = pull.header(reader.header())
+                elif isinstance(action, Fetch):
                     if response is not None:
                         response.close()
                     response = self.transport.request("GET", action.path, deadline=deadline)
@@ -395,6 +406,12 @@ class Replica:
                     assert reader is not None
                     action = self._perform(pull, action, reader, seed, deadline)
             self._known = seed.place()
+        except (OfflineError, HistoryGoneError, KeyboardInterrupt) as error:
+            keep = pull.seeding
+            if keep and meter.held + meter.pages and isinstance(error, SyncError):
+                error.state = "no local file was created; what has come is kept"
+                error.action = "try again: the download goes on where it stopped"
+            raise
         except SyncError:
             raise
         except (Error, MemoryError) as error:
@@ -405,7 +422,7 @@ class Replica:
         except ValueError as error:  # a body beyond its bound
             raise AnswerError(f"the primary's answer was refused: {error}") from error
         finally:
-            seed.close()
+            seed.close(keep=keep)
             if response is not None:
                 response.close()
         self.primary_position = action.position

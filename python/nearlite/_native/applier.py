@@ -77,6 +77,23 @@ class Survey:
     cookie: int
 
 
+class PageHashes:
+    """Hashes of the pages of a file, for a comparison.
+
+    Args:
+      table: 8 bytes a page, in the machine's byte order.
+    """
+
+    def __init__(self, table: bytes | bytearray) -> None:
+        self._table = ffi.from_buffer("uint64_t[]", table)
+
+    def ranges(self, first: int, span: int, count: int) -> bytes:
+        """As :meth:`Applier.ranges`."""
+        out = ffi.new("uint8_t[]", 8 * count)
+        lib.nl_ranges_fold(self._table, len(self._table), first, span, count, out)
+        return bytes(ffi.buffer(out))
+
+
 class Applier:
     """The writer of one replica file: a private connection that may lift its write protection.
 
@@ -267,14 +284,30 @@ class Bootstrap:
     """A replica's first file under a temporary name.
 
     Args:
-      path: must not exist.
+      path: must not exist, unless `resume`.
+      page_size: bytes.
+      resume: go on with the file that an earlier one left.
+
+    Attributes:
+      held: whole pages that were there.
     """
 
-    def __init__(self, path: str, page_size: int) -> None:
+    def __init__(self, path: str, page_size: int, *, resume: bool = False) -> None:
         self._err = ffi.new("nl_error *")
-        slot = ffi.new("nl_bootstrap **")
-        check(lib.nl_bootstrap_open(path.encode(), page_size, slot, self._err), self._err)
+        slot, held = ffi.new("nl_bootstrap **"), ffi.new("uint32_t *")
+        if resume:
+            rc = lib.nl_bootstrap_resume(path.encode(), page_size, slot, held, self._err)
+        else:
+            rc = lib.nl_bootstrap_open(path.encode(), page_size, slot, self._err)
+        check(rc, self._err)
         self._handle: Any = slot[0]
+        self.held: int = held[0]
+
+    def hashes(self, pages: int) -> PageHashes:
+        """Of pages 1..pages as they are in the file."""
+        table = bytearray(8 * pages)
+        lib.nl_bootstrap_hashes(self._handle, ffi.from_buffer("uint64_t[]", table), pages)
+        return PageHashes(table)
 
     def chunk(self, chunk: Chunk) -> None:
         """Write the chunk's pages, over earlier images of the same pages."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -31,6 +32,7 @@ import tarfile
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +63,13 @@ SOURCES = [
     "frame.c",
     "pageset.c",
     "ranges.c",
+    "btree_page.c",
+    "delta.c",
+    "delta_tokens.c",
+    "delta_encode.c",
+    "delta_place.c",
+    "delta_balance.c",
+    "compact.c",
     "replica_header.c",
     "bootstrap.c",
     "fault.c",
@@ -187,6 +196,19 @@ def _xxhash_problem(files: dict[str, bytes]) -> str | None:
 
 
 Source = tuple[str, Callable[[], dict[str, bytes]]]
+# Whatever a source that is absent, unreachable, cut off or something else (a login page with status 200)
+# ends in: the next one is asked.
+_NOT_HAD = (
+    OSError,
+    EOFError,
+    subprocess.SubprocessError,
+    LookupError,
+    StopIteration,
+    http.client.HTTPException,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def _sqlite_sources() -> Iterator[Source]:
@@ -222,7 +244,7 @@ def _obtain(
         try:
             files = read()
             wrong = problem(files)
-        except (OSError, subprocess.SubprocessError, KeyError, StopIteration) as error:
+        except _NOT_HAD as error:
             wrong = f"{type(error).__name__}: {error}"
         if wrong is None:
             for folder in (VENDOR, _cache()):

@@ -24,7 +24,8 @@
 **       restarts the log, writes and syncs the WAL header, pads, syncs and publishes. Only the
 **       frames between travel in bulk, with hdr.mxFrame advanced per write, so that walIndexAppend
 **       never mistakes our own entries for a dead writer's.
-**   (6) the state hash is compared before the commit frame is written; page 1 is that frame.
+**   (6) the state hash is compared as soon as all pages are there: before a byte is written, if they
+**       came in one chunk, and always before the commit frame; page 1 is that frame.
 **   (7) the end is commit *phase two only*: phase one may run an auto-vacuum with a stale page 1.
 **       No pager or btree size is set by hand; the next read takes them from the wal-index.
 **   (8) the page cache is dropped after the transaction has ended: while page 1 is referenced
@@ -42,8 +43,6 @@
 
 /* unixWrite keeps only the low 17 bits of a write's length: one xWrite stays below this. */
 #define APPLY_WRITE_MAX 131071u
-/* Chunks of a set that is taken whole: a primary makes one of each mebibyte. */
-#define APPLY_WHOLE_CHUNKS 16u
 
 struct nl_applier {
     sqlite3 *db;            /* private connection, autocheckpoint off */
@@ -63,6 +62,7 @@ struct nl_applier {
     uint32_t last;          /* last page number of the set seen so far */
     uint32_t count;         /* pages of the set seen so far */
     int have_page1;         /* page 1 of the set is in `page` */
+    int proved;             /* every page is in the running hash, and it is the announced one */
     uint32_t frames;        /* frames appended by this transaction so far */
     uint32_t grown;         /* pages of the set that the database did not have before */
     int surveyed;           /* repair.c: the table is of every page as found under `surveyed_at` */
@@ -439,6 +439,7 @@ static void apply_open(nl_applier *a, const nl_set_header *set, uint64_t hash, u
     a->frames = 0;
     a->grown = 0;
     a->have_page1 = 0;
+    a->proved = 0;
 }
 
 int nl_applier_begin(
@@ -489,27 +490,6 @@ static int apply_account(nl_applier *a, const nl_chunk *c) {
     return rc;
 }
 
-int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err) {
-    if (!a->open) return nl_fail(err, NL_E_MISUSE, "no page set is being applied");
-    if (c->shares == NULL || c->page_size != a->page_size || c->pgnos[0] <= a->last ||
-        c->pgnos[c->count - 1] > a->set.pages || c->count > a->set.count - a->count) {
-        return nl_fail(err, NL_E_FORMAT, "the chunk does not continue its page set");
-    }
-    uint32_t first = c->pgnos[0] == 1 ? 1 : 0; /* page 1 waits for the commit */
-    apply_enter(a);
-    int rc = apply_account(a, c);
-    a->last = c->pgnos[c->count - 1];
-    a->count += c->count;
-    if (rc == SQLITE_OK && first < c->count && a->frames == 0 && apply_starts_log(a)) {
-        rc = apply_stock_frame(a, c->pgnos[first], c->pages + (size_t)first * a->page_size, 0);
-        first++;
-    }
-    if (rc == SQLITE_OK && first < c->count) rc = apply_bulk(a, c, first);
-    if (rc != SQLITE_OK) rc = apply_fail_sqlite(rc, "the page set could not be written", err);
-    apply_leave(a);
-    return rc;
-}
-
 /* Pages that the set cuts off leave the hash. */
 static int apply_account_shrink(nl_applier *a) {
     int rc = SQLITE_OK;
@@ -537,7 +517,51 @@ static int apply_check_growth(nl_applier *a, nl_error *err) {
     return NL_OK;
 }
 
-/* (6) Page 1 with the new position, from the set or from the replica itself: as the file has it, because
+/* (6) Once all pages are accounted for: of a set of one chunk before a byte is written. */
+static int apply_prove(nl_applier *a, nl_error *err) {
+    int rc = apply_check_growth(a, err);
+    if (rc != NL_OK) return rc;
+    rc = apply_account_shrink(a);
+    if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "an old page could not be read", err);
+    if (a->running != a->set.hash_to) {
+        return nl_fail(err, NL_E_HASH, "the state after the page set is not the announced one");
+    }
+    a->proved = 1;
+    return NL_OK;
+}
+
+static int apply_chunk_locked(nl_applier *a, const nl_chunk *c, nl_error *err) {
+    uint32_t first = c->pgnos[0] == 1 ? 1 : 0; /* page 1 waits for the commit */
+    int rc = apply_account(a, c);
+    if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "an old page could not be read", err);
+    a->last = c->pgnos[c->count - 1];
+    a->count += c->count;
+    if (a->count == a->set.count) {
+        rc = apply_prove(a, err);
+        if (rc != NL_OK) return rc;
+    }
+    if (first < c->count && a->frames == 0 && apply_starts_log(a)) {
+        rc = apply_stock_frame(a, c->pgnos[first], c->pages + (size_t)first * a->page_size, 0);
+        first++;
+    }
+    if (rc == SQLITE_OK && first < c->count) rc = apply_bulk(a, c, first);
+    if (rc != SQLITE_OK) rc = apply_fail_sqlite(rc, "the page set could not be written", err);
+    return rc;
+}
+
+int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err) {
+    if (!a->open) return nl_fail(err, NL_E_MISUSE, "no page set is being applied");
+    if (c->shares == NULL || c->page_size != a->page_size || c->pgnos[0] <= a->last ||
+        c->pgnos[c->count - 1] > a->set.pages || c->count > a->set.count - a->count) {
+        return nl_fail(err, NL_E_FORMAT, "the chunk does not continue its page set");
+    }
+    apply_enter(a);
+    int rc = apply_chunk_locked(a, c, err);
+    apply_leave(a);
+    return rc;
+}
+
+/* Page 1 with the new position, from the set or from the replica itself: as the file has it, because
 ** SQLite corrects the size of the database in its own copy when it begins to write. */
 static int apply_page_one(nl_applier *a, nl_error *err) {
     if (!a->have_page1) {
@@ -554,13 +578,8 @@ static int apply_finish_locked(nl_applier *a, nl_state *out, nl_error *err) {
     if (a->count != a->set.count) {
         return nl_fail(err, NL_E_FORMAT, "the page set ended early");
     }
-    int rc = apply_check_growth(a, err);
+    int rc = a->proved ? NL_OK : apply_prove(a, err); /* not yet: a set without a page */
     if (rc != NL_OK) return rc;
-    rc = apply_account_shrink(a);
-    if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "an old page could not be read", err);
-    if (a->running != a->set.hash_to) {
-        return nl_fail(err, NL_E_HASH, "the state after the page set is not the announced one");
-    }
     rc = apply_page_one(a, err);
     if (rc != NL_OK) return rc;
     rc = apply_injected(NL_FAULT("apply.commit"));
@@ -616,24 +635,6 @@ int nl_applier_apply(
     for (uint32_t i = 0; rc == NL_OK && i < n; i++) rc = nl_applier_chunk(a, chunks[i], err);
     if (rc == NL_OK) return nl_applier_commit(a, out, err);
     nl_applier_rollback(a);
-    return rc;
-}
-
-int nl_applier_receive(
-    nl_applier *a,
-    const nl_set_header *set,
-    const uint8_t *in,
-    size_t n,
-    int wait_ms,
-    nl_state *out,
-    nl_error *err
-) {
-    nl_chunk *chunks[APPLY_WHOLE_CHUNKS];
-    uint32_t count;
-    int rc = nl_set_verify(set, in, n, chunks, APPLY_WHOLE_CHUNKS, &count, err);
-    if (rc != NL_OK) return rc;
-    rc = nl_applier_apply(a, set, chunks, count, wait_ms, out, err);
-    while (count > 0) nl_chunk_free(chunks[--count]);
     return rc;
 }
 

@@ -30,11 +30,6 @@ const char *nl_sqlite_version(void)
     return sqlite3_libversion();
 }
 
-const char *nl_sqlite_source_id(void)
-{
-    return sqlite3_sourceid();
-}
-
 const char *nl_openssl_version(void)
 {
     return OpenSSL_version(OPENSSL_VERSION);

@@ -12,7 +12,8 @@
 **   * Integers are text, because a JSON number is a double to most readers.
 **   * Base64 has no padding, as libSQL's server writes it; every client accepts that.
 **   * Text that is not UTF-8 (SQLite stores any bytes) gets U+FFFD for each maximal bad part:
-**     JSON has no way to carry it and an answer that no client can parse helps nobody.
+**     JSON has no way to carry it and an answer that no client can parse helps nobody. Beside it
+**     stand the bytes themselves, "base64", for clients that know of it; others skip the member.
 **   * An infinite double is written 1e999. JSON knows no infinity; this is still a number by its
 **     grammar, and readers that use doubles turn it back into infinity. SQLite has no NaN.
 **   * Doubles are printed with the fewest of 15, 16 or 17 digits that read back equal, and always
@@ -197,8 +198,8 @@ static void hrana_put_escape(nl_buffer *b, uint8_t c)
     }
 }
 
-/* A JSON string, quotes included. */
-static int hrana_put_string(nl_buffer *b, const uint8_t *p, size_t n)
+/* A JSON string, quotes included. *malformed becomes 1 when it is not all of the bytes. */
+static int hrana_put_text(nl_buffer *b, const uint8_t *p, size_t n, int *malformed)
 {
     int rc = nl_buffer_reserve(b, 2);
     size_t i = 0, bad;
@@ -224,11 +225,31 @@ static int hrana_put_string(nl_buffer *b, const uint8_t *p, size_t n)
                 i += good;
             } else {
                 HRANA_PUT(b, "\xEF\xBF\xBD");
+                *malformed = 1;
                 i += bad;
             }
         }
     }
     if ((rc = nl_buffer_reserve(b, 1)) != NL_OK) return rc;
+    HRANA_PUT(b, "\"");
+    return NL_OK;
+}
+
+static int hrana_put_string(nl_buffer *b, const uint8_t *p, size_t n)
+{
+    int malformed = 0;
+
+    return hrana_put_text(b, p, n, &malformed);
+}
+
+/* Bytes in base64, with quotes. */
+static int hrana_put_bytes(nl_buffer *b, const uint8_t *p, size_t n)
+{
+    int rc = nl_buffer_reserve(b, n / 3 * 4 + 8);
+
+    if (rc) return rc;
+    HRANA_PUT(b, "\"");
+    hrana_put_base64(b, p, n);
     HRANA_PUT(b, "\"");
     return NL_OK;
 }
@@ -239,6 +260,7 @@ static int hrana_value(nl_buffer *b, sqlite3_stmt *stmt, int i)
 {
     const uint8_t *bytes;
     size_t n;
+    int malformed = 0;
     int rc = nl_buffer_reserve(b, 96);
 
     if (rc) return rc;
@@ -259,16 +281,18 @@ static int hrana_value(nl_buffer *b, sqlite3_stmt *stmt, int i)
         n = (size_t)sqlite3_column_bytes(stmt, i);
         if (!bytes) return NL_E_NOMEM;
         HRANA_PUT(b, "{\"type\":\"text\",\"value\":");
-        if ((rc = hrana_put_string(b, bytes, n)) != NL_OK) return rc;
+        if ((rc = hrana_put_text(b, bytes, n, &malformed)) != NL_OK) return rc;
+        if (!malformed) break;
+        if ((rc = nl_buffer_reserve(b, 16)) != NL_OK) return rc;
+        HRANA_PUT(b, ",\"base64\":");
+        if ((rc = hrana_put_bytes(b, bytes, n)) != NL_OK) return rc;
         break;
     case SQLITE_BLOB:
         bytes = sqlite3_column_blob(stmt, i);
         n = (size_t)sqlite3_column_bytes(stmt, i);
         if (!bytes && n) return NL_E_NOMEM;
-        HRANA_PUT(b, "{\"type\":\"blob\",\"base64\":\"");
-        if ((rc = nl_buffer_reserve(b, n / 3 * 4 + 8)) != NL_OK) return rc;
-        hrana_put_base64(b, bytes, n);
-        HRANA_PUT(b, "\"");
+        HRANA_PUT(b, "{\"type\":\"blob\",\"base64\":");
+        if ((rc = hrana_put_bytes(b, bytes, n)) != NL_OK) return rc;
         break;
     default:
         HRANA_PUT(b, "{\"type\":\"null\"}");

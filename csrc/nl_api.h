@@ -43,7 +43,6 @@ typedef struct nl_error {
 } nl_error;
 
 const char *nl_sqlite_version(void);      /* [any thread] static string */
-const char *nl_sqlite_source_id(void);    /* [any thread] static string */
 const char *nl_openssl_version(void);     /* [any thread] static string */
 int nl_init(nl_error *err);               /* once per process, before anything else; idempotent */
 
@@ -231,6 +230,93 @@ int nl_ranges_check(
     uint32_t *pages,        /* OUT: single pages, compared or wanted */
     nl_error *err);
 
+/* ------------------------------------------------------------------ delta (delta.c, pure) */
+/*
+** Pages told as differences from their older images, the bases: those of the position at which a
+** page set is applied. delta.c has the format. Both sides give the same bases in the same order.
+** bases[i] == NULL: the page did not exist. Page 1 and its base count as a plain WAL database has
+** them (see above), so that those of a replica may be given as they are. [any thread]
+*/
+int nl_delta_encode(
+    uint32_t page_size,
+    uint32_t pages,                 /* database size after the set, pages */
+    const uint32_t *pgnos,          /* strictly ascending */
+    const uint8_t *const *bases,
+    const uint8_t *const *images,   /* the pages as they are now */
+    uint32_t count,                 /* as many as fit into one chunk */
+    uint8_t *out,
+    size_t room,                    /* at most so many bytes are worth it */
+    size_t *written,                /* OUT; 0: they do not fit */
+    nl_error *err);
+size_t nl_delta_bound(uint32_t page_size, uint32_t count); /* room for any delta */
+/* NL_E_FORMAT: malformed; out holds anything then. Pages that were not the right bases are seen by
+** their hashes alone. */
+int nl_delta_decode(
+    uint32_t page_size,
+    uint32_t pages,
+    const uint32_t *pgnos,
+    const uint8_t *const *bases,
+    uint32_t count,
+    const uint8_t *in,
+    size_t n,
+    uint8_t *out,                   /* count * page_size bytes */
+    nl_error *err);
+
+/* ------------------------------------------------------------------ compact (compact.c, pure) */
+/*
+** Page sets of version 2: of one chunk, for a reader whose state the writer knows; compact.c has the
+** format. Page 1 is always in the set, at index 0. [any thread]
+*/
+
+/* Where a replica file stands. */
+typedef struct nl_state {
+    nl_position position;
+    uint64_t hash;          /* state hash at that position */
+    uint32_t pages;         /* database size in pages */
+    uint32_t page_size;     /* bytes */
+    uint32_t wal_frames;    /* frames in the replica's own WAL */
+} nl_state;
+
+size_t nl_compact_bound(uint32_t page_size, uint32_t count);   /* room for any set of so many pages */
+/* Write a whole set. *written == 0: it does not fit into `room`. NL_E_MISUSE also for what only
+** version 1 can say: snapshots, more than a chunk, databases of 2^31 pages, a clock before 1970. */
+int nl_compact_encode(
+    const nl_state *from,           /* where the reader stands; wal_frames does not matter */
+    const nl_set_header *set,       /* count: pages, page 1 among them */
+    const uint32_t *pgnos,
+    const uint8_t *const *bases,    /* images at `from`; NULL: there is none, or it is not at hand */
+    const uint8_t *const *images,   /* images at set->to */
+    uint8_t *out,
+    size_t room,
+    size_t *written,                /* OUT */
+    nl_error *err);
+
+/* How long the set is that begins with these bytes; *size == 0: not to be seen yet (at most 7 are
+** needed). NL_E_FORMAT: not a compact set. */
+int nl_compact_size(const uint8_t *in, size_t n, size_t *size, nl_error *err);
+
+/* A set whose bytes are undamaged and meant for `from`. Opaque; borrows `in`. */
+typedef struct nl_compact nl_compact;
+/* NL_E_HASH: damaged, or it leads from another state: nothing in it was looked at. */
+int nl_compact_open(
+    const uint8_t *in,              /* exactly one set; must outlive the handle */
+    size_t n,
+    const nl_state *from,           /* where this replica stands, and stays until it is applied */
+    nl_compact **out,               /* OUT: free with nl_compact_free */
+    nl_error *err);
+const nl_set_header *nl_compact_set(const nl_compact *c);
+/* Number of page i of the set, 0 beyond the last. needs_base: nl_compact_unpack wants its image. */
+uint32_t nl_compact_page(const nl_compact *c, uint32_t i, int *needs_base);
+/* Make a chunk of version 1, for nl_chunk_verify. */
+int nl_compact_unpack(
+    const nl_compact *c,
+    const uint8_t *const *bases,    /* of pages that need one; others NULL */
+    uint8_t *body,
+    size_t size,                    /* nl_chunk_size of its pages */
+    nl_chunk_header *head,          /* OUT */
+    nl_error *err);
+void nl_compact_free(nl_compact *c);
+
 /* ------------------------------------------------------------------ connections (database.c) */
 
 typedef struct nl_db nl_db;      /* one SQLite connection */
@@ -377,15 +463,6 @@ int nl_stmt_many(
     nl_error *err);
 /* ------------------------------------------------------------------ apply (apply.c) */
 
-/* Where a replica file stands. */
-typedef struct nl_state {
-    nl_position position;
-    uint64_t hash;          /* state hash at that position */
-    uint32_t pages;         /* database size in pages */
-    uint32_t page_size;     /* bytes */
-    uint32_t wal_frames;    /* frames in the replica's own WAL */
-} nl_state;
-
 #define NL_CHECKPOINT_PASSIVE 0
 #define NL_CHECKPOINT_RESTART 2
 #define NL_CHECKPOINT_TRUNCATE 3
@@ -415,6 +492,18 @@ int nl_applier_receive(
     const uint8_t *in,
     size_t n,
     int wait_ms,                /* for locks */
+    nl_state *out,              /* OUT: state after */
+    nl_error *err);
+/* The same with a compact set: `in` is all of it. `from` is what the request for it named, and where the
+** replica must still stand (NL_E_POSITION). NL_E_HASH: damaged, or this replica's pages are not what
+** the primary takes them for. Nothing is written before the state hash is known to come out right. */
+int nl_applier_compact(
+    nl_applier *a,
+    const nl_state *from,
+    const uint8_t *in,
+    size_t n,
+    int wait_ms,                /* for locks */
+    nl_set_header *set,         /* OUT: header of the set */
     nl_state *out,              /* OUT: state after */
     nl_error *err);
 /* The same for a set larger than memory. begin takes the write lock until commit or rollback. */
@@ -612,6 +701,19 @@ int nl_tail_answer(
 
 /* Test builds only: move the lock-byte page of SQLite and of frame.c, before anything is opened. */
 int nl_test_pending_byte(uint32_t offset);
+
+/* Inside begin/end, after `selected`: the selection as a compact set for a reader that stands at `from`,
+** frame `frame` of this generation. *written == 0: it cannot be (the images of that time are gone, the
+** database shrank, more than a chunk) or does not fit into `room`; the selection then still serves. */
+int nl_tail_compact(
+    nl_tail *t,
+    const nl_state *from,
+    uint32_t frame,
+    nl_set_header *set,     /* all but count; count is set here */
+    uint8_t *out,
+    size_t room,
+    size_t *written,        /* OUT */
+    nl_error *err);
 
 /* ------------------------------------------------------------------ roll (roll.c) */
 

@@ -65,10 +65,12 @@
 ** by __has_include: ccache would hand out an object that was made before the file existed. */
 #include "apply.c"
 #include "repair.c"
+#include "apply_whole.c"
 #include "tail.c"
 #include "base.c"
 #include "changes.c"
 #include "compare.c"
+#include "compact_answer.c"
 #include "roll.c"
 
 /* For the child of a fork (ofd.c). The list says which locks the *process* holds, which is true of the

@@ -22,11 +22,19 @@ class Counting(App):
             self.__dict__["seen"].append(scope["path"])
         await super().__call__(scope, receive, send)
 
-    def run_short(self, scope: Any, body: bytes, client: Any) -> bool:
-        taken = super().run_short(scope, body, client)
-        if taken:  # what is not taken comes as a call
-            self.__dict__["seen"].append(scope["path"])
-        return taken
+    def shortcut(self, scope: Any) -> Any:
+        short = super().shortcut(scope)
+        path = scope["path"]
+
+        def noted(*args: Any) -> bool:
+            seen = self.__dict__["seen"]
+            seen.append(path)
+            taken = short(*args) if short is not None else False
+            if not taken:
+                seen.pop()
+            return taken
+
+        return noted if short is not None else None
 
 
 class Served:

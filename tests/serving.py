@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +33,36 @@ class Reply:
 _clients: list[Client] = []  # closed when their server ends, whatever a test forgot
 
 
+class Whole(http.client.HTTPConnection):
+    """Sends the head and the body of a request in one piece, as most clients do."""
+
+    pieces: list[bytes] | None = None
+
+    def request(self, *args: Any, **options: Any) -> None:
+        self.pieces = []
+        super().request(*args, **options)
+        pieces, self.pieces = self.pieces, None
+        self.send(b"".join(pieces))
+
+    def send(self, data: Any) -> None:
+        if self.pieces is None:
+            super().send(data)
+        else:
+            self.pieces.append(data)
+
+
 @dataclass
 class Client:
     """One kept-alive connection."""
 
     port: int
     token: str | None = None
+    whole: bool = True
     connection: http.client.HTTPConnection = field(init=False)
 
     def __post_init__(self) -> None:
-        self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        made = Whole if self.whole else http.client.HTTPConnection
+        self.connection = made("127.0.0.1", self.port, timeout=20)
         _clients.append(self)
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
@@ -126,6 +148,26 @@ def rows(result: Mapping[str, Any]) -> list[list[Any]]:
     """Rows of a StmtResult as plain values."""
     assert "rows" in result, result
     return [[value(cell) for cell in row] for row in result["rows"]]
+
+
+def write_against_a_lock(port: int, path: Path, write: Callable[[], Any]) -> Any:
+    """What `write` answers, begun while another program holds the write lock to insert 'theirs' into t.
+
+    Meanwhile everybody else reads.
+    """
+    other = Client(port)
+    before = other.rows("SELECT count(*) FROM t")
+    stock = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    stock.execute("BEGIN IMMEDIATE")
+    stock.execute("INSERT INTO t(b) VALUES('theirs')")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(write)
+        for _ in range(20):
+            assert other.rows("SELECT count(*) FROM t") == before
+        stock.execute("COMMIT")
+        answer = waiting.result(30)
+    stock.close()
+    return answer
 
 
 @contextmanager

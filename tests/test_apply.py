@@ -295,6 +295,38 @@ def test_the_position_survives_closing_and_reopening(source: History, tmp_path: 
     applier.close()
 
 
+def test_the_replica_header_has_the_documented_bytes(source: History, tmp_path: Path) -> None:
+    """docs/formats.md; of the primary's page 1 nothing else differs."""
+    old = source.step("CREATE TABLE t(id INTEGER PRIMARY KEY, a)", fill(100))
+    path = tmp_path / "r.db"
+    applier = replica_of(old, path)
+    for moment in (old, source.step(fill(10))):
+        if moment is not old:
+            advance(applier, old, moment)
+        applier.checkpoint("truncate", wait=1)
+        page = path.read_bytes()[: moment.page_size]
+        at = moment.position
+        fields = (at.lineage, at.generation, at.frame)
+        header = b"".join(n.to_bytes(4, "big") for n in fields) + moment.hash.to_bytes(8, "big")
+        plain = moment.pages[0]
+        assert page == plain[:18] + b"\3" + plain[19:72] + header + plain[92:]
+    applier.close()
+
+
+def test_rule_b3_a_file_without_pages_is_no_replica(source: History, tmp_path: Path) -> None:
+    """SQLite would make a new database of it: a blank page 1 would be committed with the set."""
+    old = source.step("CREATE TABLE t(a)")
+    head, chunks = history.page_set(old, source.step("INSERT INTO t VALUES(1)"))
+    path = tmp_path / "empty.db"
+    path.touch()
+    with closing(Applier(str(path))) as applier:
+        with pytest.raises(sqlite3.DatabaseError):
+            applier.state()
+        with pytest.raises(sqlite3.DatabaseError):
+            applier.apply(head, chunks, wait=1)
+    assert path.read_bytes() == b""
+
+
 def test_commit_without_begin_is_a_misuse_not_a_crash(source: History, tmp_path: Path) -> None:
     old = source.step("CREATE TABLE t(a)")
     applier = replica_of(old, tmp_path / "r.db")

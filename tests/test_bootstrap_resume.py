@@ -180,7 +180,7 @@ def test_nothing_of_what_was_left_is_believed(
 
 def test_a_killed_client_goes_on(served: primaries.Served, tmp_path: Path) -> None:
     path = tmp_path / "replica.db"
-    child = stack.Process(stack.run_replica, str(path), served.url, [("bootstrap.write", 100)])
+    child = stack.Process(stack.run_replica, str(path), served.url, [("bootstrap.write", 10)])
     assert child.messages() == []
     assert child.join() == -9
     part = tmp_path / "replica.db-nearlite" / "bootstrap.part"

@@ -124,6 +124,7 @@ def test_an_unreachable_primary_is_one_line_and_its_own_exit_code(tmp_path):
     assert answer.returncode == EXIT_OFFLINE
     assert answer.stderr.count("\n") == 1
     assert "connection refused" in answer.stderr
+    assert "no local file was created; try again" in answer.stderr
     assert not (tmp_path / "replica.db").exists()
 
 

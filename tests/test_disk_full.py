@@ -36,7 +36,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Disk:
     """A primary on a disk that can be full, and a replica on another one."""
 
-    def __init__(self, library: Path, folder: Path, *, part: str = "", roll: str = "16MiB") -> None:
+    def __init__(
+        self,
+        library: Path,
+        folder: Path,
+        *,
+        part: str = "",
+        roll: str = "16MiB",
+        durability: str = "full",
+    ) -> None:
         self.folder = folder / "disk"
         self.folder.mkdir()
         self.path = self.folder / "data.db"
@@ -51,7 +59,7 @@ class Disk:
             "NL_DISK": f"{self.folder}/{part}",
         }
         self._command = [sys.executable, "-m", "nearlite", "serve", str(self.path)]
-        self._command += ["--roll-bytes", roll, "--listen"]
+        self._command += ["--roll-bytes", roll, "--durability", durability, "--listen"]
         self._environment = environment
         self.port = 0
         self.start()
@@ -107,8 +115,11 @@ def make(library: Path, tmp_path: Path) -> Iterator[Callable[..., Disk]]:
             each.end()
 
 
-def test_a_full_disk_fails_writes_and_nothing_else(make: Callable[..., Disk]) -> None:
-    disk = make()
+@pytest.mark.parametrize("durability", ["full", "normal"])
+def test_a_full_disk_fails_writes_and_nothing_else(
+    make: Callable[..., Disk], durability: str
+) -> None:
+    disk = make(durability=durability)
     with closing(disk.replica()) as replica, closing(nearlite.connect(disk.url)) as remote:
         replica.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
         replica.execute("INSERT INTO t VALUES(1, 'kept')")
@@ -250,6 +261,76 @@ def test_a_commit_that_cannot_be_synced_is_not_acknowledged(make: Callable[..., 
         assert replica.execute("SELECT a FROM t").fetchall() == [(1,), (5,)]
     disk.end()
     assert run(disk.path, "PRAGMA integrity_check") == [["ok"]]
+
+
+GROUP = """
+import sys
+from pathlib import Path
+from serving import execute, transaction
+from test_group_commit import Bench, codes, insert
+
+folder, marker = Path(sys.argv[1]), Path(sys.argv[2])
+bench = Bench(folder / "data.db", durability="full")
+bench.group(bench.job(insert(1)))
+commits = len(bench.commits)
+
+def everybody():
+    return [
+        bench.job(insert(2)),
+        bench.job(insert(3), {"type": "get_autocommit"}, execute("SELECT count(*) FROM t")),
+        bench.job(transaction("INSERT INTO t VALUES (4, 4)")),
+        bench.job(execute("INSERT INTO t VALUES (5, 5) RETURNING a")),
+    ]
+
+marker.touch()
+jobs = everybody()
+bench.group(*jobs)
+marker.unlink()
+for job in jobs:
+    assert job.failure is not None, job
+    assert (job.results, job.finished, job.counters) == ([], 0, job.start)
+print({(job.failure.code, job.failure.extended_code) for job in jobs})
+assert len(bench.commits) == commits
+assert bench.ask("SELECT a FROM t") == [(1,)]
+
+jobs = everybody()  # and it goes on
+bench.group(*jobs)
+assert not any(job.failure for job in jobs)
+assert len(bench.commits) == commits + 1
+assert bench.ask("SELECT a FROM t") == [(1,), (2,), (3,), (4,), (5,)]
+bench.close()
+print(bench.ask("PRAGMA integrity_check"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("NL_BROKEN", {("SQLITE_IOERR", 1034)}),  # SQLITE_IOERR_FSYNC
+        ("NL_FULL", {("SQLITE_FULL", 13)}),
+    ],
+)
+def test_rule_f_a_commit_that_fails_is_told_to_everybody_in_its_group(
+    library: Path, tmp_path: Path, broken: str, told: set[tuple[str, int]]
+) -> None:
+    folder, marker = tmp_path / "disk", tmp_path / "marker"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP, folder, marker],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "LD_PRELOAD": str(library),
+            "NL_DISK": str(folder),
+            broken: str(marker),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(told), "[('ok',)]"]
 
 
 # ---------------------------------------------------------------- the replica's disk

@@ -82,6 +82,12 @@ def served(tmp_path_factory):
         yield found
 
 
+def connect(kind, served, folder, **options):
+    if kind == "local":
+        return nearlite.connect(folder / "local.db", **options)
+    return getattr(served, kind)(**options)
+
+
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_an_iterator_may_use_its_connection(mode, use, served, tmp_path):
@@ -102,10 +108,7 @@ def test_an_iterator_may_use_its_connection(mode, use, served, tmp_path):
 @pytest.mark.parametrize("level", ["", None])
 def test_what_has_been_taken_is_in_what_the_iterator_commits(kind, level, served, tmp_path):
     """Far behind the first batch, and with all that came after it in autocommit mode."""
-    if kind == "local":
-        con = nearlite.connect(tmp_path / "local.db", isolation_level=level)
-    else:
-        con = getattr(served, kind)(isolation_level=level)
+    con = connect(kind, served, tmp_path, isolation_level=level)
     con.executescript("drop table if exists many; create table many(a)")
 
     def sets():
@@ -128,10 +131,7 @@ def test_what_has_been_taken_is_in_what_the_iterator_commits(kind, level, served
 def test_a_set_that_fails_ends_it_where_the_iterator_looks(
     kind, level, swallowed, served, tmp_path
 ):
-    if kind == "local":
-        con = nearlite.connect(tmp_path / "local.db", isolation_level=level)
-    else:
-        con = getattr(served, kind)(isolation_level=level)
+    con = connect(kind, served, tmp_path, isolation_level=level)
     con.executescript("drop table if exists few; create table few(a unique)")
     raised = []
 

@@ -100,7 +100,7 @@ class Cluster(RuleBasedStateMachine):
     def put_many(self, side: int, pairs: list[tuple[int, Any]]) -> None:
         self.replicas[side].executemany(UPSERT, pairs)
         self.model.update(pairs)
-        self.committed(side)
+        self.committed(side if pairs else None)  # nothing was written, nothing asked
 
     @rule(side=SIDES, pairs=PAIRS, commit=st.booleans())
     def transact(self, side: int, pairs: list[tuple[int, Any]], *, commit: bool) -> None:

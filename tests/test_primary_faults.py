@@ -75,6 +75,20 @@ def test_a_checkpoint_that_fails_leaves_the_generation_going_on(primary):
     assert primary.verify()[1] == 0
 
 
+def test_rule_a3_a_stop_whose_roll_fails_keeps_the_wal(tmp_path):
+    """SQLite's last close would checkpoint and delete it, and the generation with it."""
+    path = tmp_path / "data.db"
+    primary = Primary.open(path)
+    execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")
+    before = primary.state()
+    faults.arm("roll.1-prepared", faults.EIO)
+    primary.close()
+    assert (tmp_path / "data.db-wal").stat().st_size > 0
+    with Primary.open(path) as again:
+        assert (again.state().position, again.state().hash) == (before.position, before.hash)
+        assert again.verify() == (before.hash, 0)
+
+
 def test_an_unreadable_wal_is_an_error_and_then_read_on(primary):
     model = bootstrap(primary)
     database = primary.connect()

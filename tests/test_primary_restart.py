@@ -186,11 +186,13 @@ def test_a_foreign_wal_on_a_clean_base_is_bound(tmp_path):
             assert model.hash == primary.verify()[0]
 
 
-def test_a_restart_under_another_boot_id_with_durability_normal_ends_the_generation(tmp_path):
+@pytest.mark.parametrize("durability", ["normal", "full"])
+def test_rule_a4_a_restart_under_another_boot_id_ends_the_generation(tmp_path, durability):
+    """With `full`, too: another program's commits were perhaps shown before they were on the disk."""
     path = tmp_path / "data.db"
-    told = killed(path, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)", durability="normal")
+    told = killed(path, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)", durability=durability)
     edit_state(path, boot_id="another")
-    with Primary.open(path, durability="normal") as primary:
+    with Primary.open(path, durability=durability) as primary:
         state = primary.state()
         assert state.position.generation == 2
         assert f"{state.hash:016x}" == told[-1].split()[1]
@@ -204,12 +206,28 @@ def test_a_restart_under_another_boot_id_with_durability_normal_ends_the_generat
         assert answer is not None
 
 
-def test_with_durability_full_another_boot_id_changes_nothing(tmp_path):
+def test_rule_a4_no_position_is_used_twice_after_foreign_commits_were_lost(tmp_path):
+    """Durability `full`, another program with synchronous=NORMAL, and the power fails: of its commits,
+    which a replica has been shown, neither WAL nor journal tells any more."""
     path = tmp_path / "data.db"
-    killed(path, "CREATE TABLE t(a)")
+    child = Child(path)
+    child.do("CREATE TABLE t(a)")
+    kept = Path(f"{path}-wal").stat().st_size
+    (journal,) = (tmp_path / "data.db-nearlite").glob("*.journal")
+    journaled = journal.stat().st_size
+    run(path, "PRAGMA synchronous=NORMAL", "INSERT INTO t VALUES('lost')")
+    shown, shown_hash = child.do("SELECT 1").split()
+    child.kill()
+    os.truncate(f"{path}-wal", kept)
+    os.truncate(journal, journaled)
+    Path(f"{path}-shm").unlink()
     edit_state(path, boot_id="another")
     with Primary.open(path) as primary:
-        assert primary.state().position.generation == 1
+        execute(primary, "INSERT INTO t VALUES('other')", "INSERT INTO t VALUES('more')")
+        now = primary.state().position
+        assert now.generation == now.parse(shown).generation + 1
+        with pytest.raises(errors.Error):
+            primary.changes(now.parse(shown), int(shown_hash, 16))
 
 
 def test_a_tail_lost_with_the_power_is_no_restored_primary(tmp_path):
@@ -266,6 +284,23 @@ def test_a_file_restored_from_backup_begins_a_new_lineage_with_another_schema_co
         cookie = primary.connect().prepare("PRAGMA schema_version").run(NO_PARAMETERS)[0][0]
         assert cookie > 1 << 16
         assert primary.verify() == (primary.state().hash, 0)
+
+
+def test_a_file_restored_from_a_copy_that_differs_in_rows_alone_begins_a_new_lineage(tmp_path):
+    """Same inode, and SQLite's change counter is the same: the log knows the content from before."""
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")
+    saved = path.read_bytes()
+    with Primary.open(path) as primary:
+        execute(primary, "INSERT INTO t VALUES('undone by the restore')")
+        old = primary.state()
+    assert path.read_bytes()[24:28] == saved[24:28]
+    path.write_bytes(saved)
+    with Primary.open(path) as primary:
+        assert primary.state().position.lineage != old.position.lineage
+        with pytest.raises(errors.LineageError):
+            primary.changes(old.position, old.hash)
 
 
 def test_an_existing_database_is_adopted_with_another_schema_cookie(tmp_path):

@@ -248,9 +248,11 @@ from pathlib import Path
 from nearlite._native._lib import lib
 assert lib.nl_test_pending_byte(0x10000) == 0  # page 65 of 1024 bytes
 from nearlite._native.database import NO_PARAMETERS, Database
+from nearlite._native.applier import Applier
 from nearlite._native.frames import lock_page
 from nearlite.primary import Primary
 from pagemodel import PageModel
+from test_primary_writers import apply, place
 
 folder = Path(sys.argv[1])
 database = Database(str(folder / "data.db"))
@@ -264,6 +266,16 @@ with Primary.open(folder / "data.db", durability="normal") as primary:
     writer.exec("PRAGMA cache_size=10")
     model = PageModel()
     model.take(primary.snapshot())
+    replica = folder / "replica.db"
+    place(replica, primary.snapshot().read())
+    applier = Applier(str(replica))
+
+    def advance():
+        state = applier.state()
+        apply(applier, primary.changes(state.position, state.hash).read())
+        state, found = applier.full_hash()
+        assert (state.position, state.hash, found) == (model.at, model.hash, model.hash)
+
     for step in range(24):
         writer.exec("INSERT INTO t SELECT NULL, randomblob(900) FROM (VALUES(1),(2),(3),(4),(5),(6),(7),(8))")
         if step % 4 == 3:
@@ -281,10 +293,26 @@ with Primary.open(folder / "data.db", durability="normal") as primary:
         whole = PageModel()
         whole.take(primary.snapshot())
         assert whole.pages == model.pages
+        advance()
+        if step % 5 == 4:
+            applier.checkpoint("truncate", wait=1)
     writer.exec("INSERT INTO t VALUES(NULL, randomblob(200000))")
     primary.after_commit()
     model.take(primary.changes(model.at, model.claimed))
     assert model.size > 200 and 65 not in model.pages
+    advance()
+    applier.close()
+    # Bootstrapped now, with the lock-byte page inside the file.
+    again = folder / "again.db"
+    place(again, primary.snapshot().read())
+    for path in (replica, again):
+        applier = Applier(str(path))
+        state, found = applier.full_hash()
+        assert (state.pages, state.hash, found) == (model.size, model.hash, model.hash)
+        applier.close()
+        reader = Database(str(path))
+        assert reader.prepare("PRAGMA integrity_check").run(NO_PARAMETERS) == [("ok",)]
+        reader.close()
     writer.close()
 copy = Database(str(model.write(folder / "copy.db")))
 assert copy.prepare("PRAGMA integrity_check").run(NO_PARAMETERS) == [("ok",)]
@@ -335,6 +363,7 @@ SHAPES_OF_T = [
 
 
 def place(path: Path, snapshot: bytes) -> None:
+    """A replica's file out of a snapshot of a primary that nobody writes to."""
     for event in PageSetReader().receive(snapshot):
         if isinstance(event, Header):
             header = event.header

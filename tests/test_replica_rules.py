@@ -1,12 +1,13 @@
 """Rules B and C of the replica's file: what stock SQLite, copies and old files must not lead to.
 
-The rules' other tests: B2 and B3 in test_apply.py and the crash tests, B6 in test_primary_writers.py,
-B7 in test_primary_restart.py, E in test_ofd.py, A and F beside primary and server.
+The rules' other tests: B2 in test_syncs.py, B3 in test_apply.py, both in the crash tests, B6 in
+test_primary_writers.py, B7 in test_primary_restart.py, E in test_ofd.py, A and F beside primary and server.
 """
 
 from __future__ import annotations
 
 import fcntl
+import inspect
 import os
 import shutil
 import sqlite3
@@ -45,6 +46,27 @@ def honest(scene: Scene) -> None:
     assert scene.replica.sync().position == scene.new.position
     state, found = scene.replica._applier.full_hash()
     assert state.hash == found == scene.new.hash
+
+
+# ---------------------------------------------------------------- A, as far as a replica has part in it
+
+
+def test_rule_a6_an_apply_outwaits_a_foreign_checkpoint(scene: Scene) -> None:
+    """A FULL or TRUNCATE checkpoint holds WRITE (byte 120 of the -shm) while it waits for a reader: as long
+    as its program's busy timeout, by default five seconds."""
+    assert inspect.signature(Replica).parameters["timeout"].default > 2 * 5.0
+    shm = os.open(f"{scene.path}-shm", os.O_RDWR)
+    fcntl.lockf(shm, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 120)
+    scene.server.raw = http(scene.body)
+    syncing = threading.Thread(target=scene.replica.sync)
+    syncing.start()
+    syncing.join(0.1)
+    assert syncing.is_alive()
+    fcntl.lockf(shm, fcntl.LOCK_UN, 1, 120)
+    syncing.join(10)
+    os.close(shm)
+    assert not syncing.is_alive()
+    assert scene.replica.state().position == scene.new.position
 
 
 # ---------------------------------------------------------------- B

@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from nearlite import connection, errors, serve
 from nearlite.position import Position
 from nearlite.server import App
 from nearlite.streams import Limits
-from nearlite.wire import AnswerReader, Chunk, End, PageSetReader, Status
+from nearlite.wire import End, PageSetReader, Status
 
 CLOSE = {"type": "close"}
 GET_AUTOCOMMIT = {"type": "get_autocommit"}
@@ -53,9 +53,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
-@pytest.fixture
-def client(shared: int) -> Iterator[Client]:
-    client = Client(shared)
+@pytest.fixture(params=[True, False], ids=["whole", "in-pieces"])
+def client(shared: int, request: pytest.FixtureRequest) -> Iterator[Client]:
+    client = Client(shared, whole=request.param)
     client.run("DROP TABLE IF EXISTS t", "CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
     yield client
     client.close()
@@ -944,11 +944,6 @@ def sql(client: Client, at: Status, *requests: Any, baton: str | None = None) ->
         nearlite_hash=f"{at.hash:016x}",
     )
     assert (reply.status, reply.headers["content-type"]) == (200, "application/vnd.nearlite.answer")
-    reader = AnswerReader()
-    for event in reader.receive(reply.body):
-        if isinstance(event, Chunk):
-            event.chunk.close()
-    reader.close()
     size = int.from_bytes(reply.body[:4], "big")
     return json.loads(reply.body[4 : 4 + size]), reply.body[4 + size :]
 
@@ -1009,29 +1004,47 @@ def test_a_replica_whose_history_is_gone_is_answered_without_a_page_set(client: 
 # ---------------------------------------------------------------- life
 
 
-def test_the_application_can_be_mounted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["with lifespan", "without"])
+def test_the_application_can_be_mounted(tmp_path: Path, told: bool) -> None:
+    """As docs/server.md has it; and by somebody who has not read that."""
     from starlette.applications import Starlette
-    from starlette.routing import Mount
+    from starlette.responses import Response
+    from starlette.routing import Mount, Route
+
+    import nearlite
 
     inner = app_of(tmp_path / "data.db")
-    outer: Any = Starlette(routes=[Mount("/database", app=inner)])
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        await inner.startup()
+        yield
+        await inner.shutdown()
+
+    async def stop(_request: Any) -> Response:
+        await inner.shutdown()
+        return Response()
+
+    routes = [Mount("/database", app=inner), Route("/stop", stop)]
+    outer: Any = Starlette(routes=routes, lifespan=lifespan if told else None)
     outer.stop_waiting = inner.stop_waiting
-    outer.router.on_shutdown = []
-
-    async def with_shutdown(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await inner(scope, receive, send)
-        else:
-            await outer(scope, receive, send)
-
-    with_shutdown.stop_waiting = inner.stop_waiting  # type: ignore[attr-defined]
-    with serving_mounted(with_shutdown) as port:
+    with serving_mounted(outer) as port:
         client = Client(port)
         body = json.dumps({"requests": [execute("SELECT 1"), CLOSE]}).encode()
         assert client.request("POST", "/database/v2/pipeline", body).status == 200
         assert client.request("GET", "/database/nl/v1/status").status == 200
         assert client.request("GET", "/database/v2").status == 200
         client.close()
+        url = f"http://127.0.0.1:{port}/database"
+        with contextlib.closing(nearlite.connect(tmp_path / "r.db", sync_url=url)) as replica:
+            replica.execute("CREATE TABLE t(a)")
+            replica.execute("INSERT INTO t VALUES(1)")
+            replica.commit()
+            assert replica.execute("SELECT a FROM t").fetchall() == [(1,)]
+        if not told:
+            assert Client(port).request("GET", "/stop").status == 200
+    state = json.loads((tmp_path / "data.db-nearlite" / "state.json").read_text())
+    assert state["clean"] is True
 
 
 def serving_mounted(app: Any) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Client, app_of, batch, execute, outcome, serving
+from serving import Client, app_of, batch, execute, outcome, serving, write_against_a_lock
 
 GET_AUTOCOMMIT = {"type": "get_autocommit"}
 IF_BEGUN = {"type": "ok", "step": 0}
@@ -105,17 +104,8 @@ def test_a_lock_of_another_program_is_waited_for_beside_everybody_else(
 
 
 def lock_and_write(client: Client, path: Path) -> None:
-    stock = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    stock.execute("BEGIN IMMEDIATE")
-    stock.execute("INSERT INTO t(b) VALUES('theirs')")
-    other = Client(client.port)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(begin, client, "INSERT INTO t(b) VALUES('ours')")
-        for _ in range(20):
-            assert other.rows("SELECT count(*) FROM t") == [[1]]
-        stock.execute("COMMIT")
-        begun = waiting.result(30)
-    stock.close()
+    insert = "INSERT INTO t(b) VALUES('ours')"
+    begun = write_against_a_lock(client.port, path, lambda: begin(client, insert))
     assert outcome(begun["results"][0])["step_errors"] == [None, None]
     commit(client, begun)
     assert client.rows("SELECT b FROM t WHERE a > 1") == [["theirs"], ["ours"]]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Client, app_of, execute, outcome, serving
+from serving import Client, app_of, execute, outcome, serving, write_against_a_lock
 
 from nearlite import atonce
 from nearlite.writer import Writer
@@ -133,19 +132,10 @@ def test_a_write_that_lasts_is_run_once_in_the_thread(
 
 
 def test_a_lock_of_another_program_is_waited_for_in_the_thread(client: Client, path: Path) -> None:
-    stock = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    stock.execute("BEGIN IMMEDIATE")
-    stock.execute("INSERT INTO t(b) VALUES('theirs')")
-    other = Client(client.port)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(client.run, "INSERT INTO t(b) VALUES('ours')")
-        for _ in range(20):
-            assert other.rows("SELECT count(*) FROM t") == [[0]]
-        stock.execute("COMMIT")
-        (result,) = waiting.result(30)
-    stock.close()
+    insert = "INSERT INTO t(b) VALUES('ours')"
+    (result,) = write_against_a_lock(client.port, path, lambda: client.run(insert))
     assert result["last_insert_rowid"] == "2"
-    assert other.rows("SELECT b FROM t") == [["theirs"], ["ours"]]
+    assert client.rows("SELECT b FROM t") == [["theirs"], ["ours"]]
 
 
 def test_a_transaction_of_another_stream_is_waited_for(client: Client) -> None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import socket
+import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -30,7 +35,7 @@ def genuine():
 
 
 def fail(message):
-    def read():
+    def read(*_args):
         raise OSError(message)
 
     return read
@@ -81,6 +86,100 @@ def test_files_are_found_anywhere_in_an_archive(build) -> None:
         archive.writestr("sqlite-1/deep/er/sqlite3.c", b"wrong")
         archive.writestr("sqlite-1/sqlite3.c", b"right")
     assert build._from_archive(data.getvalue(), ["sqlite3.c"]) == {"sqlite3.c": b"right"}
+
+
+# ---------------------------------------------------------------- sqlite.org, as far as a stand-in goes
+
+
+@pytest.fixture
+def site(build, monkeypatch) -> Iterator[dict[str, bytes]]:
+    """A web server in place of sqlite.org; what it answers by path, and npm out of reach."""
+    pages: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = pages.get(self.path)
+            self.send_response(200 if body is not None else 404)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    path = "/" + build.SQLITE_URL.partition("//")[2].partition("/")[2]
+    monkeypatch.setattr(build, "SQLITE_URL", f"http://127.0.0.1:{server.server_address[1]}{path}")
+    monkeypatch.setattr(build, "_npm", fail("no npm here"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield pages
+    server.shutdown()
+    server.server_close()
+
+
+ARCHIVE = "/2026/sqlite-amalgamation-3540100.zip"
+
+
+def zipped(files) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("sqlite-amalgamation-3540100/shell.c", b"int main;")
+        for name, content in files.items():
+            archive.writestr(f"sqlite-amalgamation-3540100/{name}", content)
+    return data.getvalue()
+
+
+def from_anywhere(build) -> None:
+    build._obtain("the amalgamation", build._sqlite_sources(), build._sqlite_problem, "Do this.")
+
+
+def test_the_amalgamation_of_sqlite_org_is_unpacked_and_verified(
+    build, genuine, site, capsys
+) -> None:
+    site[ARCHIVE] = zipped(genuine)
+    from_anywhere(build)
+    assert "from sqlite.org" in capsys.readouterr().out
+    for name, content in genuine.items():
+        assert (build.VENDOR / name).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, "HTTPError"),
+        (b"<html>Log in to the network</html>", "ReadError"),
+        (b"PK, but no archive", "BadZipFile"),
+        (zipped({"readme.txt": b""}), "StopIteration"),
+        (zipped({"sqlite3.c": b"another version", "sqlite3.h": b""}), "not the pinned SQLite"),
+    ],
+)
+def test_what_sqlite_org_may_answer_instead_is_told_and_the_next_source_asked(
+    build, site, monkeypatch, answer, told
+) -> None:
+    if answer is not None:
+        site[ARCHIVE] = answer
+    with pytest.raises(build.SourceMissingError) as caught:
+        from_anywhere(build)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    (said,) = [line for line in lines if line.startswith("sqlite.org: ")]
+    assert told in said
+    assert lines.index(said) < lines.index(f"npm {build.SQLITE_NPM}: OSError: no npm here")
+    assert lines[-1] == "Do this."
+
+
+def test_a_network_that_swallows_everything_costs_the_timeout_and_no_more(
+    build, monkeypatch
+) -> None:
+    assert build.NETWORK_TIMEOUT <= 10
+    monkeypatch.setattr(build, "NETWORK_TIMEOUT", 0.1)
+    monkeypatch.setattr(build, "_npm", fail("no npm here"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setattr(build, "SQLITE_URL", f"http://127.0.0.1:{port}/a.zip")
+        with pytest.raises(build.SourceMissingError, match=r"sqlite.org: \w*[Tt]ime"):
+            from_anywhere(build)
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,7 @@ def test_a_timeout_is_kept_when_a_checkpointer_of_another_program_holds_its_lock
     scene.server.raw = http(history.wire_set(scene.old, scene.new))
     with closing(scene.server), closing(scene.replica):
         scene.replica.sync()
+        scene.replica.background.stop()  # bringing the new file to the disk, it reads: nothing is copied then
         scene.replica.checkpoint()  # all of it: the next apply may begin the WAL anew
         free = hold(scene.path, 121, 1, shm_locks)
         scene.server.raw = http(history.wire_set(scene.new, scene.newer))

@@ -1,4 +1,4 @@
-"""Page sets and answers on the wire: any framing in, events out, everything hostile refused."""
+"""Page sets on the wire: any framing in, events out, everything hostile refused."""
 
 from __future__ import annotations
 
@@ -308,68 +308,11 @@ def test_a_set_that_carries_another_number_of_pages_is_not_ended(announced):
         list(made)
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- answers (read in replica.py: test_hostile.py)
 
 
-def read_answer(data, cuts=()):
-    reader = wire.AnswerReader()
-    events = []
-    bounds = [0, *sorted(cuts), len(data)]
-    for start, stop in itertools.pairwise(bounds):
-        events += reader.receive(data[start:stop])
-    reader.close()
-    return events
-
-
-@pytest.mark.parametrize("json", [b"", b"{}", b'{"results":[]}' * 100])
-def test_an_answer_without_a_page_set_comes_back(json):
-    data = wire.answer_prefix(json)
-    for cuts in ((), range(1, len(data))):
-        assert read_answer(data, cuts) == [wire.Json(json)]
-
-
-def test_an_answer_with_a_page_set_comes_back():
-    top, pages, chunks = build(512, [[1, 2]])
-    data = wire.answer_prefix(b"{}") + b"".join(wire.page_set(top, chunks))
-    for cuts in ((), range(1, len(data)), (6,), (7,), (3, 100)):
-        events = read_answer(data, cuts)
-        assert kinds(events) == [wire.Json, wire.Header, wire.Chunk, wire.End]
-        assert pages == images(events)
-
-
-def test_an_answer_cut_short_anywhere_but_behind_its_json_is_refused():
-    data = wire.answer_prefix(b"{}") + whole(512, [[1, 2]])
-    for size in range(len(data)):
-        if size != 6:
-            with pytest.raises(AnswerError, match="cut short"):
-                read_answer(data[:size])
-
-
-def test_an_answer_is_read_by_what_it_needs():
-    data = wire.answer_prefix(b"{}") + whole(512, [[1, 2]])
-    reader, events, at = wire.AnswerReader(), [], 0
-    sizes = []
-    while size := reader.needed():
-        sizes.append(size)
-        events += reader.receive(data[at : at + size])
-        at += size
-    assert sizes == [4, 2, 128, 1120]
-    assert at == len(data)
-    assert reader.ended
-    assert kinds(events) == [wire.Json, wire.Header, wire.Chunk, wire.End]
-    images(events)
-
-
-def test_a_tail_behind_an_answer_is_left_over():
-    reader = wire.AnswerReader()
-    images(list(reader.receive(wire.answer_prefix(b"{}") + whole(512, [[1]]) + b"xyz")))
-    assert bytes(reader.rest) == b"xyz"
-
-
-def test_an_answer_with_a_huge_length_is_refused_at_once():
-    reader = wire.AnswerReader()
-    with pytest.raises(AnswerError, match="4294967295 bytes of JSON"):
-        list(reader.receive(b"\xff\xff\xff\xff"))
+def test_the_json_of_an_answer_is_preceded_by_its_length():
+    assert wire.answer_prefix(b"{}") == b"\0\0\0\2{}"
 
 
 # ---------------------------------------------------------------- JSON bodies

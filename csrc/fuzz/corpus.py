@@ -14,7 +14,11 @@ sys.path[:0] = [str(HERE.parents[1] / "python"), str(HERE.parents[1] / "tests")]
 
 from page_sets import build, header, patch  # noqa: E402
 
-from nearlite._native.frames import ChunkHeader  # noqa: E402
+from nearlite._native import compact as codec_compact  # noqa: E402
+from nearlite._native import delta as codec  # noqa: E402
+from nearlite._native.applier import State  # noqa: E402
+from nearlite._native.frames import ChunkHeader, SetHeader  # noqa: E402
+from nearlite.position import Position  # noqa: E402
 
 GUARDS, MAGIC, SIZES, DIGEST, LOW_LOCK = 1, 2, 4, 8, 16
 ALL = GUARDS | MAGIC | SIZES | DIGEST
@@ -86,9 +90,103 @@ def pageset() -> dict[str, bytes]:
     return found
 
 
+def leaf(cells: list[bytes], *, kind: int = 10, size: int = 512, base: bytes = b"") -> bytes:
+    """A b-tree leaf as SQLite lays one out anew."""
+    page = bytearray(base or bytes(size))
+    head, top = 100 if page[:6] == b"SQLite" else 0, size
+    for i, cell in enumerate(cells):
+        top -= len(cell)
+        page[top : top + len(cell)] = cell
+        page[head + 8 + 2 * i : head + 10 + 2 * i] = top.to_bytes(2, "big")
+    counts = b"".join(n.to_bytes(2, "big") for n in (0, len(cells), top))
+    page[head : head + 8] = bytes([kind]) + counts + b"\0"
+    return bytes(page)
+
+
+def delta() -> dict[str, bytes]:
+    """What happens to pages, told by the encoder, and records that break each rule of the format."""
+    keys = [bytes([11]) + b"\3\x1b\1key-%03d" % i for i in range(0, 90, 2)]
+    one, two, three = leaf(keys[:15]), leaf(keys[15:30]), leaf(keys[30:])
+    odd = [bytes([11]) + b"\3\x1b\1key-%03d" % i for i in (7, 21, 33)]
+    found = {}
+    for name, choice, images in (
+        ("same", 0, (one, two, three)),
+        ("byte", 0, (one, two[:-3] + b"xyz", three)),
+        ("insert", 0, (one, leaf(sorted([*keys[15:30], odd[2]])), three)),
+        ("delete", 0, (leaf(keys[1:14]), two, leaf(keys[33:]))),
+        ("balance", 0, (leaf(keys[:12]), leaf(sorted(keys[12:32] + odd[2:])), leaf(keys[32:]))),
+        ("exchange", 0, (three, one, two)),
+        ("new-page", 4 << 3, (one, leaf(keys[15:22]), leaf(keys[22:30]))),
+        ("all-new", 7 << 3, (one, two, three)),
+        ("other-kind", 0, (leaf([b"\3\1abc"], kind=13), two, three)),
+    ):
+        bases = [None if choice >> 3 >> i & 1 else b for i, b in enumerate((one, two, three))]
+        told = codec.encode(512, 9, [2, 3, 4], bases, images) or b""
+        pages = b"".join((one, two, three, *images))
+        found[name] = bytes([choice]) + len(told).to_bytes(2, "big") + told + pages
+    first = bytearray(b"SQLite format 3\0\2\0\2\2\0\x40\x20\x20" + bytes(488))
+    base = leaf(keys[:10], base=bytes(first))
+    first[27] = first[95] = 1
+    images = (leaf(keys[:11], base=bytes(first)), two, three)
+    told = codec.encode(512, 9, [1, 3, 4], [base, two, three], images) or b""
+    pages = b"".join((base, two, three, *images))
+    found["page-one"] = b"\4" + len(told).to_bytes(2, "big") + told + pages
+    for name, told in (
+        ("wide-delete", bytes([2 * 3, 4, 5, 7, 0, 0])),
+        ("rebuild", bytes([2 * 7, 20, 1, 2, 6, 1, 0, 3, 0, 0])),
+        ("laid", bytes([2 * 39, 132, 5, 0]) + bytes(range(36)) + bytes(2)),
+        ("wipe", bytes([2 * 5, 12, 8 + 1, 4, 5, 2, 0, 0])),
+        ("overlap", bytes([2 * 13 + 1, 0x19, 0, 1, 0, 0])),
+        ("far-copy", bytes([2 * 6 + 1, 0x12, 0, 0xFF, 3, 0, 0])),
+        ("bad-move", bytes([2 * 5, 4, 6, 9, 0, 0, 0, 0])),
+        ("bad-span", bytes([2 * 4, 0, 0xFF, 3, 9, 0, 0])),
+    ):
+        pages = b"".join((one, two, three))
+        found[name] = b"\0" + len(told).to_bytes(2, "big") + told + pages
+    return found
+
+
+def compact() -> dict[str, bytes]:
+    """A set that unpacks, and one for each rule it can break."""
+    base = leaf([], base=bytes(b"SQLite format 3\0\2\0\2\2\0\x40\x20\x20" + bytes(488)))
+    pages = [leaf([bytes([5]) + b"\2\x13key%d" % n]) for n in range(4)]
+    start = State(Position(7, 2, 10), 0x1122334455667788, 4, 512, 0)
+    found = {}
+    for name, numbers, bases, target, size in (
+        ("good", [1, 3], [base, pages[0]], Position(7, 2, 14), 4),
+        ("grown", [1, 2, 5], [base, pages[0], None], Position(7, 2, 14), 5),
+        ("bare", [1, 3, 4], [None, pages[0], None], Position(7, 2, 14), 4),
+        ("generation", [1], [base], Position(7, 4, 0), 4),
+        ("shrunk", [1, 2], [base, pages[1]], Position(7, 2, 11), 2),
+    ):
+        head = SetHeader(512, size, len(numbers), start.position, target, start.hash, 0, 1)
+        images = [base, *pages[1 : len(numbers)]]
+        told = codec_compact.encode(start, head, numbers, bases, images) or b""
+        rest = b"".join(b for b in bases if b)
+        found[name] = b"\0\4" + len(told).to_bytes(2, "big") + told + rest
+    good = found["good"]
+    for name, offset, value in (
+        ("version", 4, 0x4E),
+        ("page-size", 5, 3),
+        ("bits", 5, 0x80),
+        ("bare-bits", 5, 0x10),
+        ("length", 6, 5),
+        ("not-forwards", 7, 0),
+        ("size", 8, 9),
+        ("count", 15, 90),
+        ("number", 16, 7),
+        ("record", 25, 9),
+        ("guard", len(good) - 1025, 1),
+    ):
+        found[name] = b"\3" + patch(good, offset, value, 1)[1:]
+    found["damaged"] = b"\0" + patch(good, 10, 0x55, 1)[1:]
+    found["lock-byte"] = b"\7" + good[1:]
+    return found
+
+
 def main(corpus: Path) -> None:
     """Write the three folders anew."""
-    for make in (checksum, frames, pageset):
+    for make in (checksum, compact, delta, frames, pageset):
         folder = corpus / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():

@@ -28,7 +28,6 @@ from nearlite.dbapi.cursor import Cursor
 from nearlite.dbapi.row import Row
 from nearlite.errors import (
     AnswerError,
-    ConflictError,
     DamagedError,
     DatabaseError,
     DataError,
@@ -45,7 +44,6 @@ from nearlite.errors import (
     OperationalError,
     PrimaryRestoredError,
     ProgrammingError,
-    StaleReadError,
     StateMismatchError,
     SyncError,
     UnauthorizedError,
@@ -167,7 +165,6 @@ __all__ = [
     "PARSE_DECLTYPES",
     "AnswerError",
     "Binary",
-    "ConflictError",
     "Connection",
     "Cursor",
     "DamagedError",
@@ -191,7 +188,6 @@ __all__ = [
     "PrimaryRestoredError",
     "ProgrammingError",
     "Row",
-    "StaleReadError",
     "StateMismatchError",
     "SyncError",
     "Time",

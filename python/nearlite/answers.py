@@ -43,7 +43,11 @@ _PIECE: Final = 256 << 10
 PATIENCE: Final = 0.25
 """Seconds in which a client may take a large answer straight from the database."""
 
-Key = tuple[Position, Position, bool]
+_TOLD: Final = 256
+"""Pages up to which a set is told as differences, which takes some microseconds for each."""
+_TOLD_NEARBY: Final = 8
+"""Where bytes cost nothing: on the same machine."""
+Key = tuple[Position, Position, bool, bool]
 
 
 class Answer:
@@ -188,12 +192,18 @@ class Answers:
         self.commit_ms = now_ms()
 
     def changes(
-        self, start: Position, state_hash: int | None, *, compress: bool, wait: bool
+        self,
+        start: Position,
+        state_hash: int | None,
+        *,
+        compress: bool,
+        compact: bool,
+        wait: bool,
     ) -> Answer | None:
         """What `Primary.changes` answers; inside begin/end.
 
         Args:
-          start, state_hash, compress: as there.
+          start, state_hash, compress, compact: as there.
           wait: encode a large set here and now, not through a reader of its own.
 
         Raises:
@@ -210,15 +220,21 @@ class Answers:
             )
         if start == to:
             return None
-        data = self._cache.get((start, to, compress))
+        key = (start, to, compress, compact)
+        data = self._cache.get(key)
         if data is not None:
             return Answer(to, len(data), iter((data,)))
         if not self._g.select(start):
             raise self._gone(start)
-        made = self._of_selection(self.header(start, known), compress=compress, wait=wait)
+        head = self.header(start, known)
+        made: Answer | bytes | None = None
+        if compact:
+            made = self._compact(start, head, _TOLD if compress else _TOLD_NEARBY)
+        if made is None:
+            made = self._of_selection(head, compress=compress, wait=wait)
         if isinstance(made, Answer):
             return made
-        self._remember((start, to, compress), made)
+        self._remember(key, made)
         return Answer(to, len(made), iter((made,)))
 
     def _of_selection(self, head: SetHeader, *, compress: bool, wait: bool) -> Answer | bytes:
@@ -266,6 +282,13 @@ class Answers:
         head = self.header(None, 0).replace(snapshot=False, repair=True)
         made = self._of_selection(head, compress=compress, wait=wait)
         return made if isinstance(made, Answer) else Answer(to, len(made), iter((made,)))
+
+    def _compact(self, start: Position, head: SetHeader, most: int) -> bytes | None:
+        """The selection told from what the reader has, if it is at most so many pages."""
+        frame = self._g.frame_of(start)
+        if frame is None or self._tail.selected() > most:
+            return None
+        return self._tail.compact(head, frame)
 
     def _known(self, start: Position, to: Position) -> int:
         """State hash at `start`, or why it cannot be served."""

@@ -18,7 +18,15 @@ from typing import IO, Final
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.errors import AnswerError
 from nearlite.receiving import SetReader
-from nearlite.wire import END_OF_SET, Event, PageSetReader, RawChunk, WholeSet, chunk_pieces
+from nearlite.wire import (
+    END_OF_SET,
+    CompactSet,
+    Event,
+    PageSetReader,
+    RawChunk,
+    WholeSet,
+    chunk_pieces,
+)
 from nearlite.wire import Chunk as ChunkEvent
 
 IN_MEMORY: Final = 32 << 20
@@ -30,6 +38,7 @@ class Arrived:
 
     Attributes:
       header: of the set.
+      compact: a set told from what the replica has, as it came; its pages are not made yet.
       whole: a small set as it came, nothing of it verified but its header.
       in_memory: otherwise the chunks, unless they are in a file.
 
@@ -38,6 +47,7 @@ class Arrived:
 
     def __init__(self, header: SetHeader) -> None:
         self.header = header
+        self.compact: CompactSet | None = None
         self.whole: WholeSet | None = None
         self.in_memory: list[Chunk] | None = None
         self._file: IO[bytes] | None = None
@@ -57,8 +67,8 @@ class Arrived:
         """
         arrived = cls(header)
         try:
-            if reader.whole is not None:
-                arrived.whole = reader.whole
+            if reader.compact is not None or reader.whole is not None:
+                arrived.compact, arrived.whole = reader.compact, reader.whole
                 reader.all_came()
             elif header.count * header.page_size <= IN_MEMORY:
                 arrived.in_memory = []

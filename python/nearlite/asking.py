@@ -38,6 +38,7 @@ class _Float(msgspec.Struct, tag="float", frozen=True, gc=False):
 
 class _Text(msgspec.Struct, tag="text", frozen=True, gc=False):
     value: str
+    base64: str = ""  # the bytes themselves, where `value` is not all of them
 
 
 class _Blob(msgspec.Struct, tag="blob", frozen=True, gc=False):
@@ -113,16 +114,12 @@ decode_description = msgspec.json.Decoder(Description).decode
 encode = msgspec.json.Encoder().encode
 
 
-def _python(value: _Null | _Integer | _Float | _Text | _Blob) -> Any:
-    if isinstance(value, _Text):
-        return value.value
-    if isinstance(value, _Integer):
-        return int(value.value)
-    if isinstance(value, _Float):
-        return float(bytes(value.value))
-    if isinstance(value, _Blob):
-        return base64.b64decode(value.base64 + "=" * (-len(value.base64) % 4))
-    return None
+class Malformed(bytes):
+    """Text that is not UTF-8."""
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4))
 
 
 class Outcome:
@@ -130,19 +127,35 @@ class Outcome:
 
     Attributes:
       columns, decltypes: of its result, as of a compiled statement.
-      rows: all of them.
+      rows: all of them; text that is not UTF-8 as Malformed.
+      malformed: there is such text.
       changes: rows changed, 0 unless it was an INSERT, UPDATE or DELETE.
       last_rowid: of an INSERT, otherwise None.
     """
 
-    __slots__ = ("changes", "columns", "decltypes", "last_rowid", "rows")
+    __slots__ = ("changes", "columns", "decltypes", "last_rowid", "malformed", "rows")
 
     def __init__(self, found: Rows) -> None:
         self.columns = tuple(column.name or "" for column in found.cols)
         self.decltypes = tuple(column.decltype for column in found.cols)
-        self.rows = [tuple(map(_python, row)) for row in found.rows]
+        self.malformed = False
+        self.rows = [tuple(map(self._python, row)) for row in found.rows]
         self.changes = found.affected_row_count
         self.last_rowid = None if found.last_insert_rowid is None else int(found.last_insert_rowid)
+
+    def _python(self, value: _Null | _Integer | _Float | _Text | _Blob) -> Any:
+        if isinstance(value, _Text):
+            if not value.base64:
+                return value.value
+            self.malformed = True
+            return Malformed(_bytes(value.base64))
+        if isinstance(value, _Integer):
+            return int(value.value)
+        if isinstance(value, _Float):
+            return float(bytes(value.value))
+        if isinstance(value, _Blob):
+            return _bytes(value.base64)
+        return None
 
 
 NOTHING: Final = Outcome(Rows())

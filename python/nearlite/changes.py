@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Protocol, TypeVar
 from urllib.parse import parse_qs
@@ -105,11 +106,20 @@ class Source(Protocol):
     def latest(self) -> Position:
         """Where it was last seen to stand; no look at the database."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether the last look at the database failed: there may be commits that it could not note."""
+
     def state(self) -> State:
         """Where it stands."""
 
     def changes(
-        self, start: Position, state_hash: int | None = None, *, compress: bool = False
+        self,
+        start: Position,
+        state_hash: int | None = None,
+        *,
+        compress: bool = False,
+        compact: bool = False,
     ) -> PageSet | None:
         """From a position to now; None when there is nothing newer."""
 
@@ -126,8 +136,21 @@ class Source(Protocol):
         """Call back after commits, on the committing thread."""
 
 
-ReplicaOf = tuple[Position, int | None, bool]
-"""A replica that has sent a request: its position, state hash, and whether it takes compressed chunks."""
+@dataclass(frozen=True, slots=True)
+class ReplicaOf:
+    """A replica that has sent a request.
+
+    Attributes:
+      start: its position.
+      state_hash: its state hash, if it told.
+      compress: whether it takes compressed chunks.
+      compact: whether it takes compact page sets.
+    """
+
+    start: Position
+    state_hash: int | None
+    compress: bool
+    compact: bool
 
 
 class Feed:
@@ -184,23 +207,22 @@ class Feed:
         await self._stream(send, answer, (_at(answer.to), _NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
-        """``GET changes/{position}?hash=&wait=&z=``."""
+        """``GET changes/{position}?hash=&wait=&z=&v=``."""
         self._note(scope)
         query = _query(scope)
-        start, state_hash = _position(text), _state_hash(query.get("hash"))
+        replica = _replica_of(_position(text), query.get("hash"), query)
         wait = _wait(query.get("wait"))
-        compress = query.get("z") == "1"
-        answer = await self._newer(start, state_hash, compress)
+        answer = await self._newer(replica)
         if answer is None and wait > 0:
             self._waiting += 1
             self._watch = self._watch or self._loop.create_task(self._look_for_others())
             try:
-                answer = await self._wait(start, state_hash, compress, wait, leaving)
+                answer = await self._wait(replica, wait, leaving)
             finally:
                 self._waiting -= 1
         if answer is None:
             await self._answering.whole(
-                send, 204, b"", PAGE_SET_TYPE.encode(), (_at(start), _NO_STORE)
+                send, 204, b"", PAGE_SET_TYPE.encode(), (_at(replica.start), _NO_STORE)
             )
             return
         await self._stream(send, answer, (_at(answer.to), _PRIVATE))
@@ -226,7 +248,7 @@ class Feed:
             await self._stream(send, found, (_at(found.to), _NO_STORE))
 
     def replica(self, scope: Scope) -> ReplicaOf:
-        """Position, hash and wish for compression of ``POST sql``; refuses what could never be synced.
+        """Who has sent a ``POST sql``; refuses what could never be synced.
 
         Raises:
           HttpError: 409 when the replica belongs to another history, 507 when the disk is full: nothing
@@ -238,7 +260,9 @@ class Feed:
             raise HttpError(400, "BAD_REQUEST", "The header Nearlite-Position is missing")
         start = _position(text.decode("latin-1"))
         state_hash = header(scope, b"nearlite-hash")
-        here = self.state().position
+        here = self._source.latest
+        if self._source.behind or start.lineage != here.lineage or start > here:
+            here = self.state().position
         if start.lineage != here.lineage:
             raise HttpError(
                 409,
@@ -254,7 +278,7 @@ class Feed:
                 "state; nothing was changed",
             )
         decoded = state_hash.decode("latin-1") if state_hash is not None else None
-        return start, _state_hash(decoded), _query(scope).get("z") == "1"
+        return _replica_of(start, decoded, _query(scope))
 
     async def answer(
         self, send: Send, body: bytes, replica: ReplicaOf | None, headers: Headers = ()
@@ -267,9 +291,8 @@ class Feed:
             if replica is None:
                 at = _at(self._source.latest)
             else:
-                start, state_hash, compress = replica
                 with contextlib.suppress(HttpError):
-                    answer = await self._newer(start, state_hash, compress)
+                    answer = await self._newer(replica)
                 at = _at(self._source.state().position if answer is None else answer.to)
         except (errors.Error, OSError):  # a damaged page, a full disk
             log.exception(_UNSHOWN)
@@ -291,11 +314,10 @@ class Feed:
             if replica is None:
                 at = _at(source.latest)
             else:
-                start, state_hash, compress = replica
-                if not self._is_near(start):
+                if not self._is_near(replica.start):
                     return None
                 with contextlib.suppress(HttpError), _refusals():
-                    answer = source.changes(start, state_hash, compress=compress)
+                    answer = self._changes(replica)
                 if answer is not None and (answer.size or _IN_ONE_PIECE + 1) > _IN_ONE_PIECE:
                     answer.close()
                     return None
@@ -319,14 +341,7 @@ class Feed:
 
     # ------------------------------------------------------------------ waiting
 
-    async def _wait(
-        self,
-        start: Position,
-        state_hash: int | None,
-        compress: bool,
-        seconds: float,
-        leaving: Leaving,
-    ) -> PageSet | None:
+    async def _wait(self, replica: ReplicaOf, seconds: float, leaving: Leaving) -> PageSet | None:
         """Wait for a commit; None when the time is over or the client has left."""
         deadline = self._loop.time() + seconds
         gone = leaving.task()
@@ -335,7 +350,7 @@ class Feed:
             self._waiters.add(waiter)
             try:
                 # After enrolling: a commit between the first look and now is not missed.
-                answer = await self._newer(start, state_hash, compress)
+                answer = await self._newer(replica)
                 left = deadline - self._loop.time()
                 if answer is not None or left <= 0 or gone.done():
                     return answer
@@ -387,14 +402,16 @@ class Feed:
             _refuse_if_full(error)
             raise
 
-    async def _newer(
-        self, start: Position, state_hash: int | None, compress: bool
-    ) -> PageSet | None:
-        source = self._source
+    async def _newer(self, replica: ReplicaOf) -> PageSet | None:
         with _refusals():
-            if self._is_near(start):
-                return source.changes(start, state_hash, compress=compress)
-            return await self._thread(lambda: source.changes(start, state_hash, compress=compress))
+            if self._is_near(replica.start):
+                return self._changes(replica)
+            return await self._thread(lambda: self._changes(replica))
+
+    def _changes(self, replica: ReplicaOf) -> PageSet | None:
+        return self._source.changes(
+            replica.start, replica.state_hash, compress=replica.compress, compact=replica.compact
+        )
 
     def _is_near(self, start: Position) -> bool:
         """Whether a page set from there is made in no time."""
@@ -505,6 +522,11 @@ def _refuse_if_full(error: OSError | errors.OperationalError) -> None:
 def _query(scope: Scope) -> dict[str, str]:
     text = scope.get("query_string", b"").decode("latin-1")
     return {key: values[-1] for key, values in parse_qs(text).items()} if text else {}
+
+
+def _replica_of(start: Position, state_hash: str | None, query: dict[str, str]) -> ReplicaOf:
+    compact = state_hash is not None and query.get("v") == "2"
+    return ReplicaOf(start, _state_hash(state_hash), query.get("z") == "1", compact)
 
 
 def _position(text: str) -> Position:

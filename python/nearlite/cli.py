@@ -51,6 +51,7 @@ _EXIT_BY_ERROR: tuple[tuple[type[Exception], int], ...] = (
     (errors.LineageError, EXIT_REFUSED),
     (errors.PrimaryRestoredError, EXIT_REFUSED),
     (errors.HistoryGoneError, EXIT_REFUSED),
+    (errors.StateMismatchError, EXIT_REFUSED),
 )
 
 

@@ -2,14 +2,15 @@
 
 The short cut. A pipeline that arrives whole and needs no waiting is answered where it is received, without a task,
 events and messages for it, which cost more than its statement. `server.App` says what answers a request so
-(`Shortcut`); whatever it does not take goes the usual way. And a head that was parsed before, byte for byte,
-is not parsed again: clients repeat themselves.
+(`Shortcut`); whatever it does not take goes the usual way. And a head that was parsed before is not parsed
+again if it differs in nothing but the values of a few headers: clients repeat themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -37,6 +38,13 @@ _HEAD_BEGINS: Final = b"HTTP/1.1 "
 _GATHERED: Final = 32 << 10  # bytes: copying more costs as much as a system call
 _KNOWN: Final = 256  # heads that are remembered
 _KNOWN_BYTES: Final = 2048  # of one of them
+_LENGTH: Final = b"content-length"
+_OURS: Final = b"nearlite-"
+# A value cannot be mistaken: whoever uses it takes nothing but digits and the like.
+_VARYING: Final = re.compile(
+    rb"\r\n(content-length|nearlite-(?:position|hash|counters|read)): *([^\r\n]*)(?=\r\n)",
+    re.IGNORECASE,
+)
 _HELD: Final = 64 << 10  # bytes of further requests that wait in memory for an answer
 _SIMPLE: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\naccess-control-allow-origin: *\r\n"
 
@@ -96,19 +104,43 @@ class _Transport:
 
 
 class _Known:
-    """Heads of requests that were parsed before: what answers them, and the size of their bodies."""
+    """Heads of requests that were parsed before, but for the values of the headers that vary."""
 
     def __init__(self) -> None:
-        self._heads: dict[bytes, tuple[Shortcut, int]] = {}
-        self.find = self._heads.get
+        self._heads: dict[tuple[bytes, ...], Shortcut] = {}
 
-    def note(self, head: bytes, shortcut: Shortcut, size: int) -> None:
-        """Remember one."""
+    def find(self, data: bytes) -> tuple[Shortcut, Headers, bytes] | None:
+        """What answers a request that is complete, its varying headers, and its body; if its head is known."""
+        end = data.find(b"\r\n\r\n") + 2
+        parts = _VARYING.split(data[:end])
+        shortcut = self._heads.get(_key(parts))
+        if shortcut is None:
+            return None
+        size = 0
+        varying = []
+        for index in range(1, len(parts), 3):
+            name, value = parts[index].lower(), parts[index + 1]
+            if name != _LENGTH:
+                varying.append((name, value))
+            elif value.isdigit() and len(value) < 10:
+                size = int(value)
+            else:
+                return None
+        body = data[end + 2 :]
+        return None if len(body) != size else (shortcut, varying, body)
+
+    def note(self, head: bytes, shortcut: Shortcut) -> None:
+        """Remember one; `head` ends with an empty line."""
         if len(head) > _KNOWN_BYTES:
             return
         if len(self._heads) >= _KNOWN:
             self._heads.clear()
-        self._heads[head] = shortcut, size
+        self._heads[_key(_VARYING.split(head[:-2]))] = shortcut
+
+
+def _key(parts: list[bytes]) -> tuple[bytes, ...]:
+    """A head without the values that vary."""
+    return (*parts[::3], *parts[1::3])
 
 
 def protocol(shortcut_of: Callable[[Scope], Shortcut | None]) -> Any:
@@ -152,6 +184,7 @@ class _Connection(HttpToolsProtocol):
         self._deferred: tuple[Any, Any] | None = None  # a cycle that may take the short cut
         self._feeding = False
         self._instead: Application | None = None  # answers the request that is parsed next
+        self._cycle: Any = None  # of the request that was parsed and is being answered
         self._taken: bytes | None = None  # a request of a known head that is being answered
         self._held = bytearray()  # what came behind it
         self._ends = False  # the connection is to be closed behind its answer
@@ -193,18 +226,17 @@ class _Connection(HttpToolsProtocol):
                 self.flow.pause_reading()
             return
         if not self._begun and (self.cycle is None or self.cycle.response_complete):
-            end = data.find(b"\r\n\r\n") + 4
-            found = self._known.find(data[:end])
-            if found is not None and len(data) - end == found[1] and self._may_shorten():
-                self._head_done()
-                self._in_head = True
+            found = self._known.find(data)
+            if found is not None and self._may_shorten():
+                shortcut, varying, body = found
+                if self._head_timer is not None:
+                    self._head_done()
+                    self._in_head = True
                 self._taken = data
-                if found[0](data[end:], self):
+                if shortcut(varying, body, self):
                     return
                 self._taken = None
-            self._parse(data, data[:end] if end > 3 else b"")
-        else:
-            self._parse(data, b"")
+        self._parse(data)
 
     def _may_shorten(self) -> bool:
         return (
@@ -213,9 +245,9 @@ class _Connection(HttpToolsProtocol):
             and not self.transport.is_closing()
         )
 
-    def _parse(self, data: bytes, head: bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         """The usual way, but for a request that is complete by the end of this data."""
-        begun_in_head = self._in_head
+        begun_in_head, between = self._in_head, not self._begun
         self._feeding = True
         super().data_received(data)
         self._feeding = False
@@ -227,7 +259,7 @@ class _Connection(HttpToolsProtocol):
         self._ended = False
         if self._deferred is not None:
             (cycle, app), self._deferred = self._deferred, None
-            if not self._shorten(cycle, data, head):
+            if not self._shorten(cycle, data if between else b""):
                 super()._start_asgi_task(cycle, app)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
@@ -239,8 +271,8 @@ class _Connection(HttpToolsProtocol):
         else:
             super()._start_asgi_task(cycle, app)
 
-    def _shorten(self, cycle: Any, data: bytes, head: bytes) -> bool:
-        """Take the short cut with a request that was parsed, if it can be."""
+    def _shorten(self, cycle: Any, data: bytes) -> bool:
+        """Take the short cut with a request that was parsed, if it can be; `data` began with it."""
         if cycle.more_body or cycle is not self.cycle or not self._may_shorten():
             return False
         scope: Any = cycle.scope
@@ -248,9 +280,12 @@ class _Connection(HttpToolsProtocol):
         if shortcut is None:
             return False
         body = bytes(cycle.body)
-        if shortcut.repeats and head and head + body == data:
-            self._known.note(head, shortcut, len(body))
-        return shortcut(body, self)
+        end = data.find(b"\r\n\r\n") + 4
+        if data and data[end:] == body:
+            self._known.note(data[:end], shortcut)
+        varying = [field for field in scope["headers"] if field[0].startswith(_OURS)]
+        self._cycle = cycle  # behind it there may be others by the time of its answer
+        return shortcut(varying, body, self)
 
     # ------------------------------------------------------------------ answers
 
@@ -264,7 +299,7 @@ class _Connection(HttpToolsProtocol):
             head = _SIMPLE % (content_type, len(body))
             for name, value in headers:
                 head += b"%b: %b\r\n" % (name, value)
-            ends = self._ends or (not known and not self.cycle.keep_alive)
+            ends = self._ends or (not known and not self._cycle.keep_alive)
             if ends:
                 head += b"connection: close\r\n"
             if len(body) <= _GATHERED:
@@ -277,15 +312,18 @@ class _Connection(HttpToolsProtocol):
                 transport.close()
         if known:
             self._taken = None
-            self._rest()
+            self._used = self.loop.time()
+            if self.timeout_keep_alive_task is None and not transport.is_closing():
+                self._keep(self.timeout_keep_alive)
+            self._go_on()
         else:
-            self.cycle.response_started = self.cycle.response_complete = True
+            self._cycle.response_started = self._cycle.response_complete = True
             self.on_response_complete()
 
     def proceed(self, application: Application) -> None:
         """An ASGI application answers it, in a task."""
         if self._taken is None:
-            super()._start_asgi_task(self.cycle, application)  # type: ignore[arg-type]
+            super()._start_asgi_task(self._cycle, application)  # type: ignore[arg-type]
             return
         data, self._taken = self._taken, None
         if self.transport.is_closing():  # nobody is there to be answered, but it is to be finished
@@ -294,18 +332,20 @@ class _Connection(HttpToolsProtocol):
             task.add_done_callback(self.tasks.discard)
             return
         self._instead = application
-        self._parse(data, b"")
-        self._rest()
+        self._parse(data)
+        self._go_on()
+
+    @property
+    def address(self) -> object:
+        """See `exchange.Client`."""
+        return self.client
 
     def expect(self, lost: Callable[[], None]) -> None:
         """See `exchange.Expecting`."""
         self.delivery.expect(lost)
 
-    def _rest(self) -> None:
-        """A request of a known head is done with: what came behind it is due."""
-        self._used = self.loop.time()
-        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self._keep(self.timeout_keep_alive)
+    def _go_on(self) -> None:
+        """What came behind a request of a known head is due."""
         if self._held and not self.transport.is_closing():
             data, self._held = bytes(self._held), bytearray()
             self.flow.resume_reading()
@@ -319,7 +359,7 @@ class _Connection(HttpToolsProtocol):
         # Requests of known heads do not move the timer, which would cost more than to look here.
         left = self._used + self.timeout_keep_alive - self.loop.time()
         if self._taken is not None or left > 0:
-            self._keep(max(left, 1.0))
+            self._keep(left if left > 0 else self.timeout_keep_alive)
         else:
             super().timeout_keep_alive_handler()
 

@@ -30,11 +30,7 @@ from nearlite._native.database import NO_PARAMETERS, Database, is_dml
 from nearlite.asking import NOTHING
 from nearlite.batches import Names
 from nearlite.dbapi.binding import encode
-from nearlite.dbapi.connection import (
-    LEGACY_TRANSACTION_CONTROL,
-    _checked_autocommit,
-    _checked_level,
-)
+from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
 from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import (
     DatabaseError,
@@ -101,9 +97,9 @@ class ReplicaConnection(ForwardingConnection):
         progress: ProgressCallback | None = None,
         adopt: bool = False,
     ) -> None:
-        self._prepare_state(detect_types, check_same_thread, cached_statements)
-        _checked_level(isolation_level)
-        _checked_autocommit(autocommit)
+        self._prepare_state(
+            detect_types, isolation_level, check_same_thread, cached_statements, autocommit
+        )
         path = _checked_path(database, uri=uri)
         token = auth_token or _token_of_environment
         # The replica is shared with other connections of this process; these are this one's own.
@@ -132,9 +128,7 @@ class ReplicaConnection(ForwardingConnection):
             # The file exists; with create=False ATTACH could not create others either.
             self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
             self._counting = self._database.prepare(_COUNTERS)
-            self._open = True
-            self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
-            self._set_autocommit(autocommit)
+            self._opened()
             if sync_interval is not None:
                 self._replica.background.every(sync_interval)
         except BaseException:

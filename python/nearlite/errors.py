@@ -136,14 +136,6 @@ class NotAReplicaError(SyncError):
     """The local file is not a nearlite replica; it is never overwritten."""
 
 
-class StaleReadError(SyncError):
-    """The replica is older than the read allows."""
-
-
-class ConflictError(SyncError):
-    """A local write conflicts with the primary's state."""
-
-
 def is_disk_full(error: BaseException) -> bool:
     """Whether something failed for want of room, as the operating system or SQLite says."""
     if isinstance(error, OSError):

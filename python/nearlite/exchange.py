@@ -73,19 +73,25 @@ class Client(Expecting, Protocol):
     def answer(self, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
         """Answer with status 200."""
 
+    @property
+    def address(self) -> object:
+        """Who it is."""
+
     def proceed(self, application: Application) -> None:
         """Let an ASGI application answer after all. It is called soon."""
 
 
 class Shortcut(Protocol):
-    """Answers a request without ASGI."""
+    """Answers requests that have the same head, but for our own headers, without ASGI."""
 
-    @property
-    def repeats(self) -> bool:
-        """It is the same for every request with this head."""
+    def __call__(self, varying: Headers, body: bytes, client: Client) -> bool:
+        """Answer, or see to it; False when nothing was done: the request goes the usual way.
 
-    def __call__(self, body: bytes, client: Client) -> bool:
-        """Answer, or see to it; False when nothing was done: the request goes the usual way."""
+        Args:
+          varying: headers of ours (``Nearlite-*``), names in lowercase.
+          body: as a whole.
+          client: to be answered.
+        """
 
 
 class Deadlines:

@@ -14,6 +14,21 @@ from nearlite.errors import (
 )
 from nearlite.http import Deadline
 
+READS_GO_ON = "reads of the local file go on; try again"
+
+
+class UnfoundedError(AnswerError):
+    """A compact set was told from pages that this replica does not have, or came out wrong."""
+
+
+def unfounded(path: str, error: Error) -> UnfoundedError:
+    """An applier refused a compact set: the pages themselves are asked for."""
+    return UnfoundedError(
+        f"what changed could not be told from the pages of {path}: {error}",
+        state="the replica is as it was",
+        action="the next sync asks for whole pages; run `nearlite verify` to see whether the file is damaged",
+    )
+
 
 def is_applying() -> SyncError:
     """The applier of this process was busy for the whole time that there was."""

@@ -7,13 +7,13 @@ statement in one request; COMMIT is another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec.msgpack import Ext
 
-from nearlite._native.database import TEXT_BYTES, TEXT_STR, is_dml
-from nearlite.asking import Outcome
+from nearlite._native.database import TEXT_BYTES, TEXT_STR, is_dml, undecodable
+from nearlite.asking import Malformed, Outcome
 from nearlite.batches import Batches, Names
 from nearlite.dbapi.binding import values_of
 from nearlite.dbapi.connection import Connection
@@ -73,7 +73,11 @@ class ForwardingConnection(Connection):
             raise
         finally:
             self._after_forward()
-        rows = outcome.rows if self._text_mode == TEXT_STR else self._other_text(outcome)
+        rows: Iterable[Any] = outcome.rows
+        if self._text_mode != TEXT_STR:
+            rows = self._other_text(outcome)
+        elif outcome.malformed:
+            rows = _until_malformed(outcome)
         cursor._adopt(outcome, rows, outcome.changes if dml else -1, self._last_rowid)
 
     def _undo_opening(self) -> None:
@@ -102,9 +106,12 @@ class ForwardingConnection(Connection):
         """Rows with text as `text_factory` wants it."""
 
         def text(value: Any) -> Any:
-            if type(value) is not str:
+            if type(value) is Malformed:
+                data = bytes(value)
+            elif type(value) is str:
+                data = value.encode()
+            else:
                 return value
-            data = value.encode()
             return data if self._text_mode == TEXT_BYTES else Ext(1, data)
 
         return [tuple(map(text, row)) for row in outcome.rows]
@@ -161,3 +168,12 @@ class ForwardingConnection(Connection):
             raise ProgrammingError("the query contains a null character")
         if len(sql) > 1_000_000_000:
             raise DataError("query string is too large")
+
+
+def _until_malformed(outcome: Outcome) -> Iterator[Any]:
+    """The rows before one with text that is not UTF-8, which fails when it is fetched, as on a local file."""
+    for row in outcome.rows:
+        for column, value in zip(outcome.columns, row, strict=False):
+            if type(value) is Malformed:
+                raise undecodable(column, value)
+        yield row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -200,6 +201,18 @@ class Generations:
         self.tail.select_frames(after)
         return True
 
+    def frame_of(self, start: Position) -> int | None:
+        """The frame of the running generation at which the database is as it was at `start`.
+
+        None for what lies further back: its page images are gone.
+        """
+        if start.generation == self.state.generation:
+            return start.frame
+        old = self._archived(start.generation)
+        if old is None or old.generation != self.state.generation - 1:
+            return None
+        return None if old.foreign or old.frame != start.frame else self.state.base.frame
+
     def _archived(self, generation: int) -> Archived | None:
         for old in reversed(self.state.archived):
             if old.generation == generation:
@@ -216,6 +229,13 @@ class Generations:
                     self._indexes.pop(next(iter(self._indexes)))
                 self._indexes[old.generation] = found
         return found
+
+    def archived_indexes(self) -> Iterator[Index]:
+        """Those of closed generations, the newest first, as far as they are there."""
+        for old in reversed(self.state.archived):
+            found = self._index_of(old)
+            if found is not None:
+                yield found
 
     def index(self) -> Index:
         """The running generation's, as far as the tail has taken it."""

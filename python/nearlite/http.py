@@ -394,7 +394,7 @@ class Transport:
             if sent
             else "nothing was sent"
         )
-        return OfflineError(text, state=state, action="reads of the local file go on; try again")
+        return OfflineError(text, state=state, action="try again")
 
 
 def _reason(error: BaseException) -> str:

@@ -164,6 +164,10 @@ class Index:
             return None
         return int.from_bytes(entry[8:], "big")
 
+    def states(self) -> set[tuple[int, int]]:
+        """Database size in pages and state hash of each commit, the beginning included."""
+        return {(pages, found) for _, pages, found in _COMMIT.iter_unpack(self.commits)}
+
     def with_changes(self, pages: set[int]) -> Index:
         """The same generation, with these pages changed after its last frame."""
         values = u32(self.pairs)

@@ -69,6 +69,10 @@ class Primary:
     """The owner of one database. Every method may be called from any thread.
 
     Use `open`. The connections that write are made by `connect` and belong to the caller.
+
+    Attributes:
+      behind: the last look at the database failed, or one is under way: there may be commits that could
+        not be noted.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class Primary:
         self._subscribers: list[Callable[[Position], None]] = []
         self._snapshots: dict[object, int] = {}
         self._closed = False
+        self.behind = False
         self._unwatch = guard.watch(self, path)
 
     @classmethod
@@ -250,6 +255,7 @@ class Primary:
         """Mutex held: read transaction at the head, every frame taken, bound and journaled."""
         if self._closed:
             raise errors.ProgrammingError("the primary is closed")
+        self.behind = True
         if self._startup.lost:
             self._startup.recover()
         self._generations.settle()
@@ -267,11 +273,17 @@ class Primary:
             except BaseException:
                 self._tail.end()
                 raise
+        self.behind = False
 
     # ------------------------------------------------------------ answers
 
     def changes(
-        self, start: Position, state_hash: int | None = None, *, compress: bool = False
+        self,
+        start: Position,
+        state_hash: int | None = None,
+        *,
+        compress: bool = False,
+        compact: bool = False,
     ) -> Answer | None:
         """What changed since a position.
 
@@ -279,6 +291,7 @@ class Primary:
           start: where the replica stands.
           state_hash: of the replica; None only where the position is known to be ours.
           compress: allow zstd chunks.
+          compact: allow a compact set (version 2), which only a reader at `start` can understand.
 
         Returns:
           One page set from `start` to now, or None when there is nothing newer.
@@ -294,7 +307,9 @@ class Primary:
         if frozen is not None and (start, state_hash) == (frozen.position, frozen.hash):
             return None
         return self._answered(
-            lambda wait: self._answers.changes(start, state_hash, compress=compress, wait=wait)
+            lambda wait: self._answers.changes(
+                start, state_hash, compress=compress, compact=compact, wait=wait
+            )
         )
 
     def repair(self, ask: Ask, *, compress: bool = False) -> Answer | Differences:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from nearlite import wire
+from nearlite._native.compact import FIRST_BYTE as COMPACT
+from nearlite._native.compact import Standing
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.errors import AnswerError
 from nearlite.http import Response
@@ -97,13 +99,21 @@ class SetReader:
     Attributes:
       whole: a small set, read in one piece together with its header; a large one comes by its chunks,
         each used where it lies.
+      compact: a set that is told from what the replica has, likewise.
+
+    Args:
+      response: whose body, or the rest of it, is the set.
+      meter: counts.
+      start: where the replica stood when it asked; None: nothing compact was asked for.
     """
 
-    def __init__(self, response: Response, meter: Meter) -> None:
+    def __init__(self, response: Response, meter: Meter, start: Standing | None = None) -> None:
         self._response = response
         self._meter = meter
+        self._start = start
         self._events = self._read()
         self.whole: wire.WholeSet | None = None
+        self.compact: wire.CompactSet | None = None
 
     def _read(self) -> Iterator[wire.Event]:
         reader = wire.PageSetReader()
@@ -129,9 +139,14 @@ class SetReader:
         """Raises AnswerError when what arrives is not a page set."""
         left = self._response.length
         if left is not None and left <= _SMALL_SET:
-            self.whole = wire.WholeSet(exactly(self._response, left))
+            data = exactly(self._response, left)
             self._meter.bytes += left
-            header = self.whole.header
+            if self._start is not None and data[:1] == COMPACT:
+                self.compact = wire.CompactSet(data, self._start)
+                header = self.compact.header
+            else:
+                self.whole = wire.WholeSet(data)
+                header = self.whole.header
         else:
             event = next(self._events)
             assert isinstance(event, wire.Header)
@@ -141,8 +156,9 @@ class SetReader:
 
     def all_came(self) -> None:
         """Count the pages of a set that is taken whole."""
-        assert self.whole is not None
-        self._meter.chunk(self.whole.header.count)
+        taken = self.compact or self.whole
+        assert taken is not None
+        self._meter.chunk(taken.header.count)
 
     def chunks(self) -> Iterator[Chunk]:
         """The verified chunks; the caller closes each."""

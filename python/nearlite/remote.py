@@ -8,23 +8,17 @@ from typing import Any, Literal
 
 from nearlite import wire
 from nearlite._native.database import is_dml
-from nearlite.dbapi.connection import (
-    LEGACY_TRANSACTION_CONTROL,
-    _checked_autocommit,
-    _checked_level,
-)
+from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
 from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import (
     AnswerError,
     NotSupportedError,
     ProgrammingError,
-    SyncError,
-    UnauthorizedError,
 )
 from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Deadline, Token, Transport
 from nearlite.script import holds_nothing
-from nearlite.sync import state_of_request
+from nearlite.sync import refusal, state_of_request
 from nearlite.upstream import Notes, Stream
 
 
@@ -61,16 +55,14 @@ class RemoteConnection(ForwardingConnection):
         auth_token: Token = None,
         network_timeout: float = 30.0,
     ) -> None:
-        self._prepare_state(detect_types, check_same_thread, cached_statements)
-        _checked_level(isolation_level)
-        _checked_autocommit(autocommit)
+        self._prepare_state(
+            detect_types, isolation_level, check_same_thread, cached_statements, autocommit
+        )
         self._transport = Transport(
             database, token=auth_token or _token_of_environment, timeout=network_timeout
         )
         self._prepare_forwarding(Stream(self._post))
-        self._open = True
-        self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
-        self._set_autocommit(autocommit)
+        self._opened()
 
     def __repr__(self) -> str:
         return f"<nearlite.RemoteConnection to {self._transport.url}>"
@@ -94,7 +86,8 @@ class RemoteConnection(ForwardingConnection):
                         state="the request was carried out",
                     ) from None
             code, message = wire.decode_error(response.error_body())
-            raise _refused(response.status, code, message)
+            state = state_of_request(response.status, code)
+            raise refusal(response.status, code, message, None, state=state)
 
     # ------------------------------------------------------------ statements
 
@@ -157,16 +150,3 @@ class RemoteConnection(ForwardingConnection):
 
 def _token_of_environment() -> str:
     return os.environ.get("NEARLITE_AUTH_TOKEN", "")
-
-
-def _refused(status: int, code: str, message: str) -> SyncError:
-    kind = UnauthorizedError if status == 401 else SyncError
-    action = "check auth_token" if status == 401 else ""
-    where = f"HTTP {status} {code}" if code else f"HTTP {status}"
-    error = kind(
-        f"the primary refused: {message} ({where})",
-        state=state_of_request(status, code),
-        action=action,
-    )
-    error.code = code
-    return error

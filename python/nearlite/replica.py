@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import HashError, NotReplicaError, PiecemealError
+from nearlite._native._lib import FormatError, HashError, NotReplicaError, PiecemealError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
@@ -36,6 +36,8 @@ from nearlite.errors import (
     SyncError,
 )
 from nearlite.failing import (
+    READS_GO_ON,
+    UnfoundedError,
     apply_failed,
     failure_of,
     is_applying,
@@ -43,6 +45,7 @@ from nearlite.failing import (
     not_a_replica,
     not_created,
     not_kept,
+    unfounded,
 )
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
@@ -129,6 +132,7 @@ class Replica:
         self._known: Hashes | None = None  # of the file just created, until the applier has them
         self._upkeep = Upkeep(path, wal_limit)
         self._check = FullCheck(path)
+        self._compact = True  # page sets may be told from the pages of this file
         self.wal_bytes = 0
         #: newest position of the primary that an answer named
         self.primary_position: Position | None = None
@@ -221,7 +225,11 @@ class Replica:
                 return  # another process was faster
             _log.info("%s: creating the replica from %s", self.path, self.transport.url)
             deadline = deadline or Deadline(self.timeout, renewed=True)
-            result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            try:
+                result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+            except OfflineError as error:
+                error.state = "no local file was created"
+                raise
             _log.info(
                 "%s: created at %s: %d pages, %d bytes received, %.3f s",
                 self.path,
@@ -301,6 +309,8 @@ class Replica:
             else:
                 result = self._pull(deadline, wait, progress)
         except Error as error:
+            if isinstance(error, OfflineError):
+                error.state, error.action = "the replica is as it was", READS_GO_ON
             self.last_error = error
             raise
         self.last_error = None
@@ -315,8 +325,12 @@ class Replica:
             if not self._check.passed:
                 self._check.wait(deadline)
             state = self.state(wait=left(deadline))
-            local = Local(state.position, state.hash)
-            pull = Pull(local, compress=not self.transport.loopback, wait=wait)
+            pull = Pull(
+                Local.of(state),
+                compress=not self.transport.loopback,
+                wait=wait,
+                compact=self._compact,
+            )
             try:
                 return self._run(pull, deadline, progress)
             except AnswerError as error:
@@ -363,7 +377,7 @@ class Replica:
         meter = Meter(progress or self._progress, started)
         job = Repair(self.path, self.transport, self.folder, adopt=adopt, claim=claim)
         state = job.run(deadline, meter, why)
-        self._check.passed = True
+        self._check.passed = self._compact = True
         self._applied(state)
         self.primary_position = state.position
         seconds = time.monotonic() - started
@@ -380,8 +394,9 @@ class Replica:
         reader: SetReader | None = None
         keep = False
         try:
-            meter.held = seed.resume() if pull.seeding else 0
-            deadline.restart()  # it was hashed
+            if pull.seeding:
+                meter.held = seed.resume()
+                deadline.restart()  # all of it was hashed
             action: Action = pull.start(meter.held)
             while not isinstance(action, Done):
                 if isinstance(action, Compare):
@@ -398,7 +413,7 @@ class Replica:
                         response.read(0)
                         action = pull.nothing_new()
                     elif response.status == 200:
-                        reader = SetReader(response, meter)
+                        reader = SetReader(response, meter, pull.stands)
                         action = pull.header(reader.header())
                     else:
                         _refuse(pull, response)
@@ -432,16 +447,27 @@ class Replica:
         self, pull: Pull, action: Action, reader: SetReader, seed: SeedFile, deadline: Deadline
     ) -> Action:
         if isinstance(action, Apply):
-            state = self._apply(action.header, reader, deadline)
+            try:
+                state = self._apply(action.header, reader, deadline)
+            except UnfoundedError as error:
+                self._ask_for_pages(error)
+                return pull.unfounded()
             if state is None:
-                now = self.state()
-                return pull.moved(Local(now.position, now.hash))
-            return pull.applied(Local(state.position, state.hash))
+                return pull.moved(Local.of(self.state()))
+            return pull.applied(Local.of(state))
         assert isinstance(action, (Seed, Overlay))
         held = seed.write(action.header, reader)
         if isinstance(action, Seed):
             return pull.seeded(action.header, held)
         return pull.overlaid(action.header, held)
+
+    def _ask_for_pages(self, error: Error) -> None:
+        """From now on whole pages, until a repair: those that come mend what they are about. The next sync
+        looks at all the others.
+        """
+        self._compact = False
+        self._check.again()
+        _log.warning("%s", error)
 
     # ------------------------------------------------------------------ applying
 
@@ -455,7 +481,7 @@ class Replica:
             try:
                 if not self._applying.acquire(timeout=left(deadline)):
                     raise is_applying()
-                state = _apply_arrived(self._live(), arrived, deadline)
+                state = _apply_arrived(self._live(), self.path, arrived, deadline)
             except SyncError:
                 raise
             except (Error, MemoryError) as error:
@@ -506,9 +532,10 @@ class Replica:
         headers = {"Content-Type": "application/json"}
         if notes is not None:
             headers.update(notes.headers())
-        path = "nl/v1/sql" if visible else "v3/pipeline"  # the latter's answer has no page set
+        path = "v3/pipeline"  # its answer has no page set
         state: State | None = None
         if visible:
+            path = "nl/v1/sql?v=2" if self._compact else "nl/v1/sql"
             state = self.state(wait=left(deadline))
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
@@ -517,7 +544,7 @@ class Replica:
         ) as response:
             if response.status != 200:
                 code, message = wire.decode_error(response.error_body())
-                local = None if state is None else Local(state.position, state.hash)
+                local = None if state is None else Local.of(state)
                 raise refusal(
                     response.status,
                     code,
@@ -534,7 +561,7 @@ class Replica:
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""
         position = response.header("nearlite-position")
-        reader = SetReader(response, Meter(None, 0.0))
+        reader = SetReader(response, Meter(None, 0.0), state)
         try:
             size = int.from_bytes(exactly(response, 4), "big")
             if size > wire.MAX_JSON:
@@ -546,7 +573,11 @@ class Replica:
                     self.sync(timeout=left(deadline))
                 return bytes(answer)
             header = reader.header()
-            applied = self._apply(header, reader, deadline)
+            try:
+                applied = self._apply(header, reader, deadline)
+            except UnfoundedError as error:
+                self._ask_for_pages(error)
+                applied = None
             if applied is None and not header.target.precedes(self.state().position):
                 self.sync(timeout=left(deadline))
         except SyncError as error:
@@ -596,8 +627,15 @@ def _nothing() -> None:
     """Nobody watches yet."""
 
 
-def _apply_arrived(applier: Applier, arrived: Arrived, deadline: Deadline) -> State | None:
+def _apply_arrived(
+    applier: Applier, path: str, arrived: Arrived, deadline: Deadline
+) -> State | None:
     wait = left(deadline)
+    if arrived.compact is not None:
+        try:
+            return applier.compact(arrived.compact.start, arrived.compact.data, wait=wait)
+        except (HashError, FormatError) as error:
+            raise unfounded(path, error) from error
     if arrived.whole is not None:
         try:
             return applier.receive(arrived.header, arrived.whole.data, wait=wait)

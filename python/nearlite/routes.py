@@ -93,7 +93,7 @@ class Routes:
             replica = self.feed.replica(scope) if path == SQL else None
             request = hrana.decode_pipeline(body)
             running = Running(self._executor, VERSIONS[path], request, scope)
-        except (HttpError, ProtocolError):
+        except Exception:  # noqa: BLE001 - whatever it is, it is told the usual way
             return False
         run = _Run(self, running, path, scope, replica)
         try:
@@ -101,6 +101,10 @@ class Routes:
         except ProtocolError:
             running.stream.busy = False  # its baton is still good, for the other way
             return False
+        except Exception:
+            log.exception("a request failed")
+            run.refuse(failed(), client)
+            return True
         if complete:
             run.end(client)
         elif not running.group(lambda complete: run.grouped(complete, client)):
@@ -308,6 +312,11 @@ class _Run:
         except Exception:
             log.exception("a request failed")
             self._refusal = failed()
+        client.proceed(self.rest)
+
+    def refuse(self, refusal: HttpError, client: Client) -> None:
+        """Answer an error; its stream ends."""
+        self._refusal = refusal
         client.proceed(self.rest)
 
     async def rest(self, scope: Scope, receive: Receive, send: Send) -> None:

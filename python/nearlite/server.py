@@ -24,6 +24,7 @@ from nearlite.exchange import (
     Client,
     ClientGoneError,
     Deadlines,
+    Headers,
     HttpError,
     Receive,
     Scope,
@@ -37,12 +38,11 @@ from nearlite.exchange import (
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.pipeline import Executor, Upstream
-from nearlite.routes import CURSOR, REPAIR, SQL, VERSIONS, Routes
+from nearlite.routes import CURSOR, REPAIR, VERSIONS, Routes
 from nearlite.streams import Limits, baton_key
 
 log = logging.getLogger("nearlite.server")
 
-_OF_HEAD: Final = ("path", "query_string", "headers")
 _SLASHES: Final = re.compile(r"/{2,}")
 
 
@@ -270,12 +270,21 @@ class App:
             self._admit(scope)
         except HttpError:
             return None
-        return _Shortcut(self, scope)
+        path, query = scope["path"], scope["query_string"]
 
-    def run_short(self, scope: Scope, body: bytes, client: Client) -> bool:
-        """See `Shortcut`."""
-        routes = self._routes
-        return routes is not None and routes.short(scope["path"], scope, body, client)
+        def run(varying: Headers, body: bytes, client: Client) -> bool:
+            routes = self._routes
+            if routes is None:
+                return False
+            head: Scope = {
+                "path": path,
+                "query_string": query,
+                "headers": varying,
+                "client": client.address,
+            }
+            return routes.short(path, head, body, client)
+
+        return run
 
     # ------------------------------------------------------------------ native protocol
 
@@ -296,21 +305,6 @@ class App:
             await feed.snapshot(scope, send)
         else:
             raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
-
-
-class _Shortcut:
-    """Answers pipelines whose head was admitted."""
-
-    __slots__ = ("_app", "_scope", "repeats")
-
-    def __init__(self, app: App, scope: Scope) -> None:
-        self._app = app
-        self.repeats = scope["path"] != SQL  # whose heads differ from one request to the next
-        # What is remembered knows nothing of the connection that it came over first.
-        self._scope = {key: scope[key] for key in _OF_HEAD} if self.repeats else scope
-
-    def __call__(self, body: bytes, client: Client) -> bool:
-        return self._app.run_short(self._scope, body, client)
 
 
 def _not_allowed(methods: bytes) -> HttpError:

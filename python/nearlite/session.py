@@ -91,6 +91,7 @@ class Session:
             database.exec("PRAGMA foreign_keys=ON")
         self.latest: HranaStatement | None = None
         self._hurried = False
+        self._steps = -1  # that a statement may take
         self.changed: set[str] = set()
         self._cache: OrderedDict[str, Prepared] = OrderedDict()
         # Apart from the clients' statements: theirs are classified, and may be evicted.
@@ -160,12 +161,18 @@ class Session:
         is still the one: another connection may have changed a table's columns. Running any statement
         looks in any case.
         """
+        # A large schema that has to be read first is no fault of the statement.
+        if self._steps >= 0:
+            self.native.set_budget(-1)
         try:
             return self.native.prepare(text, persistent=persistent)
         except SqlError:
             with contextlib.suppress(StatementError):
                 self.control("SELECT 1 FROM sqlite_schema LIMIT 0")
             return self.native.prepare(text, persistent=persistent)
+        finally:
+            if self._steps >= 0:
+                self.native.set_budget(self._steps)
 
     def _compile(self, sql: str, text: bytes, *, persistent: bool) -> tuple[Prepared, bytes]:
         """The first statement of a text that is not a lone semicolon, and what follows it."""
@@ -244,6 +251,7 @@ class Session:
         A function like randomblob() is one step, whatever it makes.
         """
         self._hurried = True
+        self._steps = steps
         self.native.set_budget(steps)
         self.database.limit(_LIMIT_LENGTH, _HURRIED_BYTES)
 

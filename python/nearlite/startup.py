@@ -6,8 +6,8 @@ Start-up decides by this table (reference: rules A3 to A5 of the design; `StartU
     -----------  -----------------------------------------  ------------------------------------------
     none         any                                        a new lineage adopts the file
     bound        same salts, last known frame is there      the generation goes on
-    bound        ... after an unclean stop, durability      closed at its last frame, the next begins
-                 normal, and the machine restarted          there, so that no position is used twice
+    bound        ... after an unclean stop, and the         closed at its last frame, the next begins
+                 machine restarted                          there, so that no position is used twice
     bound        shorter than known, and no such excuse     the file was restored: a new lineage
     bound        gone or another                            closed at its last known frame; database
                                                             compared with what is known of it
@@ -18,8 +18,12 @@ Start-up decides by this table (reference: rules A3 to A5 of the design; `StartU
 
 "Compared" means: every page is hashed. What differs from the known state was changed by somebody
 else; those pages join the closed generation's index, so that replicas get them. Was the file
-*replaced* (another inode) or has it gone back in time (its change counter is lower), then it was
-restored from a backup, and a new lineage begins: replicas of the old one must not follow.
+*replaced* (another inode) or has it gone back in time (its change counter is lower, or what it holds is
+an earlier state that the log tells of), then it was restored from a backup, and a new lineage begins:
+replicas of the old one must not follow.
+
+A loss of power may take frames that were shown: with durability `normal`, and with `full` those of other
+programs whose own setting is less. It excuses a WAL that is shorter than known.
 """
 
 from __future__ import annotations
@@ -108,16 +112,20 @@ class StartUp:
         if not self._replay() or not self._agrees(journal):
             return False
         self.generations.journal_again()
-        lost_tail = not state.clean and state.durability == "normal" and state.boot_id != boot_id()
-        if lost_tail:
+        if self._power_was_lost():
             _LOG.warning(
-                "the machine restarted under durability=normal: generation %d is closed at frame %d "
-                "so that no position is used twice; no committed data is affected by this",
+                "the machine restarted without a clean stop: generation %d is closed at frame %d so "
+                "that no position is used twice; no committed data is affected by this",
                 state.generation,
                 self._tail.frame,
             )
             self.generations.close_here()
         return True
+
+    def _power_was_lost(self) -> bool:
+        """Whether the system went down under the running primary (rule A4)."""
+        state = self.generations.state
+        return not state.clean and state.boot_id != boot_id()
 
     def _agrees(self, journal: Journal | None) -> bool:
         if journal is None or not journal.commits:
@@ -191,7 +199,7 @@ class StartUp:
         self._tail.scan()
         now = self._tail.state()
         foreign = (now.pages, now.hash) != (index.pages, index.hash)
-        if foreign and self._restored(found, page1, journal):
+        if foreign and self._restored(found, page1, journal, index):
             self._new_lineage("the database file was restored or replaced", move=True)
             return
         if foreign:
@@ -230,7 +238,9 @@ class StartUp:
         )
         return empty.index(self.generations.base_commit())
 
-    def _restored(self, found: TailState, page1: bytes, journal: Journal | None) -> bool:
+    def _restored(
+        self, found: TailState, page1: bytes, journal: Journal | None, last: Index
+    ) -> bool:
         """Whether the file is an older one (called only when its content differs)."""
         state, seen = self.generations.state, self.generations.state.seen
         if seen is not None:
@@ -238,11 +248,23 @@ class StartUp:
             # Not the device: its number may be another one after each start of the system.
             if now.inode != seen.inode or now.change < seen.change:
                 return True
-        # The same WAL, shorter than it was: only a loss of power under `normal` excuses that.
+        if self._power_was_lost():
+            return False
+        # The same WAL, shorter than it was: nothing else excuses that.
         known = journal.frame if journal else state.wal.frame if state.wal else 0
-        excuse = state.durability == "normal" and state.boot_id != boot_id()
         same_wal = state.wal is not None and found.salt == state.wal.salt
-        return same_wal and found.live < known and not excuse
+        return (same_wal and found.live < known) or self._is_an_earlier_state(last)
+
+    def _is_an_earlier_state(self, last: Index) -> bool:
+        """Whether the database, whose pages were hashed, is one that the log knows from before.
+
+        SQLite's change counter tells less: in WAL mode only commits that write page 1 move it.
+        """
+        tail = self._tail.state()
+        now = (tail.pages, tail.hash)
+        if now in last.states():
+            return True
+        return any(now in old.states() for old in self.generations.archived_indexes())
 
     # ------------------------------------------------------------ a new lineage
 

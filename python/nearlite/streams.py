@@ -4,7 +4,7 @@ A stream is what a client thinks is its connection. Most are only a number: auto
 on connections that all streams share, and the stream keeps nothing but its counters. A stream
 gets a connection of its own when it opens a transaction or changes a setting.
 
-A baton is base64(number u64, sequence u64, flags u8, HMAC-SHA256 of those 17 bytes), big-endian. It
+A baton is base64(number u64, sequence u64, flags u8, keyed BLAKE2b of those 17 bytes), big-endian. It
 is good for one request. Flags tell what would be lost with the stream: libSQL's clients never
 drop a baton after a refusal, so an expired baton of a stream that had nothing to lose simply
 begins a new one, also after a restart of the server (the key is kept beside the database).
@@ -24,6 +24,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
@@ -196,7 +197,7 @@ class Streams:
         flags = stream.flags | (_HAS_STATE if uncertain else 0)
         head = _HEAD.pack(stream.number, stream.sequence, flags)
         self._streams[stream.number] = stream
-        return base64.b64encode(head + hmac.digest(self._key, head, "sha256")).decode("ascii")
+        return base64.b64encode(head + self._tag(head)).decode("ascii")
 
     def done(self, stream: Stream) -> Stream | None:
         """The request has been answered. Answers a stream that must end to make room, if any."""
@@ -240,10 +241,13 @@ class Streams:
         except (binascii.Error, ValueError):
             raw = b""
         head, tag = raw[: _HEAD.size], raw[_HEAD.size :]
-        if not hmac.compare_digest(hmac.digest(self._key, head, "sha256"), tag):
+        if not hmac.compare_digest(self._tag(head), tag):
             raise ProtocolError("Received an invalid baton", "BATON_INVALID")
         number, sequence, flags = _HEAD.unpack(head)
         return number, sequence, flags
+
+    def _tag(self, head: bytes) -> bytes:
+        return blake2b(head, key=self._key, digest_size=32).digest()  # a quarter of HMAC's time
 
 
 class Ticket:

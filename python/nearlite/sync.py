@@ -36,7 +36,8 @@ from nearlite.errors import (
 from nearlite.position import Position
 
 if TYPE_CHECKING:
-    from nearlite._native.frames import SetHeader
+    from nearlite._native.compact import Standing
+from nearlite._native.frames import SetHeader
 
 # Another process feeding the same file can overtake us; each time costs one request.
 _MAX_OVERTAKEN = 8
@@ -47,10 +48,19 @@ _MAX_OVERLAYS = 8
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """What the shell knows of the replica file: its position and its state hash."""
+    """What the shell knows of the replica file: position and state hash; its size, where compact sets
+    may be told from it.
+    """
 
     position: Position
     hash: int
+    pages: int = 0
+    page_size: int = 0
+
+    @classmethod
+    def of(cls, state: Standing) -> Local:
+        """From what the applier says."""
+        return cls(state.position, state.hash, state.pages, state.page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +113,30 @@ class Pull:
       local: where the replica stands; None when there is no file yet.
       compress: ask for zstd (worth it unless the primary is on this machine).
       wait: seconds the primary may wait for something new before it answers "nothing".
+      compact: ask for sets that are told from what the replica has.
 
     Attributes:
       seeding: there is no file yet.
     """
 
-    def __init__(self, local: Local | None, *, compress: bool, wait: float = 0.0) -> None:
+    def __init__(
+        self, local: Local | None, *, compress: bool, wait: float = 0.0, compact: bool = False
+    ) -> None:
         self._held = 0
         self._comparing = False
         self._local = local
         self._z = "1" if compress else "0"
+        self._compact = compact
         self._wait = wait
         self._overtaken = 0
         self._overlays = 0
         self._target: Position | None = None
         self.seeding = local is None
+
+    @property
+    def stands(self) -> Local | None:
+        """Where the replica stood at the latest request, if a compact set may answer it."""
+        return self._local if self._compact and not self.seeding else None
 
     def start(self, held: int = 0) -> Action:
         """The first action.
@@ -133,8 +152,9 @@ class Pull:
 
     def _changes(self, since: Local) -> Fetch:
         wait = f"&wait={self._wait:g}" if self._wait > 0 else ""
+        version = "" if self.stands is None else "&v=2"
         return Fetch(
-            f"nl/v1/changes/{since.position}?hash={since.hash:016x}&z={self._z}{wait}",
+            f"nl/v1/changes/{since.position}?hash={since.hash:016x}&z={self._z}{version}{wait}",
         )
 
     def refused(self, status: int, code: str, message: str) -> NoReturn:
@@ -204,6 +224,12 @@ class Pull:
         """The applier committed; the replica stands at `local`."""
         self._local = local
         return Done(local.position)
+
+    def unfounded(self) -> Action:
+        """The replica's pages are not what a compact set was told from: ask for the pages themselves."""
+        assert self._local is not None
+        self._compact = False
+        return self._changes(self._local)
 
     def moved(self, local: Local) -> Action:
         """Another process moved the replica meanwhile, to `local`; nothing was written."""

@@ -190,5 +190,4 @@ def _init() -> None:
 _init()
 
 sqlite_version: str = ffi.string(lib.nl_sqlite_version()).decode()
-sqlite_source_id: str = ffi.string(lib.nl_sqlite_source_id()).decode()
 openssl_version: str = ffi.string(lib.nl_openssl_version()).decode()

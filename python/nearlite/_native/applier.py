@@ -106,6 +106,7 @@ class Applier:
     def __init__(self, path: str, *, durable: bool = False) -> None:
         self._err = ffi.new("nl_error *")
         self._out = ffi.new("nl_state *")
+        self._header = ffi.new("nl_set_header *")
         slot = ffi.new("nl_applier **")
         check(lib.nl_applier_open(path.encode(), int(durable), slot, self._err), self._err)
         self._handle: Any = slot[0]
@@ -168,6 +169,37 @@ class Applier:
             body + SET_HEADER_SIZE,
             len(body) - SET_HEADER_SIZE,
             int(wait * 1000),
+            self._out,
+            self._err,
+        )
+        if rc == lib.NL_E_POSITION:
+            return None
+        check(rc, self._err)
+        return _state(self._out)
+
+    def compact(self, start: Any, data: Buffer, *, wait: float) -> State | None:
+        """Apply a compact set, which is told from what this replica has.
+
+        Args:
+          start: ``nl_state *`` of where the replica stood when it asked.
+          data: the set, all of it.
+          wait: seconds to wait for the write lock.
+
+        Returns:
+          the state after; None when the replica does not stand there, in which case nothing was written.
+
+        Raises:
+          HashError: damaged, or this replica's pages are not what the primary takes them for; nothing
+            was written.
+          FormatError: malformed; nothing was written.
+        """
+        rc = lib.nl_applier_compact(
+            self._live(),
+            start,
+            lend(data),
+            len(data),
+            int(wait * 1000),
+            self._header,
             self._out,
             self._err,
         )

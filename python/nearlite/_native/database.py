@@ -444,7 +444,7 @@ class Statement:
                 try:
                     values.append(msgspec.msgpack.decode(value))
                 except (msgspec.MsgspecError, UnicodeDecodeError):
-                    self._end_with(_undecodable(self.columns[i], bytes(value)))
+                    self._end_with(undecodable(self.columns[i], _text_of(bytes(value))))
                     return rows
             rows.append(tuple(values))
         return rows
@@ -455,8 +455,13 @@ class Statement:
         self.more = True
 
 
-def _undecodable(column: str, value: bytes) -> errors.OperationalError:
-    head = 1 if value[0] < 0xC0 else 1 + (1, 2, 4)[value[0] - 0xD9]
-    text = value[head:].split(b"\0", 1)[0]
+def undecodable(column: str, value: bytes) -> errors.OperationalError:
+    """The failure to read a text that is not UTF-8, as the standard library says it."""
+    text = value.split(b"\0", 1)[0]
     line = b"Could not decode to UTF-8 column '%s' with text '%s'" % (column.encode(), text)
     return errors.OperationalError(line[:198].decode("ascii", "replace"))
+
+
+def _text_of(value: bytes) -> bytes:
+    """The bytes of a MessagePack string."""
+    return value[1 if value[0] < 0xC0 else 1 + (1, 2, 4)[value[0] - 0xD9] :]

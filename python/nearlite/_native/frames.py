@@ -96,6 +96,13 @@ class SetHeader:
         header._native = h  # noqa: SLF001 - a second constructor
         return header
 
+    @classmethod
+    def copy_of(cls, native: Any) -> SetHeader:
+        """Of an ``nl_set_header *`` that was checked."""
+        header = cls.__new__(cls)
+        header._native = ffi.new(_SET_HEADER, native[0])  # noqa: SLF001 - a third constructor
+        return header
+
     def native(self) -> Any:
         """An ``nl_set_header *`` to read from, valid as long as this object."""
         return self._native

@@ -341,6 +341,29 @@ class Tail(Reader):
         size = self._written[0]
         return head.count, bytes(ffi.buffer(self._small, size)) if size else None
 
+    def compact(self, header: SetHeader, frame: int) -> bytes | None:
+        """The finished selection as a compact set, told from what its reader has.
+
+        Args:
+          header: all of it but `count`.
+          frame: of this generation, where the database was as at the header's start.
+
+        Returns:
+          the set; None when it has to be one of version 1, or is not smaller.
+        """
+        head, start = header.native(), ffi.new("nl_state *")
+        if not lib.nl_tail_lookup(self._t, frame, self._count, self._hash):
+            return None
+        start.position, start.hash = getattr(head, "from"), head.hash_from
+        start.pages, start.page_size = self._count[0], head.page_size
+        self._check(
+            lib.nl_tail_compact(
+                self._t, start, frame, head, self._small, _SMALL, self._written, self._err
+            )
+        )
+        size = self._written[0]
+        return bytes(ffi.buffer(self._small, size)) if size else None
+
     def detach(self) -> Reader:
         """A reader of its own on the finished selection, which goes on after `end`.
 

@@ -90,21 +90,26 @@ class Connection:
         *,
         autocommit: bool | int = LEGACY_TRANSACTION_CONTROL,
     ) -> None:
-        self._prepare_state(detect_types, check_same_thread, cached_statements)
-        _checked_level(isolation_level)
-        _checked_autocommit(autocommit)
+        self._prepare_state(
+            detect_types, isolation_level, check_same_thread, cached_statements, autocommit
+        )
         self._database = Database(
             os.fsencode(database), uri=uri, busy_ms=max(0, int(timeout * 1000))
         )
         self._unwatch = guard.watch(self, database)
-        self._open = True
-        self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
-        self._set_autocommit(autocommit)
+        self._opened()
 
     def _prepare_state(
-        self, detect_types: int, check_same_thread: bool, cached_statements: int
+        self,
+        detect_types: int,
+        isolation_level: str | None,
+        check_same_thread: bool,
+        cached_statements: int,
+        autocommit: bool | int,
     ) -> None:
-        """Everything of a connection that is not the database."""
+        """Everything of a connection that is not the database; `_opened` follows when that is there."""
+        _checked_level(isolation_level)
+        _checked_autocommit(autocommit)
         self._open = None
         self._statements = {}
         self._words: dict[str, Statement] = {}  # BEGIN, COMMIT, ROLLBACK
@@ -120,9 +125,13 @@ class Connection:
         self._text_mode = TEXT_STR
         self._raw_rows = bool(detect_types)  # rows need conversion on their way out
         self._last_rowid = 0
-        self._isolation_level = ""
-        self._autocommit: bool | int = LEGACY_TRANSACTION_CONTROL
+        self._isolation_level = None if isolation_level is None else str.upper(isolation_level)
+        self._autocommit: bool | int = autocommit
         self._begin = NO_BEGIN
+
+    def _opened(self) -> None:
+        self._open = True
+        self._set_autocommit(self._autocommit)
 
     # ------------------------------------------------------------ statements
 

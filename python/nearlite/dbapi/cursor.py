@@ -393,7 +393,7 @@ class Cursor:
         finally:
             self._barred = None
 
-    def _adopt(self, result: Result, rows: list[Any], rowcount: int, lastrowid: int) -> None:
+    def _adopt(self, result: Result, rows: Iterable[Any], rowcount: int, lastrowid: int) -> None:
         """Take over a result that was not computed here."""
         self._description = self._connection._describe(result)
         self._rowcount = rowcount

@@ -1,17 +1,18 @@
 """The native protocol's bodies: bytes in, events out. No sockets, no files.
 
-`PageSetReader` and `AnswerReader` take bytes in pieces of any size and answer verified chunks,
-`WholeSet` takes all of them at once;
+`PageSetReader` takes bytes in pieces of any size and answers verified chunks,
+`WholeSet` and `CompactSet` take all of them at once;
 `page_set` and `answer_prefix` make the pieces; `Status` and the error functions are the JSON.
 """
 
 from __future__ import annotations
 
-from nearlite.wire.answer import MAX_JSON, AnswerReader, Json, answer_prefix
+from nearlite.wire.answer import MAX_JSON, answer_prefix
 from nearlite.wire.messages import Status, decode_error, encode_error
 from nearlite.wire.pageset import (
     END_OF_SET,
     Chunk,
+    CompactSet,
     End,
     Event,
     Header,
@@ -42,14 +43,13 @@ __all__ = [
     "NOWHERE",
     "PAGE_SET_TYPE",
     "REQUEST_TYPE",
-    "AnswerReader",
     "Ask",
     "Chunk",
+    "CompactSet",
     "Differences",
     "End",
     "Event",
     "Header",
-    "Json",
     "PageSetReader",
     "RawChunk",
     "RequestError",

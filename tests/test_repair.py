@@ -6,6 +6,8 @@ import logging
 import os
 import random
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -308,6 +310,25 @@ def test_a_forwarded_write_on_a_damaged_replica_repairs_it_first(
     check_equal(served, path)
 
 
+def test_a_forwarded_write_on_a_replica_that_diverged_repairs_it_afterwards(
+    served: primaries.Served, tmp_path: Path
+) -> None:
+    """The write is carried out; its page set leads from a state that this replica does not have."""
+    path = tmp_path / "replica.db"
+    synced(served, path)
+    damage(path, 50)
+    with closing(Applier(str(path))) as applier:
+        _, found = applier.full_hash()
+    with path.open("r+b") as file:
+        file.seek(84)
+        file.write(found.to_bytes(8, "big"))
+    connection = served.replica("replica.db", isolation_level=None)
+    connection.execute("INSERT INTO t(b) VALUES(x'01')")
+    assert connection.execute("SELECT count(*) FROM t").fetchone() == (401,)
+    connection.close()
+    check_equal(served, path)
+
+
 def test_readers_go_on_and_see_the_old_or_the_new_state(
     served: primaries.Served, tmp_path: Path
 ) -> None:
@@ -324,6 +345,58 @@ def test_readers_go_on_and_see_the_old_or_the_new_state(
         assert stock.execute("SELECT sum(length(b)) FROM t").fetchone() == (400 * 2000,)
         stock.execute("COMMIT")
         assert stock.execute("SELECT count(*) FROM t").fetchone() == (100,)
+    check_equal(served, path)
+
+
+_READER = """
+import sqlite3, sys
+print("ready", flush=True)
+seen = 0
+while True:
+    connection = sqlite3.connect(sys.argv[1])
+    for _ in range(3):
+        versions = connection.execute("SELECT DISTINCT substr(b, 1, 4) FROM t").fetchall()
+        assert len(versions) == 1, versions
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        seen += 1
+    connection.close()
+    if versions == [("last",)]:
+        break
+print(seen)
+"""
+
+
+def test_readers_of_other_programs_never_see_half_a_repair(
+    served: primaries.Served, tmp_path: Path
+) -> None:
+    path = tmp_path / "replica.db"
+    remote = served.remote(isolation_level=None)
+    fill = "UPDATE t SET b = ? || hex(randomblob(700))"
+    remote.execute(fill, ("zero",))
+    synced(served, path)
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _READER, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+        connection = served.replica("replica.db")
+        for n in range(9):
+            remote.execute(fill, (f"n{n:03}" if n < 8 else "last",))
+            assert connection.sync(repair=True).repaired
+            connection._replica.checkpoint()
+        for reader in readers:
+            text, _ = reader.communicate(timeout=60)
+            assert reader.returncode == 0
+            assert int(text) > 0
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
     check_equal(served, path)
 
 

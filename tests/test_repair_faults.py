@@ -124,6 +124,17 @@ def test_a_failing_disk_leaves_the_file_as_it_was(
     check_repaired(primary, damaged, before)
 
 
+def test_two_processes_repair_one_file_at_once(primary: stack.Primary, damaged: Path) -> None:
+    before = rows(damaged)
+    children = [
+        stack.Process(run_sync, str(damaged), primary.url, ("apply.checkpoint", 1000))
+        for _ in range(3)
+    ]
+    assert [child.messages() for child in children] == [["done"]] * 3
+    assert [child.join() for child in children] == [0] * 3
+    check_repaired(primary, damaged, before)
+
+
 def test_the_lock_byte_page_is_compared_with_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

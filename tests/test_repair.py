@@ -154,6 +154,52 @@ def test_ranges_are_compared_before_single_pages(tmp_path: Path) -> None:
         check_equal(served, path)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("in_memory", [100_000, 1 << 30])
+def test_a_large_repair_comes_chunk_by_chunk(
+    served: primaries.Served,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_memory: int,
+    compressed: bool,
+) -> None:
+    """Kept in an unlinked file, or in memory; packed, or as it is."""
+    from nearlite import arriving, receiving
+
+    monkeypatch.setattr(receiving, "_SMALL_SET", 1000)
+    monkeypatch.setattr(arriving, "IN_MEMORY", in_memory)
+    path = tmp_path / "replica.db"
+    synced(served, path)
+    remote = served.remote(isolation_level=None)
+    remote.execute("UPDATE t SET b = zeroblob(2001) WHERE a > 5")
+    damage(path, 3)
+    told: list[Any] = []
+    replica = Replica(str(path), served.url, progress=told.append)
+    replica.transport.loopback = not compressed
+    replica.open()
+    done = replica.sync()
+    replica.close()
+    assert done.repaired
+    assert (done.bytes < done.pages * PAGE / 2) == compressed
+    assert (told[0].pages, told[-1].pages) == (0, done.pages)
+    assert told[0].total_pages == done.pages
+    check_equal(served, path)
+
+
+def test_a_repair_ends_by_its_deadline(served: primaries.Served, tmp_path: Path) -> None:
+    path = tmp_path / "replica.db"
+    synced(served, path)
+    damage(path, 3)
+    replica = Replica(str(path), served.url)
+    replica.open()
+    with pytest.raises(errors.SyncError) as caught:
+        replica.sync(timeout=0.0005, repair=True)
+    assert "no data is at risk" in str(caught.value)
+    assert replica.sync(repair=True).repaired
+    replica.close()
+    check_equal(served, path)
+
+
 def test_a_primary_that_commits_during_the_comparison_loses_nothing(
     served: primaries.Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

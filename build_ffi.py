@@ -53,7 +53,8 @@ OBJECTS = Path("build") / f"objects-{sysconfig.get_platform()}-{sys.implementati
 # ---------------------------------------------------------------- what is compiled
 
 # In the order of their dependencies (tests/test_layers.py). sqlite_unit.c includes the amalgamation
-# and the files that need SQLite's private functions: apply.c, tail.c, base.c, changes.c, roll.c.
+# and the files that need SQLite's private functions: apply.c, apply_whole.c, tail.c, base.c, changes.c,
+# compact_answer.c, roll.c.
 SOURCES = [
     "fail.c",
     "simd_scalar.c",

@@ -19,7 +19,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from nearlite import zstd
-from nearlite._native import delta
+from nearlite._native import compact, delta
+from nearlite._native.applier import State
+from nearlite._native.frames import SetHeader
+from nearlite.position import Position
 
 PAGE_SIZE = 4096
 ROWS = 100_000
@@ -113,6 +116,24 @@ def _hundred_rows(people: People) -> Run:
     return lambda db: db.executemany(INSERT, [row(people.rng) for _ in range(100)])
 
 
+def _set_size(commit: Commit) -> int:
+    """Bytes of the whole page set, as it is answered to a replica."""
+    before = State(Position(7, 1, 1000), 1, commit.pages - commit.bases.count(None), PAGE_SIZE, 0)
+    header = SetHeader(
+        page_size=PAGE_SIZE,
+        pages=commit.pages,
+        count=len(commit.numbers),
+        start=before.position,
+        target=Position(7, 1, 1000 + len(commit.numbers)),
+        hash_start=before.hash,
+        hash_target=2,
+        commit_ms=1_764_000_000_000,
+    )
+    told = compact.encode(before, header, commit.numbers, commit.bases, commit.images)
+    assert told is not None
+    return len(told)
+
+
 def _xor(commit: Commit) -> bytes:
     """What the issue compares with: the XOR of the pages, compressed."""
     xor = b""
@@ -157,5 +178,6 @@ def bench_delta(benchmark: BenchmarkFixture, people: People, name: str, way: str
     benchmark.extra_info["bytes, median"] = median(map(len, told))
     benchmark.extra_info["bytes, mean"] = sum(map(len, told)) / count
     benchmark.extra_info["of raw frames"] = round(sum(map(len, told)) / pages / (PAGE_SIZE + 24), 4)
+    benchmark.extra_info["whole set, median"] = median(map(_set_size, commits))
     benchmark.extra_info["xor + zstd, median"] = median(len(_xor(commit)) for commit in commits)
     print(f"\n{name}, {way}: {benchmark.extra_info}")

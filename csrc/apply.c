@@ -62,6 +62,8 @@ struct nl_applier {
     uint32_t last;          /* last page number of the set seen so far */
     uint32_t count;         /* pages of the set seen so far */
     int have_page1;         /* page 1 of the set is in `page` */
+    int told;               /* it is a compact set: told from this replica's pages */
+    int noted;              /* the page-hash table has entries of the set */
     int proved;             /* every page is in the running hash, and it is the announced one */
     uint32_t frames;        /* frames appended by this transaction so far */
     uint32_t grown;         /* pages of the set that the database did not have before */
@@ -185,7 +187,10 @@ static void apply_undo(nl_applier *a) {
     sqlite3BtreeRollback(apply_btree(a), SQLITE_OK, 0);
     pager_reset(sqlite3BtreePager(apply_btree(a)));
     a->open = 0;
-    apply_table_forget(a); /* entries of pages already seen are of a state that never came */
+    /* Entries of pages already seen are of a state that never came, and one of the others may be why it
+    ** did not come. But where a compact set came out wrong the pages are the first to be doubted. */
+    if (a->noted || !a->told) apply_table_forget(a);
+    else a->hash_pages = a->old_pages; /* it may have been made to fit more */
 }
 
 static int apply_fail_sqlite(int rc, const char *what, nl_error *err) {
@@ -440,6 +445,8 @@ static void apply_open(nl_applier *a, const nl_set_header *set, uint64_t hash, u
     a->grown = 0;
     a->have_page1 = 0;
     a->proved = 0;
+    a->noted = 0;
+    a->told = 0;
 }
 
 int nl_applier_begin(
@@ -472,7 +479,7 @@ int nl_applier_begin(
     return rc;
 }
 
-/* Hashes of a chunk's pages enter the running state hash and the table; page 1 is put aside. */
+/* Hashes of a chunk's pages enter the running state hash; page 1 is put aside. */
 static int apply_account(nl_applier *a, const nl_chunk *c) {
     uint32_t last = c->pgnos[c->count - 1];
     int rc = last > a->hash_pages ? apply_table_fit(a, last) : SQLITE_OK;
@@ -481,13 +488,19 @@ static int apply_account(nl_applier *a, const nl_chunk *c) {
         rc = apply_old_hash(a, c->pgnos[i], &old);
         a->running ^= old ^ c->hashes[i];
         a->grown += c->pgnos[i] > a->old_pages;
-        a->hash[c->pgnos[i] - 1] = c->hashes[i];
     }
     if (c->pgnos[0] == 1) {
         memcpy(a->page, c->pages, a->page_size);
         a->have_page1 = 1;
     }
     return rc;
+}
+
+/* They enter the table: not before a set of one chunk is proved, so that the table is still right for the
+** state that stays. Where the file is damaged only the table knows what was there. */
+static void apply_note(nl_applier *a, const nl_chunk *c) {
+    a->noted = 1;
+    for (uint32_t i = 0; i < c->count; i++) a->hash[c->pgnos[i] - 1] = c->hashes[i];
 }
 
 /* Pages that the set cuts off leave the hash. */
@@ -540,6 +553,7 @@ static int apply_chunk_locked(nl_applier *a, const nl_chunk *c, nl_error *err) {
         rc = apply_prove(a, err);
         if (rc != NL_OK) return rc;
     }
+    apply_note(a, c);
     if (first < c->count && a->frames == 0 && apply_starts_log(a)) {
         rc = apply_stock_frame(a, c->pgnos[first], c->pages + (size_t)first * a->page_size, 0);
         first++;

@@ -107,6 +107,7 @@ int nl_applier_compact(
     if (rc != NL_OK) return rc;
     *set = *nl_compact_set(c);
     rc = nl_applier_begin(a, set, wait_ms, out, err);
+    if (rc == NL_OK) a->told = 1;
     if (rc == NL_OK && out->pages != from->pages) {
         nl_applier_rollback(a);
         rc = nl_fail(err, NL_E_HASH, "the replica has %u pages, the page set starts from %u", out->pages,

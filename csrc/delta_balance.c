@@ -11,21 +11,35 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The b-tree page that the base of page i, which exists, may be. */
+static int encode_read(const delta_encoder *e, uint32_t i, nl_btree *b)
+{
+    return nl_btree_read(b, delta_base(&e->set, i), e->set.page_size, delta_head(&e->set, i));
+}
+
 static encode_known *encode_slot(const delta_encoder *e, uint64_t hash)
 {
-    size_t at = hash & e->known_mask;
+    size_t at = (size_t)(hash >> e->known_shift); /* the upper bits depend on all bytes */
 
     while (e->known[at].source.page != ENCODE_NEW && e->known[at].hash != hash) {
-        at = (at + 1) & e->known_mask;
+        if (++at >> (64 - e->known_shift)) at = 0;
     }
     return &e->known[at];
 }
 
-/* Leaf cells and those of interior pages begin differently: they are not looked for in each
-** other. */
+/* Both ends of a cell: one of them has the row's number in it. Weak, but every use is followed
+** by a comparison. Leaf cells and those of interior pages begin differently: they are not
+** looked for in each other. */
 static uint64_t encode_hash(nl_cell cell, uint8_t kind)
 {
-    return nl_xxh3(cell.bytes, cell.size, kind);
+    const size_t n = cell.size < 8 ? 4 : 8;
+    uint64_t first = 0, last = 0;
+
+    memcpy(&first, cell.bytes, n);
+    memcpy(&last, cell.bytes + cell.size - n, n);
+    first = (first ^ cell.size * 64u ^ kind) * 0x9e3779b97f4a7c15u;
+    last = (last ^ first >> 32) * 0xd6e8feb86659fd93u;
+    return first ^ last;
 }
 
 /* The table of all cells of all bases; of equal ones the first. Answers 0 if there is no
@@ -38,16 +52,15 @@ static int encode_know_all(delta_encoder *e)
     if (e->known) return 1;
     for (uint32_t i = 0; i < e->set.count; i++) {
         const uint8_t *base = delta_base(&e->set, i);
-        if (base && nl_btree_read(&b, base, e->set.page_size, delta_head(&e->set, i))) n += b.cells;
+        if (base && encode_read(e, i, &b)) n += b.cells;
     }
-    while (size < 2 * n) size *= 2;
+    for (e->known_shift = 60; size < 2 * n; e->known_shift--) size *= 2;
     e->known = malloc(size * sizeof *e->known);
     if (!e->known) return 0;
-    e->known_mask = size - 1;
     for (size_t i = 0; i < size; i++) e->known[i].source.page = ENCODE_NEW;
     for (uint32_t i = 0; i < e->set.count; i++) {
         const uint8_t *base = delta_base(&e->set, i);
-        if (!base || !nl_btree_read(&b, base, e->set.page_size, delta_head(&e->set, i))) continue;
+        if (!base || !encode_read(e, i, &b)) continue;
         for (uint32_t k = 0; k < b.cells; k++) {
             nl_cell cell = nl_btree_cell(&b, base, k);
             if (cell.size == 0) continue;
@@ -74,7 +87,7 @@ static int encode_by_content(delta_encoder *e, const encode_page *p, uint32_t *m
         if (source.page != ENCODE_NEW) { /* a hash is no proof, and the reader has none */
             nl_btree b;
             const uint8_t *base = delta_base(&e->set, source.page);
-            nl_btree_read(&b, base, e->set.page_size, delta_head(&e->set, source.page));
+            encode_read(e, source.page, &b);
             nl_cell known = nl_btree_cell(&b, base, source.cell);
             if (known.size != cell.size || memcmp(known.bytes, cell.bytes, cell.size) != 0) {
                 source.page = ENCODE_NEW;
@@ -94,8 +107,8 @@ static int encode_start(const delta_encoder *e, encode_page *p, uint32_t start)
 {
     p->start = start;
     p->base = delta_base(&e->set, start);
-    p->bits = start == p->index ? 0 : DELTA_OTHER;
-    return p->base && nl_btree_read(&p->old, p->base, e->set.page_size, delta_head(&e->set, start))
+    if (start != p->index) p->bits = DELTA_OTHER;
+    return p->base && encode_read(e, start, &p->old)
         && p->old.head == p->head && p->old.kind == p->now.kind
         && p->old.cells < delta_cells(e->set.page_size);
 }
@@ -115,7 +128,8 @@ static void encode_keep(delta_encoder *e, const encode_page *p)
 }
 
 /* Delete the cells that did not stay, a run at a time, as a balance does. */
-static int encode_drop(delta_encoder *e, const encode_page *p, nl_btree *b, int wipe, int listed)
+static int encode_drop(
+    delta_encoder *e, const encode_page *p, nl_btree *b, int wipe, int listed)
 {
     uint32_t gone = 0, end;
 
@@ -206,9 +220,9 @@ void encode_guess_balance(delta_encoder *e, const encode_page *p)
     if (!p->is_now || p->now.cells == 0 || !encode_by_content(e, p, &most)) return;
     if (encode_start(e, &from, most)) {
         encode_keep(e, &from);
-        if (encode_balanced(e, &from, 0)) return;
-        if (encode_balanced(e, &from, DELTA_WIPE)) return;
+        if (encode_balanced(e, &from, e->wipe)) return;
         if (encode_balanced(e, &from, DELTA_REBUILD)) return;
+        if (encode_balanced(e, &from, e->wipe ^ DELTA_WIPE)) return;
         (void)encode_balanced(e, &from, DELTA_LAID);
     }
     if (encode_balanced(e, p, DELTA_FRESH)) return;

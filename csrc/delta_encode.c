@@ -56,6 +56,22 @@ static size_t encode_equal(const uint8_t *a, const uint8_t *b, size_t at, size_t
     return at;
 }
 
+/* First offset from `at` on where the bytes are equal; n: nowhere. */
+static size_t encode_differs(const uint8_t *a, const uint8_t *b, size_t at, size_t n)
+{
+    const uint64_t ones = 0x0101010101010101u;
+
+    for (; at + 8 <= n; at += 8) {
+        uint64_t x, y;
+        memcpy(&x, a + at, 8);
+        memcpy(&y, b + at, 8);
+        x ^= y;
+        if ((x - ones) & ~x & ones << 7) break; /* one of its bytes is zero */
+    }
+    while (at < n && a[at] != b[at]) at++;
+    return at;
+}
+
 /* Spans that turn `from` into `to`, as long as that takes less than `limit` bytes. Two equal
 ** bytes between differences cost no more than a new span. */
 static void encode_spans(
@@ -66,7 +82,7 @@ static void encode_spans(
     while (at < n && r->size < limit) {
         size_t end = at + 1, next;
         for (;;) {
-            while (end < n && from[end] != to[end]) end++;
+            end = encode_differs(from, to, end, n);
             next = encode_equal(from, to, end, n);
             if (next == n || next - end > 2) break;
             end = next;

@@ -40,6 +40,7 @@ typedef struct delta_encoder {
     delta_set set;
     const uint8_t *const *images;
     uint8_t *image1;            /* page 1, plain */
+    uint8_t wipe;               /* DELTA_WIPE: this database's deletes leave zeros, it seems */
     uint8_t *guess, *spare;     /* page_size each */
     encode_record best, trial;
     size_t edit;                /* where the latest edit of `trial` begins; 0: none yet */
@@ -49,7 +50,7 @@ typedef struct delta_encoder {
     uint8_t *kept;              /* of the base's cells: they stay */
     uint16_t *at_pointer;       /* page_size: base cell + 1 at this offset, else 0 */
     encode_known *known;        /* cells of all bases; NULL until needed */
-    size_t known_mask;
+    int known_shift;            /* of a hash, to an index into it */
     delta_tokens tokens;
 } delta_encoder;
 

@@ -82,18 +82,17 @@ static uint32_t encode_index(const encode_edit *edits, uint32_t k)
     return i;
 }
 
-/* 1 if the first cell that was deleted, and was large enough to tell, left zeros
-** (secure_delete). */
-static int encode_wiped(const delta_encoder *e, const encode_page *p, uint32_t n)
+/* Set e->wipe by what the first deleted cell that is large enough to tell has left. */
+static void encode_wiped(delta_encoder *e, const encode_page *p, uint32_t n)
 {
     for (uint32_t k = 0; k < n; k++) {
         if (e->edits[k].old == ENCODE_NEW) continue;
         const nl_cell cell = nl_btree_cell(&p->old, p->base, e->edits[k].old);
         if (cell.size < 6) continue;
         const uint8_t *now = p->image + (cell.bytes - p->base);
-        return now[cell.size - 1] == 0 && now[cell.size - 2] == 0;
+        e->wipe = now[cell.size - 1] == 0 && now[cell.size - 2] == 0 ? DELTA_WIPE : 0;
+        return;
     }
-    return 0;
 }
 
 /* 1 if so many cells are elsewhere that it was no program that put them there one by one. */
@@ -107,17 +106,18 @@ static int encode_many(const encode_page *p, uint32_t n)
 /* Tell the edits that encode_by_pointers found. Answers 1 if no other guess is worth while. */
 static int encode_in_place(delta_encoder *e, const encode_page *p, uint32_t n)
 {
-    const int wipe = encode_wiped(e, p, n), sorted = n <= ENCODE_SORTED;
+    const int sorted = n <= ENCODE_SORTED;
     uint32_t moved = 0; /* inserted less deleted so far, modulo 2^32 */
     nl_btree b;
 
-    encode_begin(e, p, (uint8_t)(DELTA_CELLS | (wipe ? DELTA_WIPE : 0)), &b);
+    encode_wiped(e, p, n);
+    encode_begin(e, p, DELTA_CELLS | e->wipe, &b);
     if (sorted) qsort(e->edits, n, sizeof *e->edits, encode_earlier);
     for (uint32_t k = 0; k < n && e->trial.size <= e->trial.room; k++) {
         const encode_edit *edit = &e->edits[k];
         uint32_t i = sorted ? encode_index(e->edits, k) : edit->before + moved;
         if (edit->old != ENCODE_NEW) {
-            if (!encode_delete(e, &b, i, 1, 0, wipe)) return 0;
+            if (!encode_delete(e, &b, i, 1, 0, e->wipe)) return 0;
             moved--;
         }
         if (edit->new != ENCODE_NEW) {

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_sets import make_page
 
+from nearlite import wire
 from nearlite._native import compact, frames
 from nearlite._native._lib import FormatError, HashError, MisuseError, TooBigError
 from nearlite._native.applier import State
+from nearlite.errors import AnswerError
 from nearlite.position import Position
 
 START = State(Position(7, 2, 10), 0x1122334455667788, 9, 512, 3)
@@ -313,46 +315,86 @@ def test_page_one_must_remain_that_of_a_database():
         unpacked(data, START, [page])
 
 
-# ---------------------------------------------------------------- misuse
+# ---------------------------------------------------------------- on the wire
+
+
+def test_a_set_that_has_arrived_tells_what_it_is_about():
+    numbers, bases, images = some_pages(3)
+    data = compact.encode(START, header(START, 3), numbers, bases, images)
+    arrived = wire.CompactSet(data, START)
+    assert arrived.header == header(START, 3)
+    assert bytes(arrived.data) == data
+
+
+def large_set() -> tuple[State, bytes]:
+    """A set of pages of hexadecimal noise: no copies, and half of it is air."""
+    rng = random.Random(4)
+    numbers, bases, _ = some_pages(8, page_size=4096)
+    images = [base[:100] + rng.randbytes(1998).hex().encode() for base in bases]
+    start = dataclasses.replace(START, page_size=4096)
+    data = compact.encode(start, header(start, 8), numbers, bases, images)
+    assert data is not None
+    return start, data
+
+
+def test_a_large_set_may_be_packed():
+    start, data = large_set()
+    packed = wire.pack_compact(data)
+    assert len(packed) < 0.7 * len(data)
+    assert wire.is_compact(packed)
+    arrived = wire.CompactSet(packed, start)
+    assert arrived.header.count == 8
+    assert bytes(arrived.data) == data
+
+
+def test_what_does_not_gain_a_tenth_is_not_packed():
+    noise = random.Random(3).randbytes(6000)
+    assert wire.pack_compact(noise) == noise
+    assert wire.pack_compact(bytes(2000)) == bytes(2000)
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("change", "why"),
     [
-        ({"start": Position(7, 2, 9)}, "another state"),
-        ({"hash_start": 1}, "another state"),
-        ({"page_size": 1024}, "page size"),
-        ({"commit_ms": -1}, "time"),
-        ({"commit_ms": 2**48}, "time"),
-        ({"pages": 2**31}, "too large"),
-        ({"pages": 2}, "does not exist"),
-        ({"snapshot": True, "start": Position(0, 0, 0), "hash_start": 0}, "snapshot"),
+        (lambda p: p[:1] + b"\xff\0\0\0" + p[5:], "packed into"),
+        (lambda p: p[:5] + p[1:5] + p[9:], "packed into"),
+        (lambda p: p[:4] + bytes([p[4] ^ 1]) + p[5:], "frame"),
+        (lambda p: p[:9] + b"\0" + p[10:], "cannot be used"),
+        (lambda p: p[:-1] + bytes([p[-1] ^ 0x40]), "cannot be used"),
+        (lambda p: p[:5] + (len(p) - 8).to_bytes(4, "big") + p[9:] + b"\0", "cannot be used"),
     ],
 )
-def test_what_only_version_one_can_say_is_refused(changes, why):
-    numbers, bases, images = some_pages(3, changes.get("page_size", 512))
-    with pytest.raises(MisuseError, match=why):
-        compact.encode(START, header(START, 3, **changes), numbers, bases, images)
+def test_a_packed_set_that_breaks_a_rule_is_refused(change, why):
+    start, data = large_set()
+    with pytest.raises(AnswerError, match=why):
+        wire.CompactSet(change(wire.pack_compact(data)), start)
 
 
-@pytest.mark.parametrize("numbers", [[2, 3], [1, 1], [1, 0]])
-def test_pages_out_of_order_are_refused(numbers):
-    pages = [bytes(512)] * 2
-    with pytest.raises(MisuseError, match="order"):
-        compact.encode(START, header(START, 2), numbers, pages, pages)
+def test_a_packed_set_cut_short_anywhere_is_refused():
+    start, data = large_set()
+    packed = wire.pack_compact(data)
+    for size in (*range(1, 12), len(packed) // 2, len(packed) - 1):
+        with pytest.raises(AnswerError):
+            wire.CompactSet(packed[:size], start)
 
 
-def test_lists_that_do_not_fit_together_are_refused():
+def test_the_first_byte_tells_the_versions_apart():
     page = make_page(512, 1, random.Random(2))
-    with pytest.raises(ValueError, match="each page"):
-        compact.encode(START, header(START, 2), [1], [page], [page])
-    data = compact.encode(START, header(START, 1), [1], [page], [page])
-    opened = compact.Compact(data, START)
-    with pytest.raises(ValueError, match="2 bases for 1 pages"):
-        opened.unpack([page, page])
-    assert repr(opened) == "<Compact page set, 1 pages>"
-    opened.close()
-    opened.close()
-    assert repr(opened) == "<Compact page set, closed>"
-    with pytest.raises(ValueError, match="closed"):
-        opened.unpack([page])
+    told = compact.encode(START, header(START, 1), [1], [page], [page])
+    assert wire.is_compact(told)
+    assert wire.is_compact(memoryview(told))
+    assert not wire.is_compact(header(START, 1).encode())
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"NLSET\r\n\x1a", "not a compact"),
+        (b"\xd2\0\xff\xff\xff\xff\x0f", "impossible size"),
+        (b"\xd2\0\x15" + bytes(21), "another state"),
+        (b"\xd2\0\x15", "cut short"),
+    ],
+)
+def test_what_cannot_be_used_is_an_answer_error(data, why):
+    with pytest.raises(AnswerError, match=why):
+        wire.CompactSet(data, START)

@@ -28,6 +28,7 @@ from nearlite.generation import Generations
 from nearlite.logstate import now_ms
 from nearlite.position import Position
 from nearlite.wire import NOWHERE, Ask, Differences
+from nearlite.wire.compact import pack as pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview
@@ -227,11 +228,12 @@ class Answers:
         if not self._g.select(start):
             raise self._gone(start)
         head = self.header(start, known)
-        made: Answer | bytes | None = None
+        told: bytes | None = None
         if compact:
-            made = self._compact(start, head, _TOLD if compress else _TOLD_NEARBY)
-        if made is None:
-            made = self._of_selection(head, compress=compress, wait=wait)
+            told = self._compact(start, head, _TOLD if compress else _TOLD_NEARBY)
+            if told is not None and compress:
+                told = pack_compact(told)
+        made = told or self._of_selection(head, compress=compress, wait=wait)
         if isinstance(made, Answer):
             return made
         self._remember(key, made)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from nearlite import wire
-from nearlite._native.compact import FIRST_BYTE as COMPACT
 from nearlite._native.compact import Standing
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.errors import AnswerError
@@ -117,8 +116,9 @@ class SetReader:
 
     def _read(self) -> Iterator[wire.Event]:
         reader = wire.PageSetReader()
+        needed = 1 if self._start is not None else 0  # a first byte that tells which kind it is
         while not reader.ended:
-            buffer = memoryview(bytearray(reader.needed()))
+            buffer = memoryview(bytearray(needed or reader.needed()))
             have = 0
             while have < len(buffer):
                 count = self._response.readinto(buffer[have:])
@@ -127,9 +127,20 @@ class SetReader:
                     return
                 have += count
                 self._meter.bytes += count
+            if needed and wire.is_compact(buffer):
+                self.compact = self._compact(bytes(buffer))
+                return
+            needed = 0
             yield from reader.receive(buffer)
         if self._response.readinto(memoryview(bytearray(1))) != 0:
             raise AnswerError("the primary sent more than one page set")
+
+    def _compact(self, data: bytes) -> wire.CompactSet:
+        """A compact set whose length nobody tells: what lies between passed it on in pieces."""
+        assert self._start is not None
+        data += self._response.read(wire.LARGEST_COMPACT)
+        self._meter.bytes += len(data) - 1
+        return wire.CompactSet(data, self._start)
 
     def at_end(self) -> bool:
         """Whether there is no page set at all."""
@@ -141,17 +152,20 @@ class SetReader:
         if left is not None and left <= _SMALL_SET:
             data = exactly(self._response, left)
             self._meter.bytes += left
-            if self._start is not None and data[:1] == COMPACT:
+            if self._start is not None and wire.is_compact(data):
                 self.compact = wire.CompactSet(data, self._start)
                 header = self.compact.header
             else:
                 self.whole = wire.WholeSet(data)
                 header = self.whole.header
         else:
-            event = next(self._events)
-            assert isinstance(event, wire.Header)
-            header = event.header
-        self._meter.announced(header.count, large=self.whole is None)
+            event = next(self._events, None)
+            if self.compact is not None:
+                header = self.compact.header
+            else:
+                assert isinstance(event, wire.Header)
+                header = event.header
+        self._meter.announced(header.count, large=self.whole is None and self.compact is None)
         return header
 
     def all_came(self) -> None:

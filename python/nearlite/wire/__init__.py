@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 from nearlite.wire.answer import MAX_JSON, answer_prefix
+from nearlite.wire.compact import LARGEST_COMPACT, CompactSet, is_compact
+from nearlite.wire.compact import pack as pack_compact
 from nearlite.wire.messages import Status, decode_error, encode_error
 from nearlite.wire.pageset import (
     END_OF_SET,
     Chunk,
-    CompactSet,
     End,
     Event,
     Header,
@@ -39,6 +40,7 @@ __all__ = [
     "ANSWER_TYPE",
     "DIFFERENCES_TYPE",
     "END_OF_SET",
+    "LARGEST_COMPACT",
     "MAX_JSON",
     "NOWHERE",
     "PAGE_SET_TYPE",
@@ -60,5 +62,7 @@ __all__ = [
     "chunk_pieces",
     "decode_error",
     "encode_error",
+    "is_compact",
+    "pack_compact",
     "page_set",
 ]

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nearlite import zstd
-from nearlite._native import compact, frames
+from nearlite._native import frames
 from nearlite._native._lib import NativeError
-from nearlite._native.compact import Standing
 from nearlite._native.frames import ChunkHeader, SetHeader
 from nearlite.errors import AnswerError
 from nearlite.wire.items import Buffer, Items, bad
@@ -206,33 +205,6 @@ class WholeSet:
         reader.close()
         if reader.rest:
             raise bad(f"{len(reader.rest)} bytes follow its end")
-
-
-class CompactSet:
-    """A page set told from what its reader has (version 2).
-
-    Args:
-      data: the set and nothing else.
-      start: where the replica stood when it asked.
-
-    Attributes:
-      header: as a set of version 1 would have it.
-      data: all of it.
-      start: ``nl_state *``, for the applier.
-
-    Raises:
-      AnswerError: damaged, malformed, or it leads from another state.
-    """
-
-    __slots__ = ("data", "header", "start")
-
-    def __init__(self, data: Buffer, start: Standing) -> None:
-        self.data = data
-        self.start = compact.standing(start)
-        try:
-            self.header = compact.header_of(data, self.start)
-        except NativeError as error:
-            raise bad(str(error)) from error
 
 
 # ---------------------------------------------------------------- writing

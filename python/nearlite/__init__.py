@@ -28,6 +28,7 @@ from nearlite.dbapi.cursor import Cursor
 from nearlite.dbapi.row import Row
 from nearlite.errors import (
     AnswerError,
+    DamagedError,
     DatabaseError,
     DataError,
     DiskFullError,
@@ -99,7 +100,8 @@ def connect(
     * a path, or ``":memory:"``: a local file, with the parameters of ``sqlite3.connect``: see
       :class:`Connection`.
     * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
-      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``network_timeout``, ``progress``).
+      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``network_timeout``, ``progress``,
+      ``adopt``).
     * ``http://``, ``https://``, ``libsql://``: no local file: see
       :class:`nearlite.remote.RemoteConnection` (``auth_token``, ``network_timeout``).
     """
@@ -165,6 +167,7 @@ __all__ = [
     "Binary",
     "Connection",
     "Cursor",
+    "DamagedError",
     "DataError",
     "DatabaseError",
     "Date",

@@ -68,6 +68,8 @@ class ReplicaConnection(ForwardingConnection):
       read_your_writes: a write returns when this file holds it; False: it arrives with a later sync.
       network_timeout: seconds for any one call; in a long download, for any 64 KiB of it.
       progress: called with a `Progress` during long downloads.
+      adopt: a file that is no replica, a copy of the primary's database say, becomes one: what it
+        holds that the primary does not is overwritten.
 
     Raises:
       NotAReplicaError: there is a file, and it is not a replica; it was not touched.
@@ -93,6 +95,7 @@ class ReplicaConnection(ForwardingConnection):
         read_your_writes: bool = True,
         network_timeout: float = 30.0,
         progress: ProgressCallback | None = None,
+        adopt: bool = False,
     ) -> None:
         self._prepare_state(
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
@@ -106,7 +109,12 @@ class ReplicaConnection(ForwardingConnection):
         self._replica = acquire(
             key,
             lambda: Replica(
-                path, sync_url, token=token, timeout=network_timeout, progress=progress
+                path,
+                sync_url,
+                token=token,
+                timeout=network_timeout,
+                progress=progress,
+                adopt=adopt,
             ),
         )
         self._let_go = weakref.finalize(self, abandon, key, os.getpid())
@@ -133,11 +141,13 @@ class ReplicaConnection(ForwardingConnection):
 
     # ------------------------------------------------------------ replication
 
-    def sync(self, *, timeout: float | None = None) -> SyncResult:
+    def sync(self, *, timeout: float | None = None, repair: bool = False) -> SyncResult:
         """Bring the replica to the position that the primary has when asked.
 
         Args:
           timeout: seconds for the whole call; None: network_timeout.
+          repair: compare every page, and overwrite what differs even where the replica holds a history
+            that the primary does not: a restored primary, or another one.
 
         Raises:
           SyncError: one of its subclasses; the replica is as it was.
@@ -147,7 +157,10 @@ class ReplicaConnection(ForwardingConnection):
         with self._guard():
             self._before_forward()
             return self._replica.sync(
-                timeout=timeout, network_timeout=self._network_timeout, progress=self._progress
+                timeout=timeout,
+                network_timeout=self._network_timeout,
+                progress=self._progress,
+                repair=repair,
             )
 
     @property

@@ -63,6 +63,7 @@ SOURCES = [
     "simd_avx512.c",
     "frame.c",
     "pageset.c",
+    "ranges.c",
     "btree_page.c",
     "delta.c",
     "delta_tokens.c",

@@ -40,6 +40,7 @@ MICROSECONDS = Unit("us", 1e6)
 PER_SECOND = Unit("/s", 1, more_is_better=True, digits=0)
 FRAMES = Unit("frames/s", 1, more_is_better=True, digits=0)
 GIGABYTES = Unit("GB/s", 1e-9, more_is_better=True)
+KILOBYTES = Unit("kB", 1e-3, digits=0)
 MEGABYTES = Unit("MB", 1e-6, digits=0)
 
 
@@ -158,6 +159,20 @@ FIGURES = (
         MEGABYTES,
         "libsql",
         (_at_most(150e6),),
+    ),
+    Figure(
+        "repair_seconds",
+        "repair of a 1 GB replica with 100 damaged pages",
+        SECONDS,
+        "download",
+        (_at_most(3),),
+    ),
+    Figure(
+        "repair_bytes",
+        "bytes of that repair, both ways",
+        KILOBYTES,
+        "download",
+        (_at_most(3e6),),
     ),
 )
 

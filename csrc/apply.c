@@ -66,6 +66,9 @@ struct nl_applier {
     int noted;              /* the page-hash table has entries of the set */
     int proved;             /* every page is in the running hash, and it is the announced one */
     uint32_t frames;        /* frames appended by this transaction so far */
+    uint32_t grown;         /* pages of the set that the database did not have before */
+    int surveyed;           /* repair.c: the table is of every page as found under `surveyed_at` */
+    WalIndexHdr surveyed_at;
 };
 
 /* ------------------------------------------------------------------ small private pieces */
@@ -337,8 +340,12 @@ int nl_applier_open(const char *path, int durable, nl_applier **out, nl_error *e
     if (rc != SQLITE_OK) goto done;
     sqlite3_busy_timeout(a->db, 5000);
     sqlite3_wal_autocheckpoint(a->db, 0);
-    rc = sqlite3_exec(a->db, durable ? "PRAGMA synchronous=FULL" : "PRAGMA synchronous=NORMAL",
-                      NULL, NULL, NULL);
+    /* What PRAGMA synchronous does, without reading the schema first: it may be what is damaged. */
+    sqlite3_mutex_enter(a->db->mutex);
+    a->db->aDb[0].safety_level = durable ? PAGER_SYNCHRONOUS_FULL : PAGER_SYNCHRONOUS_NORMAL;
+    a->db->aDb[0].bSyncSet = 1;
+    setAllPagerFlags(a->db);
+    sqlite3_mutex_leave(a->db->mutex);
 done:
     if (rc != SQLITE_OK) {
         apply_fail_sqlite(rc, "the replica file could not be opened", err);
@@ -426,6 +433,22 @@ static int apply_check_start(nl_applier *a, const nl_set_header *set, nl_state *
     return NL_OK;
 }
 
+/* Under the write lock: a set begins, on a database of `pages` pages and this state hash. */
+static void apply_open(nl_applier *a, const nl_set_header *set, uint64_t hash, uint32_t pages) {
+    a->open = 1;
+    a->set = *set;
+    a->running = hash;
+    a->old_pages = pages;
+    a->last = 0;
+    a->count = 0;
+    a->frames = 0;
+    a->grown = 0;
+    a->have_page1 = 0;
+    a->proved = 0;
+    a->noted = 0;
+    a->told = 0;
+}
+
 int nl_applier_begin(
     nl_applier *a,
     const nl_set_header *set,
@@ -434,7 +457,7 @@ int nl_applier_begin(
     nl_error *err
 ) {
     if (apply_idle(a, err) != NL_OK) return NL_E_MISUSE;
-    if ((set->flags & NL_SET_SNAPSHOT) != 0 || set->pages == 0) {
+    if (set->flags != 0 || set->pages == 0) {
         return nl_fail(err, NL_E_FORMAT, "this page set cannot be applied to a replica");
     }
     apply_enter(a);
@@ -446,17 +469,7 @@ int nl_applier_begin(
     } else {
         rc = apply_check_start(a, set, at, err);
         if (rc == NL_OK) {
-            a->open = 1;
-            a->set = *set;
-            a->running = set->hash_from;
-            a->old_pages = at->pages;
-            a->last = 0;
-            a->count = 0;
-            a->frames = 0;
-            a->have_page1 = 0;
-            a->proved = 0;
-            a->noted = 0;
-            a->told = 0;
+            apply_open(a, set, set->hash_from, at->pages);
         } else {
             sqlite3BtreeRollback(apply_btree(a), SQLITE_OK, 0);
             pager_reset(sqlite3BtreePager(apply_btree(a)));
@@ -474,6 +487,7 @@ static int apply_account(nl_applier *a, const nl_chunk *c) {
         uint64_t old;
         rc = apply_old_hash(a, c->pgnos[i], &old);
         a->running ^= old ^ c->hashes[i];
+        a->grown += c->pgnos[i] > a->old_pages;
     }
     if (c->pgnos[0] == 1) {
         memcpy(a->page, c->pages, a->page_size);
@@ -500,9 +514,27 @@ static int apply_account_shrink(nl_applier *a) {
     return rc;
 }
 
+/* Pages that the database gains have to be in the set, all but the lock-byte page: what no frame says
+** would be read as whatever lies behind the end of the file. */
+static int apply_check_growth(nl_applier *a, nl_error *err) {
+    uint32_t lock_page = nl_lock_page(a->page_size);
+    if (a->set.pages <= a->old_pages) return NL_OK;
+    uint32_t gained = a->set.pages - a->old_pages;
+    if (lock_page > a->old_pages && lock_page <= a->set.pages) gained--;
+    if (a->grown != gained) {
+        return nl_fail(err, NL_E_FORMAT, "the page set leaves out pages that the database gains");
+    }
+    if (apply_table_fit(a, a->set.pages) != SQLITE_OK) { /* the lock-byte page may be the last */
+        return nl_fail(err, NL_E_NOMEM, "no memory for the page-hash table");
+    }
+    return NL_OK;
+}
+
 /* (6) Once all pages are accounted for: of a set of one chunk before a byte is written. */
 static int apply_prove(nl_applier *a, nl_error *err) {
-    int rc = apply_account_shrink(a);
+    int rc = apply_check_growth(a, err);
+    if (rc != NL_OK) return rc;
+    rc = apply_account_shrink(a);
     if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "an old page could not be read", err);
     if (a->running != a->set.hash_to) {
         return nl_fail(err, NL_E_HASH, "the state after the page set is not the announced one");
@@ -543,9 +575,16 @@ int nl_applier_chunk(nl_applier *a, const nl_chunk *c, nl_error *err) {
     return rc;
 }
 
-/* Page 1 with the new position, from the set or from the replica itself. */
+/* Page 1 with the new position, from the set or from the replica itself: as the file has it, because
+** SQLite corrects the size of the database in its own copy when it begins to write. */
 static int apply_page_one(nl_applier *a, nl_error *err) {
-    if (!a->have_page1) memcpy(a->page, apply_btree(a)->pBt->pPage1->aData, a->page_size);
+    if (!a->have_page1) {
+        int rc = apply_read_page(a, 1, a->page);
+        if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "page 1 could not be read", err);
+        if (a->hash[0] != 0 && nl_page_hash(a->page, a->page_size, 1) != a->hash[0]) {
+            return nl_fail(err, NL_E_HASH, "page 1 is not what it was when it was hashed");
+        }
+    }
     return nl_replica_page_one(a->page, a->page_size, a->set.to, a->set.hash_to, err);
 }
 

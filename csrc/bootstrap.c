@@ -30,7 +30,7 @@
 #define BOOTSTRAP_WRITE_MAX 65536u
 
 struct nl_bootstrap {
-    int fd;                 /* the temporary file, O_EXCL: nobody else's */
+    int fd;                 /* the temporary file: nobody else's, by the caller's lock */
     uint32_t page_size;     /* bytes */
     uint64_t *hash;         /* hash[pgno-1] of the image in the file; 0 = no such page yet */
     uint32_t pages;         /* entries in use: highest page written */
@@ -38,13 +38,15 @@ struct nl_bootstrap {
     uint8_t *page1;         /* newest image of page 1, page_size bytes */
 };
 
-int nl_bootstrap_open(const char *path, uint32_t page_size, nl_bootstrap **out, nl_error *err) {
+static int bootstrap_open(
+    const char *path, int flags, uint32_t page_size, nl_bootstrap **out, nl_error *err
+) {
     nl_bootstrap *b = calloc(1, sizeof *b);
     *out = NULL;
     if (b == NULL) return nl_fail(err, NL_E_NOMEM, "out of memory");
     b->page_size = page_size;
     b->page1 = calloc(1, page_size);
-    b->fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    b->fd = open(path, O_RDWR | O_CLOEXEC | flags, 0644);
     if (b->page1 == NULL || b->fd < 0) {
         int rc = b->fd < 0 ? nl_fail_os(err, errno, "the new replica could not be created")
                            : nl_fail(err, NL_E_NOMEM, "out of memory");
@@ -53,6 +55,10 @@ int nl_bootstrap_open(const char *path, uint32_t page_size, nl_bootstrap **out, 
     }
     *out = b;
     return NL_OK;
+}
+
+int nl_bootstrap_open(const char *path, uint32_t page_size, nl_bootstrap **out, nl_error *err) {
+    return bootstrap_open(path, O_CREAT | O_EXCL, page_size, out, err);
 }
 
 void nl_bootstrap_close(nl_bootstrap *b) {
@@ -90,6 +96,53 @@ static int bootstrap_write(nl_bootstrap *b, const uint8_t *bytes, size_t n, off_
         at += done;
         n -= (size_t)done;
     }
+    return NL_OK;
+}
+
+/* Hash the whole pages that are in the file. What was being written when the process ended is among
+** them: nothing is believed of them but their hashes, which the primary compares. */
+static int bootstrap_hash_all(nl_bootstrap *b, uint32_t pages, uint8_t *block, nl_error *err) {
+    const uint32_t most = BOOTSTRAP_WRITE_MAX / b->page_size;
+    for (uint32_t first = 1, n; first <= pages; first += n) {
+        n = pages - first + 1 < most ? pages - first + 1 : most;
+        size_t size = (size_t)n * b->page_size;
+        ssize_t got = pread(b->fd, block, size, (off_t)(first - 1) * (off_t)b->page_size);
+        if (got != (ssize_t)size) {
+            return nl_fail_os(err, got < 0 ? errno : EIO, "the new replica could not be read");
+        }
+        nl_page_hashes(block, b->page_size, first, n, b->hash + first - 1);
+        if (first == 1) memcpy(b->page1, block, b->page_size);
+    }
+    return NL_OK;
+}
+
+int nl_bootstrap_resume(
+    const char *path, uint32_t page_size, nl_bootstrap **out, uint32_t *pages, nl_error *err
+) {
+    struct stat st;
+    uint8_t *block = malloc(BOOTSTRAP_WRITE_MAX);
+    nl_bootstrap *b = NULL;
+    int rc = block == NULL ? nl_fail(err, NL_E_NOMEM, "out of memory")
+                           : bootstrap_open(path, 0, page_size, &b, err);
+    *out = NULL;
+    *pages = 0;
+    if (rc == NL_OK && fstat(b->fd, &st) != 0) {
+        rc = nl_fail_os(err, errno, "the new replica could not be read");
+    }
+    if (rc == NL_OK) {
+        uint64_t whole = (uint64_t)st.st_size / page_size;
+        *pages = whole > UINT32_MAX - 1 ? UINT32_MAX - 1 : (uint32_t)whole;
+        if (bootstrap_fit(b, *pages) != NL_OK) {
+            rc = nl_fail(err, NL_E_NOMEM, "no memory for the page-hash table");
+        }
+    }
+    if (rc == NL_OK) rc = bootstrap_hash_all(b, *pages, block, err);
+    free(block);
+    if (rc != NL_OK) {
+        nl_bootstrap_close(b);
+        return rc;
+    }
+    *out = b;
     return NL_OK;
 }
 

@@ -1,5 +1,5 @@
 /*
-** counters.c - give a connection the counters of the stream it works for.
+** counters.c - what SQLite keeps of a connection and has no function for: counters, and its schema.
 **
 ** Many streams share one writing connection, yet last_insert_rowid(), changes() and total_changes()
 ** must answer to each stream as if it had a connection of its own. SQLite has a setter for the
@@ -19,4 +19,12 @@ int nl_db_set_counters(nl_db *handle, int64_t last_rowid, int64_t changes, int64
     db->nChange = changes;
     db->nTotalChange = total_changes;
     return NL_OK;
+}
+
+int nl_sqlite_forget_schema(sqlite3 *db)
+{
+    if (db->nVdbeActive) return 0;
+    sqlite3ExpirePreparedStatements(db, 0);
+    sqlite3ResetAllSchemasOfConnection(db);
+    return 1;
 }

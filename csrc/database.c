@@ -23,6 +23,7 @@
 #define DATABASE_TICK_MS 50   /* Ctrl-C is seen within this */
 #define DATABASE_LATE_MS 20   /* a batch with rows in it ends after this, whatever its size */
 
+static uint32_t database_schemas; /* how often nl_db_distrust_schemas() was called; atomic */
 static int (*database_tick)(void); /* set once, when the Python module is imported */
 
 void nl_set_tick(int (*tick)(void))
@@ -93,6 +94,11 @@ static void database_exit(nl_db *db)
     while (reaped-- > 0) database_unref(db);
 }
 
+void nl_db_distrust_schemas(void)
+{
+    __atomic_add_fetch(&database_schemas, 1, __ATOMIC_RELEASE);
+}
+
 int nl_db_enter(nl_db *db, nl_error *err)
 {
     if (database_inherited(db)) {
@@ -107,6 +113,8 @@ int nl_db_enter(nl_db *db, nl_error *err)
         database_exit(db);
         return nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed database.");
     }
+    uint32_t schemas = __atomic_load_n(&database_schemas, __ATOMIC_ACQUIRE);
+    if (db->schemas != schemas && nl_sqlite_forget_schema(db->sqlite)) db->schemas = schemas;
     db->begun_ms = 0;
     db->late = 0;
     db->over_budget = 0;

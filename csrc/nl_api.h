@@ -137,7 +137,8 @@ void nl_lock_byte_use(uint32_t offset);
 #define NL_CHUNK_HEADER_SIZE 32
 #define NL_SET_VERSION 1
 #define NL_SET_SNAPSHOT 1          /* flag: every page but the lock-byte page, fuzzy, `from` is void */
-#define NL_SET_REPAIR 2            /* flag: reserved for repair; refused until understood */
+#define NL_SET_REPAIR 2            /* flag: what differed from a replica's pages, `from` is void. With
+                                   ** NL_SET_SNAPSHOT: the pages of a snapshot from some page on */
 #define NL_CHUNK_ZSTD 1            /* flag: stored bytes are one zstd frame of raw_size bytes */
 #define NL_PAGE_RAW 0              /* encoding of one page: its bytes. Others are reserved */
 #define NL_CHUNK_MAX_PAGES 1024
@@ -155,9 +156,9 @@ typedef struct nl_set_header {
     uint32_t page_size;     /* bytes, power of two 512..65536 */
     uint32_t pages;         /* database size in pages after the set */
     uint32_t count;         /* pages carried by all chunks together */
-    nl_position from;       /* all zero for a snapshot */
+    nl_position from;       /* all zero for a snapshot and a repair */
     nl_position to;
-    uint64_t hash_from;     /* state hash at from; 0 for a snapshot */
+    uint64_t hash_from;     /* state hash at from; 0 for a snapshot and a repair */
     uint64_t hash_to;       /* state hash at to */
     int64_t commit_ms;      /* primary's clock at `to`, milliseconds since 1970 */
 } nl_set_header;
@@ -209,6 +210,24 @@ int nl_chunk_encode(
     size_t out_size,            /* at least nl_chunk_size(page_size, count) */
     size_t *written,            /* OUT */
     uint64_t *digest,           /* OUT */
+    nl_error *err);
+
+/* ------------------------------------------------------------------ ranges (ranges.c, pure) */
+
+#define NL_RUN_SIZE 16             /* a run: first page u32, count u32, span u8, zeros; then its hashes */
+#define NL_SPAN_MAX 31             /* log2 of the pages in a range */
+#define NL_SPAN_WANTED 255         /* instead of a span: pages that are wanted, without hashes */
+
+/* Hashes of n ranges of 2^span pages each, out of a table of `pages` page hashes: 8 bytes each, big-endian.
+** [any thread] */
+void nl_ranges_fold(
+    const uint64_t *table, uint32_t pages, uint32_t first, uint32_t span, uint32_t n, uint8_t *out);
+/* Check the runs of a repair's request: NL_E_FORMAT says what is wrong. [any thread] */
+int nl_ranges_check(
+    const uint8_t *in,
+    size_t n,
+    uint32_t *ranges,       /* OUT: ranges of more than one page: so many bits are the answer */
+    uint32_t *pages,        /* OUT: single pages, compared or wanted */
     nl_error *err);
 
 /* ------------------------------------------------------------------ delta (delta.c, pure) */
@@ -334,6 +353,9 @@ const char *nl_db_message(nl_db *db);                /* whole text of the last f
 int64_t nl_db_total_changes(nl_db *db);
 int nl_db_in_transaction(nl_db *db);
 int nl_db_has_snapshot(nl_db *db);                   /* its transaction has read the main database */
+/* Every connection of this process reads its schema again before its next statement: a repair may have
+** changed it without changing the cookie by which connections notice that (rule B7). [any thread] */
+void nl_db_distrust_schemas(void);
 void nl_db_set_last_rowid(nl_db *db, int64_t rowid);
 void nl_db_busy_timeout(nl_db *db, int busy_ms);
 /* Transaction that nl_stmt_go begins before INSERT, UPDATE, DELETE, REPLACE: NL_BEGIN_*. */
@@ -502,6 +524,24 @@ int nl_applier_full_hash(nl_applier *a, nl_state *at, uint64_t *hash, nl_error *
 ** hashes[i] is that of page i + 1; 0 = not known; at->pages entries. Forgotten unless the file stands at
 ** `at` when a set is applied; a wrong entry makes the set's state hash differ, and it is refused. */
 int nl_applier_adopt(nl_applier *a, const nl_state *at, const uint64_t *hashes, nl_error *err);
+/* Repair (repair.c). Survey: hash every page as it is, whatever the header says. `at` is what it says;
+** with `adopt` a file that is no replica counts, too, and has the position zero. wait_ms < 0: as long as
+** it takes. */
+int nl_applier_survey(
+    nl_applier *a,
+    int adopt,
+    int wait_ms,
+    nl_state *at,
+    uint64_t *hash,             /* OUT: state hash of the pages */
+    uint32_t *cookie,           /* OUT: schema cookie of page 1 */
+    nl_error *err);
+/* nl_applier_state of a file that may have become shorter than page 1 says. */
+int nl_applier_claim(nl_applier *a, nl_state *out, nl_error *err);
+/* Hashes of n ranges of 2^span pages each as surveyed, big-endian. */
+void nl_applier_ranges(const nl_applier *a, uint32_t first, uint32_t span, uint32_t n, uint8_t *out);
+/* Instead of nl_applier_begin, for a set with NL_SET_REPAIR. NL_E_POSITION: the file has changed since
+** the survey; nothing was written. */
+int nl_applier_repair(nl_applier *a, const nl_set_header *set, int wait_ms, nl_error *err);
 /* Flush the database file itself to the disk (fdatasync), through a connection of its own. */
 int nl_sync_database(const char *path, nl_error *err);
 
@@ -510,6 +550,10 @@ int nl_sync_database(const char *path, nl_error *err);
 /* A replica's first file under a temporary name. One thread at a time. */
 typedef struct nl_bootstrap nl_bootstrap;
 int nl_bootstrap_open(const char *path, uint32_t page_size, nl_bootstrap **out, nl_error *err);
+/* Go on with a file that an earlier one left: its pages are hashed as they are. `pages` is how many whole
+** ones there are. */
+int nl_bootstrap_resume(
+    const char *path, uint32_t page_size, nl_bootstrap **out, uint32_t *pages, nl_error *err);
 int nl_bootstrap_chunk(nl_bootstrap *b, const nl_chunk *c, nl_error *err);
 uint64_t nl_bootstrap_hash(const nl_bootstrap *b, uint32_t pages);   /* XOR over pages 1..pages */
 /* Check completeness and state hash, write page 1 with the replica header, cut to size. */
@@ -623,6 +667,12 @@ int nl_tail_select_pairs(
     nl_tail *t, const uint8_t *pairs, uint32_t n, uint32_t after, nl_error *err);
 int nl_tail_select_frames(nl_tail *t, uint32_t after, nl_error *err);
 int nl_tail_select_range(nl_tail *t, uint32_t first, uint32_t last, nl_error *err);
+/* Pages first..last, as far as there are any, in addition. */
+int nl_tail_select_more(nl_tail *t, uint32_t first, uint32_t last, nl_error *err);
+/* Compare a replica's runs, which nl_ranges_check has accepted, with the page-hash table. Single pages
+** that differ or are wanted join the selection; ranges that differ set their bit (lowest first) in
+** `bits`, which is zeroed and has room for all of them. */
+int nl_tail_compare(nl_tail *t, const uint8_t *runs, size_t n, uint8_t *bits, nl_error *err);
 int nl_tail_selected(nl_tail *t, uint32_t *count, nl_error *err);
 /* Raw body of one chunk: pages number at..at+n of the selection. NL_E_HASH: a page on disk is not
 ** what was committed. */

@@ -93,17 +93,23 @@ static const char *pageset_movement(const nl_set_header *h)
         if (memcmp(&h->from, &none, sizeof none) != 0 || h->hash_from != 0) {
             return "a snapshot starts nowhere, this one names a position";
         }
-        if (h->count != pageset_existing(h->page_size, h->pages)) {
+        if (!(h->flags & NL_SET_REPAIR) && h->count != pageset_existing(h->page_size, h->pages)) {
             return "a snapshot carries every page, this one does not";
+        }
+    }
+    if (h->count > pageset_existing(h->page_size, h->pages)) {
+        return "it carries more pages than the database has";
+    }
+    if (h->flags & NL_SET_SNAPSHOT) return NULL;
+    if (h->flags & NL_SET_REPAIR) {
+        if (memcmp(&h->from, &none, sizeof none) != 0 || h->hash_from != 0) {
+            return "a repair starts from whatever there is, this one names a position";
         }
         return NULL;
     }
     if (!pageset_position_valid(&h->from)) return "the position it starts from is impossible";
     if (h->from.lineage != h->to.lineage) return "it leads from one lineage to another";
     if (!pageset_position_before(&h->from, &h->to)) return "it does not lead forwards";
-    if (h->count > pageset_existing(h->page_size, h->pages)) {
-        return "it carries more pages than the database has";
-    }
     return NULL;
 }
 
@@ -129,7 +135,7 @@ int nl_set_header_decode(const uint8_t *in, size_t n, nl_set_header *out, nl_err
     h.hash_from = nl_get64(in + 56);
     h.hash_to = nl_get64(in + 64);
     h.commit_ms = (int64_t)nl_get64(in + 72);
-    if (h.flags & ~(uint32_t)NL_SET_SNAPSHOT) {
+    if (h.flags & ~(uint32_t)(NL_SET_SNAPSHOT | NL_SET_REPAIR)) {
         return nl_fail(err, NL_E_FORMAT, "page set with flags %#x, this program does not know all"
             " of them", h.flags);
     }

@@ -37,6 +37,7 @@ struct nl_db {
     int64_t budget;          /* VM steps a statement may take; < 0: no limit */
     int64_t steps_left;      /* of the budget, for the statement now running */
     int over_budget;         /* the last statement was stopped because its budget was used up */
+    uint32_t schemas;        /* value of the counter in nl_db_distrust_schemas() that it has obeyed */
     int begin;               /* NL_BEGIN_* of nl_stmt_go */
     nl_error error;          /* of nl_stmt_go */
     nl_status status;        /* what the last statement did */
@@ -79,6 +80,9 @@ void nl_db_orphan(nl_db *db, nl_stmt *s);
 uint32_t nl_db_unplaced_flags(nl_db *db);
 /* Frees what nl_stmt_prepare allocated; the statement is finalised and in no list. (statement.c) */
 void nl_stmt_release(nl_stmt *s);
+
+/* Lets a connection read its schema again; 0: not now, a statement of it is half read. (counters.c) */
+int nl_sqlite_forget_schema(sqlite3 *db);
 
 /* Records SQLite's message of `rc` in db->message and *err. Answers NL_E_SQLITE. */
 int nl_db_fail(nl_db *db, int rc, nl_error *err);

@@ -64,10 +64,12 @@
 /* Ours, in the order of their dependencies; the other files are listed in build_ffi.py. Not guarded
 ** by __has_include: ccache would hand out an object that was made before the file existed. */
 #include "apply.c"
+#include "repair.c"
 #include "apply_whole.c"
 #include "tail.c"
 #include "base.c"
 #include "changes.c"
+#include "compare.c"
 #include "compact_answer.c"
 #include "roll.c"
 

@@ -241,6 +241,24 @@ def test_verify_finds_a_byte_that_integrity_check_does_not(url, tmp_path):
     assert answer.returncode == EXIT_FAILED
     assert answer.stdout.startswith("ok      integrity_check")
     assert "FAILED  state hash" in answer.stdout
+    assert run("verify", path, "--repair").returncode == EXIT_USAGE
+    answer = run("verify", path, "--repair", "--against", url)
+    assert answer.returncode == EXIT_OK, answer.stdout
+    assert answer.stdout.startswith("ok      repair: at ")
+    assert ", 1 pages, " in answer.stdout
+    assert run("verify", path, "--against", url).returncode == EXIT_OK
+
+
+def test_sync_repairs_and_adopts_only_when_asked(url, tmp_path):
+    path = tmp_path / "mine.db"
+    with closing(sqlite3.connect(path)) as stock:
+        stock.execute("CREATE TABLE mine(a)")
+    assert run("sync", url, path).returncode == EXIT_REFUSED
+    assert run("verify", path, "--repair", "--against", url).returncode == EXIT_REFUSED
+    answer = run("sync", url, path, "--adopt")
+    assert answer.returncode == EXIT_OK, answer.stderr
+    assert run("sync", url, path, "--repair", "--json").returncode == EXIT_OK
+    assert run("verify", path, "--against", url).returncode == EXIT_OK
 
 
 def test_verify_against_another_database_fails(guarded, url, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 from primaries import primary
@@ -515,3 +516,19 @@ if sys.version_info >= (3, 11):  # before, the standard library raised other cla
             assert got == attempt(lambda: function(oracle))
         finally:
             oracle.close()
+
+
+def test_a_statement_that_failed_by_an_old_schema_is_compiled_by_the_newest(tmp_path):
+    """SQLite compiles it again inside a step, and does not look there whether its schema is the newest."""
+    with primary(tmp_path) as served:
+        remote = served.remote(isolation_level=None)
+        remote.execute("CREATE TABLE t(a)")
+        remote.executemany("INSERT INTO t VALUES (?)", [(1,), (2,)])
+        with closing(sqlite3.connect(served.path, isolation_level=None)) as foreign:
+            foreign.execute("ALTER TABLE t ADD COLUMN b")
+            with pytest.raises(sqlite3.OperationalError, match="2 columns"):
+                remote.executemany("INSERT INTO t VALUES (?)", [(3,)])
+            foreign.execute("DROP TABLE t")
+            foreign.execute("CREATE TABLE t(a)")
+        remote.executemany("INSERT INTO t VALUES (?)", [(4,)])
+        assert remote.execute("SELECT a FROM t").fetchall() == [(4,)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).parent.parent / "csrc"
-CORE = ["fail.c", "frame.c", "pageset.c", "btree_page.c", "compact.c"]
+CORE = ["fail.c", "frame.c", "pageset.c", "btree_page.c", "compact.c", "ranges.c"]
 CORE += sorted(p.name for p in [*CSRC.glob("delta*.c"), *CSRC.glob("simd_*.c")])
 TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in CSRC.glob("fuzz/fuzz_*.c"))
 
@@ -55,7 +55,7 @@ def test_the_corpus_violates_no_invariant(target, core, tmp_path):
 
 
 def test_every_target_says_its_invariant_first_and_has_a_corpus():
-    assert TARGETS == ["checksum", "compact", "delta", "frames", "pageset"]
+    assert TARGETS == ["checksum", "compact", "delta", "frames", "pageset", "ranges"]
     for target in TARGETS:
         text = (CSRC / "fuzz" / f"fuzz_{target}.c").read_text()
         assert text.startswith("/*\n** Invariant: ")

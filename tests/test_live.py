@@ -462,7 +462,9 @@ if pid == 0:
     os.read(0, 1)
     while own.execute("SELECT count(*) FROM t").fetchone() != (2,):
         pass
-    print("child", own._replica.background.follows, flush=True)
+    while not own._replica.background.follows:
+        pass
+    print("child", True, flush=True)
     os._exit(0)
 while con.execute("SELECT count(*) FROM t").fetchone() != (1,):
     pass
@@ -516,3 +518,14 @@ def test_an_interval_that_is_none_is_refused(tmp_path: Path, interval: Any) -> N
     with pytest.raises(nearlite.ProgrammingError, match="sync_interval"):
         nearlite.connect(tmp_path / "r.db", sync_url="http://127.0.0.1:1", sync_interval=interval)
     assert not (tmp_path / "r.db").exists()
+
+
+def test_a_live_replica_whose_history_is_gone_is_repaired(tmp_path: Path) -> None:
+    """What a sync of its own knows to do about a refusal, or about damage, is done."""
+    with Scene(tmp_path) as scene:
+        gone = b'{"message": "gone", "code": "HISTORY_GONE"}'
+        refusal = b"HTTP/1.1 410 Gone\r\nContent-Length: %d\r\n\r\n" % len(gone) + gone
+        scene.server.answers = [refusal, scene.step(0, 2), None]
+        scene.thread.start()
+        eventually(lambda: scene.is_at(2))
+        assert scene.failures == []

@@ -99,7 +99,7 @@ def test_a_cut_set_header_is_refused(size):
     ("offset", "value", "why"),
     [
         (8, 2, "version 2"),
-        (12, 2, "flags 0x2"),  # repair: reserved
+        (12, 2, "names a position"),  # a repair starts from whatever there is
         (12, 4, "flags 0x4"),
         (12, 1, "a snapshot starts nowhere"),
         (16, 0, "page size 0"),

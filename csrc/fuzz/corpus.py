@@ -6,6 +6,7 @@ Run in an environment with nearlite built: ``python csrc/fuzz/corpus.py``. The s
 from __future__ import annotations
 
 import random
+import struct
 import sys
 from pathlib import Path
 
@@ -184,9 +185,37 @@ def compact() -> dict[str, bytes]:
     return found
 
 
+def ranges() -> dict[str, bytes]:
+    """Runs of each kind, and each thing that can be wrong with one."""
+    rng = random.Random(6)
+    several = [(1, 4, 6), (257, 3, 0), (300, 5, 255), (1024, 2, 10)]
+
+    def runs(*parts: tuple[int, int, int]) -> bytes:
+        head = [struct.pack(">IIB7x", *part) for part in parts]
+        bodies = [b"" if part[2] == 255 else rng.randbytes(8 * part[1]) for part in parts]
+        return b"".join(x + y for x, y in zip(head, bodies, strict=True))
+
+    return {
+        "empty": b"",
+        "several": runs(*several),
+        "cut": runs(*several)[:-1],
+        "head-cut": runs(*several)[:9],
+        "overlap": runs((1, 4, 6), (256, 1, 0)),
+        "backwards": runs((100, 1, 0), (1, 1, 0)),
+        "nothing": runs((1, 0, 0)),
+        "page-0": runs((0, 1, 0)),
+        "span": runs((1, 1, 32)),
+        "widest": runs((1, 2, 31)),
+        "beyond": runs((1, 3, 31)),
+        "all": runs((1, 0xFFFFFFFE, 255)),
+        "too-many": runs((1, 0xFFFFFFFF, 255)),
+        "unused": patch(runs((1, 1, 0)), 12, 7, 1),
+    }
+
+
 def main(corpus: Path) -> None:
-    """Write the three folders anew."""
-    for make in (checksum, compact, delta, frames, pageset):
+    """Write the folders anew."""
+    for make in (checksum, compact, delta, frames, pageset, ranges):
         folder = corpus / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():

@@ -28,6 +28,7 @@ from nearlite.dbapi.cursor import Cursor
 from nearlite.dbapi.row import Row
 from nearlite.errors import (
     AnswerError,
+    DamagedError,
     DatabaseError,
     DataError,
     DiskFullError,
@@ -111,7 +112,7 @@ def connect(
       :class:`Connection`.
     * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
       (``auth_token``, ``sync_interval``, ``read_your_writes``, ``freshness``, ``network_timeout``,
-      ``progress``, ``verify``, ``cert``, ``proxy``, ``headers``).
+      ``progress``, ``verify``, ``cert``, ``proxy``, ``headers``, ``adopt``).
     * ``http://``, ``https://``, ``libsql://``: no local file: see
       :class:`nearlite.remote.RemoteConnection` (``auth_token``, ``network_timeout``).
     """
@@ -178,6 +179,7 @@ __all__ = [
     "Change",
     "Connection",
     "Cursor",
+    "DamagedError",
     "DataError",
     "DatabaseError",
     "Date",

@@ -27,6 +27,7 @@ from nearlite._native.tail import Reader, chunk_pages
 from nearlite.generation import Generations
 from nearlite.logstate import now_ms
 from nearlite.position import Position
+from nearlite.wire import NOWHERE, Ask, Differences
 from nearlite.wire.compact import pack as pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
@@ -222,29 +223,67 @@ class Answers:
             return None
         key = (start, to, compress, compact)
         data = self._cache.get(key)
-        if data is None:
-            if not self._g.select(start):
-                raise self._gone(start)
-            head = self.header(start, known)
-            if compact:
-                data = self._compact(start, head, _TOLD if compress else _TOLD_NEARBY)
-                if data is not None:
-                    data = pack_compact(data) if compress else data
-                    self._remember(key, data)
-                    return Answer(to, len(data), iter((data,)))
-            count, data = self._tail.answer(head)
-            if data is None or compress:
-                head = head.replace(count=count)
-                if count * self._tail.page_size > _AT_ONCE and not wait:
-                    reader = self._tail.detach()
-                    return LargeAnswer(reader, head, self._g.log.folder, compress=compress)
-                pieces = _pieces(self._tail, head, compress=compress)
-                if count * self._tail.page_size > _IN_MEMORY:
-                    spool, size = _spool(pieces, self._g.log.folder)
-                    return Answer(to, size, _read_out(spool))
-                data = b"".join(bytes(piece) for piece in pieces)
-            self._remember(key, data)
-        return Answer(to, len(data), iter((data,)))
+        if data is not None:
+            return Answer(to, len(data), iter((data,)))
+        if not self._g.select(start):
+            raise self._gone(start)
+        head = self.header(start, known)
+        told: bytes | None = None
+        if compact:
+            told = self._compact(start, head, _TOLD if compress else _TOLD_NEARBY)
+            if told is not None and compress:
+                told = pack_compact(told)
+        made = told or self._of_selection(head, compress=compress, wait=wait)
+        if isinstance(made, Answer):
+            return made
+        self._remember(key, made)
+        return Answer(to, len(made), iter((made,)))
+
+    def _of_selection(self, head: SetHeader, *, compress: bool, wait: bool) -> Answer | bytes:
+        """The set of the pages that were gathered; a small one as its bytes.
+
+        Raises:
+          BusyError: as in `changes`.
+        """
+        count, data = self._tail.answer(head)
+        if data is not None and not compress:
+            return data
+        head = head.replace(count=count)
+        if count * self._tail.page_size > _AT_ONCE and not wait:
+            reader = self._tail.detach()
+            return LargeAnswer(reader, head, self._g.log.folder, compress=compress)
+        pieces = _pieces(self._tail, head, compress=compress)
+        if count * self._tail.page_size > _IN_MEMORY:
+            spool, size = _spool(pieces, self._g.log.folder)
+            return Answer(head.target, size, _read_out(spool))
+        return b"".join(bytes(piece) for piece in pieces)
+
+    def repair(self, ask: Ask, *, compress: bool, wait: bool) -> Answer | Differences:
+        """What `Primary.repair` answers; inside begin/end.
+
+        Raises:
+          BusyError: as in `changes`.
+        """
+        to = self._g.position
+        if ask.page_size != self._tail.page_size:
+            raise errors.LineageError(
+                f"the replica has pages of {ask.page_size} bytes, this primary of "
+                f"{self._tail.page_size}",
+                action="bootstrap a new replica",
+            )
+        if ask.claimed != NOWHERE:
+            self._check_history(ask.claimed, to)
+        if ask.since == NOWHERE:
+            self._tail.select()
+        elif ask.since.lineage != to.lineage or ask.since > to or not self._g.select(ask.since):
+            raise self._gone(ask.since)
+        bits = self._tail.compare(ask.runs, ask.ranges)
+        if ask.ranges:
+            return Differences(to, ask.ranges, bits)
+        self._tail.select_more(ask.pages + 1, self._tail.pages)
+        head = self.header(None, 0).replace(snapshot=False, repair=True)
+        made = self._of_selection(head, compress=compress, wait=wait)
+        return made if isinstance(made, Answer) else Answer(to, len(made), iter((made,)))
 
     def _compact(self, start: Position, head: SetHeader, most: int) -> bytes | None:
         """The selection told from what the reader has, if it is at most so many pages."""
@@ -255,6 +294,15 @@ class Answers:
 
     def _known(self, start: Position, to: Position) -> int:
         """State hash at `start`, or why it cannot be served."""
+        self._check_history(start, to)
+        known = self._g.history(start)
+        if known is None:
+            raise self._gone(start)
+        return known
+
+    @staticmethod
+    def _check_history(start: Position, to: Position) -> None:
+        """Refuse a replica that may hold what this primary does not."""
         if start.lineage != to.lineage:
             raise errors.LineageError(
                 f"the replica belongs to lineage {start.lineage:08x}, this primary is "
@@ -266,10 +314,6 @@ class Answers:
                 f"the replica is at {start}, the primary at {to}: it was restored to an older state",
                 action="bootstrap the replica again, or restore the newer primary",
             )
-        known = self._g.history(start)
-        if known is None:
-            raise self._gone(start)
-        return known
 
     @staticmethod
     def _gone(start: Position) -> errors.HistoryGoneError:
@@ -300,10 +344,10 @@ class Answers:
         self._cache[key] = data
 
 
-def snapshot_runs(pages: int, page_size: int) -> list[tuple[int, int]]:
-    """Chunks of a snapshot: first and last page. None is the lock-byte page alone."""
+def snapshot_runs(pages: int, page_size: int, start: int = 1) -> list[tuple[int, int]]:
+    """Chunks of a snapshot from page `start` on: first and last page. None is the lock-byte page alone."""
     step = chunk_pages(page_size)
-    runs = [(first, min(first + step - 1, pages)) for first in range(1, pages + 1, step)]
+    runs = [(first, min(first + step - 1, pages)) for first in range(start, pages + 1, step)]
     return [run for run in runs if run_count(run, page_size)]
 
 

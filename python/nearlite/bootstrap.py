@@ -5,7 +5,7 @@ The folder ``<db>-nearlite/`` beside a replica holds nothing that the replica ne
 ===================== ==========================================================================
 ``sync.lock``         held (flock) by the process that syncs this file in the background
 ``bootstrap.lock``    held by the process that creates the file
-``bootstrap.part``    the file while it is being downloaded
+``bootstrap.part``    the file while it is being downloaded; a broken download goes on with it
 ``unsynced``          the boot id under which the file was placed before its pages were on the disk
 ``closed.json``       the file's identity when this machine closed it last (rule C1)
 ``stats.json``        what the process that syncs in the background has counted, for `nearlite status`
@@ -126,8 +126,6 @@ class Folder:
                         action="try again",
                     )
                 time.sleep(_LOCK_NAP)
-            with contextlib.suppress(FileNotFoundError):
-                self.part.unlink()
             yield
         finally:
             # Unlocked, not only closed: a child forked meanwhile has a copy of the descriptor.

@@ -1,4 +1,4 @@
-"""The native protocol's routes (``nl/v1/``): status, snapshot, changes, sql."""
+"""The native protocol's routes (``nl/v1/``): status, snapshot, changes, repair, sql."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from nearlite import errors
 from nearlite.exchange import JSON, Answering, Headers, HttpError, Scope, Send, header
 from nearlite.leaving import Leaving
 from nearlite.position import Position
-from nearlite.wire import ANSWER_TYPE, PAGE_SET_TYPE, Status, answer_prefix
+from nearlite.wire import (
+    ANSWER_TYPE,
+    DIFFERENCES_TYPE,
+    PAGE_SET_TYPE,
+    Ask,
+    Differences,
+    RequestError,
+    Status,
+    answer_prefix,
+)
 
 MAX_WAIT: Final = 25.0
 """Seconds of a long poll."""
@@ -114,8 +123,11 @@ class Source(Protocol):
     ) -> PageSet | None:
         """From a position to now; None when there is nothing newer."""
 
-    def snapshot(self, *, compress: bool = False) -> PageSet:
-        """All pages."""
+    def snapshot(self, *, compress: bool = False, first: int = 1) -> PageSet:
+        """All pages from that one on."""
+
+    def repair(self, ask: Ask, *, compress: bool = False) -> PageSet | Differences:
+        """Which of a replica's ranges differ, or the pages that do."""
 
     def after_commit(self) -> object:
         """Take what was committed, by whatever process, and tell subscribers."""
@@ -180,11 +192,15 @@ class Feed:
         await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
 
     async def snapshot(self, scope: Scope, send: Send) -> None:
-        """``GET snapshot``."""
+        """``GET snapshot?from=&z=``."""
         self._note(scope)
-        compress = _query(scope).get("z") == "1"
+        query = _query(scope)
+        compress = query.get("z") == "1"
+        first = _page(query.get("from"))
         try:
-            answer = await self._thread(lambda: self._source.snapshot(compress=compress))
+            answer = await self._thread(
+                lambda: self._source.snapshot(compress=compress, first=first)
+            )
         except (OSError, errors.OperationalError) as error:
             _refuse_if_full(error)
             raise
@@ -210,6 +226,26 @@ class Feed:
             )
             return
         await self._stream(send, answer, (_at(answer.to), _PRIVATE))
+
+    async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
+        """``POST repair?z=``."""
+        self._note(scope)
+        compress = _query(scope).get("z") == "1"
+
+        def work() -> PageSet | Differences:
+            return self._source.repair(Ask.decode(body), compress=compress)
+
+        with _refusals():
+            try:
+                found = await self._thread(work)
+            except RequestError as error:
+                raise HttpError(400, "BAD_REQUEST", str(error)) from None
+        if isinstance(found, Differences):
+            headers = (_at(found.position), _NO_STORE)
+            kind = DIFFERENCES_TYPE.encode()
+            await self._answering.whole(send, 200, found.encode(), kind, headers)
+        else:
+            await self._stream(send, found, (_at(found.to), _NO_STORE))
 
     def replica(self, scope: Scope) -> ReplicaOf:
         """Who has sent a ``POST sql``; refuses what could never be synced.
@@ -517,6 +553,14 @@ def _state_hash(text: str | None) -> int | None:
     if _HASH.fullmatch(text) is None:
         raise HttpError(400, "BAD_REQUEST", "a state hash is written as 16 hex digits")
     return int(text, 16)
+
+
+def _page(text: str | None) -> int:
+    if text is None:
+        return 1
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:11]) < 1 << 32:
+        raise HttpError(400, "BAD_REQUEST", "from is the number of a page")
+    return int(text)
 
 
 def _wait(text: str | None) -> float:

@@ -8,7 +8,7 @@ import threading
 
 from nearlite._native._lib import BusyError
 from nearlite._native.applier import Applier, State
-from nearlite.errors import Error, SyncError
+from nearlite.errors import DamagedError, Error
 from nearlite.failing import is_being_checked, left
 from nearlite.http import Deadline
 
@@ -32,11 +32,19 @@ class FullCheck:
         self._starting = threading.Lock()  # guards `_running`
         self._running: concurrent.futures.Future[None] | None = None
 
+    def again(self) -> None:
+        """There is a reason for doubt: the next `wait` looks at the whole file."""
+        with self._starting:
+            if self._running is not None and self._running.done():
+                self._running = None
+            self.passed = False
+
     def wait(self, deadline: Deadline) -> None:
         """Begin it if nobody has, and wait for its end.
 
         Raises:
-          SyncError: the file is not what its header says, or the time is over.
+          DamagedError: the file is not what its header says.
+          SyncError: the time is over.
         """
         with self._starting:
             if self._running is None:
@@ -54,9 +62,9 @@ class FullCheck:
     def _run(self, running: concurrent.futures.Future[None]) -> None:
         try:
             with contextlib.closing(Applier(self._path)) as applier:
-                state, found = applier.full_hash()
-            if found != state.hash:
-                raise _not_what_it_says(self._path, state)
+                survey = applier.survey()  # also of a file that has become shorter
+            if survey.hash != survey.claimed.hash:
+                raise _not_what_it_says(self._path, survey.claimed)
             self.passed = True
         except BaseException as error:  # noqa: BLE001 - whatever it is, the callers raise it
             with self._starting:
@@ -84,11 +92,11 @@ def survived(path: str) -> bool:
     return found == state.hash
 
 
-def _not_what_it_says(path: str, state: State) -> SyncError:
-    return SyncError(
+def _not_what_it_says(path: str, state: State) -> DamagedError:
+    return DamagedError(
         f"{path} does not hold what its header says: it was copied without its -wal, "
         "or changed by something other than SQLite",
         state=f"its header says {state.position}; nothing was written",
-        action="move the file away and connect again",
+        action="sync() repairs it",
         data_at_risk=True,
     )

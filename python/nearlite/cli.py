@@ -128,6 +128,12 @@ def serve(
 @click.argument("path", type=NEW_FILE)
 @click.option("--follow", is_flag=True, help="Stay, and bring every change as it happens.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Compare every page, and overwrite what differs, also of another history.",
+)
+@click.option("--adopt", is_flag=True, help="Make PATH a replica if it is an ordinary database.")
 @token_options
 @timeout_option
 def sync(
@@ -136,6 +142,8 @@ def sync(
     path: Path,
     follow: bool,
     as_json: bool,
+    repair: bool,
+    adopt: bool,
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
@@ -143,10 +151,12 @@ def sync(
     """Bring the replica at PATH to the state of the primary at URL; create it when missing."""
     token = chosen_token(auth_token, auth_token_file)
     with Download(path.name) as download:
-        replica = Replica(str(path), url, token=token, timeout=timeout, progress=download.show)
+        replica = Replica(
+            str(path), url, token=token, timeout=timeout, progress=download.show, adopt=adopt
+        )
         with closing(replica):
             replica.open()
-            done = replica.sync()
+            done = replica.sync(repair=repair)
             download.stop()
             say_synced(path, download.whole(done), as_json=as_json)
             if follow:
@@ -201,12 +211,18 @@ def status(
 @cli.command()
 @click.argument("path", type=DATABASE)
 @click.option("--against", metavar="URL", help="Also compare with the primary at URL.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Compare every page with the primary first, and replace those that differ.",
+)
 @token_options
 @timeout_option
 def verify(
     *,
     path: Path,
     against: str | None,
+    repair: bool,
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
@@ -214,6 +230,12 @@ def verify(
     """Check the database at PATH: integrity_check, and the state hash of a replica."""
     good = True
     token = chosen_token(auth_token, auth_token_file)
+    if repair:
+        if against is None:
+            raise click.UsageError("--repair needs the primary: --against URL")
+        done = inspection.repair(path, against, token=token, timeout=timeout)
+        amount = f"{done.pages:,} pages, {done.bytes:,} bytes in {done.seconds:.3f} s"
+        print(f"{'ok':<7} repair: at {done.position}, {amount}", flush=True)
     for check in inspection.verify(path, against, token=token, timeout=timeout):
         print(f"{'ok' if check.passed else 'FAILED':<7} {check.name}: {check.text}", flush=True)
         good = good and check.passed

@@ -70,6 +70,8 @@ class ReplicaConnection(ReplicatingConnection):
       network_timeout: seconds for any one call; in a long download, for any 64 KiB of it.
       verify, cert, proxy, headers: how the primary is reached; see :class:`nearlite.network.Network`.
       progress: called with a `Progress` during long downloads.
+      adopt: a file that is no replica, a copy of the primary's database say, becomes one: what it
+        holds that the primary does not is overwritten.
 
     Raises:
       NotAReplicaError: there is a file, and it is not a replica; it was not touched.
@@ -100,6 +102,7 @@ class ReplicaConnection(ReplicatingConnection):
         proxy: str | None = None,
         headers: Mapping[str, str] | None = None,
         progress: ProgressCallback | None = None,
+        adopt: bool = False,
     ) -> None:
         self._prepare_state(
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
@@ -122,6 +125,7 @@ class ReplicaConnection(ReplicatingConnection):
                 timeout=network_timeout,
                 progress=progress,
                 network=network,
+                adopt=adopt,
             ),
         )
         self._let_go = weakref.finalize(self, abandon, key, os.getpid())

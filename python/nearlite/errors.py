@@ -120,6 +120,10 @@ class StateMismatchError(SyncError):
     """Replica and primary stand at the same position with different content."""
 
 
+class DamagedError(SyncError):
+    """The local file is not what its header says: copied without its -wal, or changed on the disk."""
+
+
 class AnswerError(SyncError):
     """An answer was truncated, malformed, or did not hash to what it announced."""
 

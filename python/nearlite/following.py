@@ -48,7 +48,9 @@ class Download:
     def show(self, received: Received) -> None:
         """The replica's progress callback."""
         self._first = received
-        rate = f"{received.bytes / 1e6 / max(received.seconds, 1e-3):.0f} MB/s"
+        rate = f"{received.rate / 1e6:.0f} MB/s"
+        if received.seconds_left is not None:
+            rate += f", {received.seconds_left:.0f} s left"
         self._bar.update(
             self._task, total=received.total_pages, completed=received.pages, rate=rate
         )

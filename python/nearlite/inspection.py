@@ -22,7 +22,7 @@ from nearlite.bootstrap import Folder
 from nearlite.errors import AnswerError, SyncError
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.position import Position
-from nearlite.replica import Replica
+from nearlite.replica import Replica, SyncResult
 from nearlite.sync import Local, refusal
 from nearlite.tally import frames_between
 
@@ -163,6 +163,20 @@ def verify(path: Path, against: str | None, *, token: Token, timeout: float) -> 
     yield Check("state hash", state.hash == pages, text)
     if against is not None:
         yield _compared(state, against, token, timeout)
+
+
+def repair(path: Path, url: str, *, token: Token, timeout: float) -> SyncResult:
+    """Make every page of a replica what the primary has, as one transaction.
+
+    Raises:
+      SyncError: one of its subclasses; the file is as it was. A replica of another history than the
+        primary's is refused: `nearlite sync --repair` overwrites it.
+
+    """
+    replica = Replica(str(path), url, token=token, timeout=timeout)
+    with closing(replica):
+        replica.open()
+        return replica.repair("it was asked for")
 
 
 def backup_file(source: Path, out: Path) -> None:

@@ -96,6 +96,12 @@ class Listeners:
             self._noted.append(_Noted(header.start, header.target, pages))
             self._wake.notify()
 
+    def repaired(self, at: Position) -> None:
+        """Any page may have changed, also where the position is what it was."""
+        with self._wake:
+            self._noted.append(_Noted(at, at, None))
+            self._wake.notify()
+
     def is_current(self) -> bool:
         """Whether this is called on its thread, that is, by a callback."""
         return self._thread is threading.current_thread()
@@ -182,9 +188,10 @@ class _Watch:
         self._database.exec("BEGIN")
         try:
             here = self._position()
-            if here == self.at:
+            repaired = any(each.start == each.target for each in self._noted)
+            if here == self.at and not repaired:
                 return None
-            pages, complete = self._pages_until(here)
+            pages, complete = (None, True) if repaired else self._pages_until(here)
             if not complete:
                 # What was applied here is noted a moment later than it can be seen.
                 self._since = self._since or time.monotonic()

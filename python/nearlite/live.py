@@ -25,7 +25,7 @@ from nearlite import wire
 from nearlite._native.applier import State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
-from nearlite.errors import Error, SyncError
+from nearlite.errors import DamagedError, Error, SyncError
 from nearlite.failing import UnfoundedError
 from nearlite.http import Deadline, Response, Sent, Transport
 from nearlite.position import Position
@@ -168,9 +168,18 @@ class Live:
                 self.is_open = False
                 if self._stopping.is_set():
                     return
+                if isinstance(error, DamagedError) and self._is_mended():
+                    continue
                 pause = self._pauses.next()
                 self._failed(error, pause)
                 self._stopping.wait(pause)
+
+    def _is_mended(self) -> bool:
+        """The file is not what it says: a sync of its own repairs it."""
+        with contextlib.suppress(Exception):  # the first failure says more
+            self._replica.sync()
+            return True
+        return False
 
     def stop(self) -> None:
         """Ask nothing any more. Who calls it ends the poll that is open by closing the transport."""

@@ -202,9 +202,9 @@ class Replica:
 
     # ------------------------------------------------------------------ replication
 
-    def sync(self, *, timeout: float | None = None) -> SyncResult:
-        """Bring the file to the position that the primary has when asked."""
-        return self._pool_here().keeper._replica.sync(timeout=timeout)
+    def sync(self, *, timeout: float | None = None, repair: bool = False) -> SyncResult:
+        """Bring the file to the position that the primary has when asked; `repair` as of a connection."""
+        return self._pool_here().keeper._replica.sync(timeout=timeout, repair=repair)
 
     def follow(self) -> None:
         """Bring every change as it happens from now on, also in processes that are forked later."""

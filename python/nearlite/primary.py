@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from nearlite import errors
 from nearlite._native.database import Database
@@ -22,7 +22,6 @@ from nearlite._native.frames import (
     SET_HEADER_SIZE,
     SetHeader,
     chunk_size,
-    lock_page,
 )
 from nearlite._native.tail import BusyError, MisuseError, Tail, WalResetError
 from nearlite.answers import Answer, Answers, LargeAnswer, run_count, snapshot_runs
@@ -34,6 +33,7 @@ from nearlite.logstate import RETAIN_SECONDS, Durability, now_ms
 from nearlite.position import Position
 from nearlite.roll import Roller
 from nearlite.startup import StartUp
+from nearlite.wire import Ask, Differences
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 _LOG = logging.getLogger("nearlite")
@@ -41,6 +41,7 @@ _LOG = logging.getLogger("nearlite")
 ROLL_BYTES: Final = 16 << 20
 _ATTEMPTS: Final = 5
 """To begin a large set between two commits, before everybody has to wait for it."""
+_T = TypeVar("_T")
 _RETRY_FIRST: Final = 0.5
 _RETRY_LAST: Final = 30.0
 
@@ -305,17 +306,38 @@ class Primary:
         frozen = self._roller.frozen
         if frozen is not None and (start, state_hash) == (frozen.position, frozen.hash):
             return None
+        return self._answered(
+            lambda wait: self._answers.changes(
+                start, state_hash, compress=compress, compact=compact, wait=wait
+            )
+        )
+
+    def repair(self, ask: Ask, *, compress: bool = False) -> Answer | Differences:
+        """What differs between a replica's pages and those of now.
+
+        Args:
+          ask: hashes of ranges of its pages.
+          compress: allow zstd chunks.
+
+        Returns:
+          Which ranges differ; or, when only single pages were asked about, the page set that makes the
+          replica equal to now: of those that differ, of what has changed since the first answer of
+          this repair, and of what lies beyond the replica's last page.
+
+        Raises:
+          LineageError, PrimaryRestoredError: as `changes`, unless the replica claims no position.
+          HistoryGoneError: the log does not tell what changed since the first answer: start over.
+          HashError: a page of this database is damaged on disk.
+        """
+        return self._answered(lambda wait: self._answers.repair(ask, compress=compress, wait=wait))
+
+    def _answered(self, make: Callable[[bool], _T]) -> _T:
+        """What `make` answers inside a read transaction; its argument: encode all of it here and now."""
         for attempt in range(_ATTEMPTS):
             with self._mutex:
                 self._begin()
                 try:
-                    found = self._answers.changes(
-                        start,
-                        state_hash,
-                        compress=compress,
-                        compact=compact,
-                        wait=attempt == _ATTEMPTS - 1,
-                    )
+                    found = make(attempt == _ATTEMPTS - 1)
                 except BusyError:  # a commit in the middle of a large set's beginning
                     continue
                 finally:
@@ -325,8 +347,11 @@ class Primary:
             return found
         raise AssertionError("the last attempt needs no reader of its own")
 
-    def snapshot(self, *, compress: bool = False) -> Answer:
+    def snapshot(self, *, compress: bool = False, first: int = 1) -> Answer:
         """All pages, as a stream of chunks; ``.to`` is the state it began at (p0).
+
+        With `first` only those from that page on, for a download that was broken off: what its reader
+        has of the pages before is of an older state, and is compared by `repair` at the end.
 
         The stream is fuzzy (rule A8): every chunk is read in a short transaction of its own, so pages
         may be newer than p0 and a roll is never held up. The reader completes it with
@@ -337,25 +362,25 @@ class Primary:
             try:
                 tail, to = self._tail, self._generations.position
                 pages = tail.pages
-                count = pages - (1 if lock_page(self.page_size) <= pages else 0)
-                head = self._answers.header(None, 0).replace(count=count)
+                runs = snapshot_runs(pages, self.page_size, first)
+                count = sum(run_count(run, self.page_size) for run in runs)
+                head = self._answers.header(None, 0).replace(count=count, repair=first > 1)
             finally:
                 tail.end()
         size = None
         if not compress:
-            runs = snapshot_runs(pages, self.page_size)
             bodies = sum(chunk_size(self.page_size, run_count(run, self.page_size)) for run in runs)
             size = SET_HEADER_SIZE + (len(runs) + 1) * CHUNK_HEADER_SIZE + bodies
-        return Answer(to, size, self._snapshot_chunks(head, to, pages, compress=compress))
+        return Answer(to, size, self._snapshot_chunks(head, to, runs, compress=compress))
 
     def _snapshot_chunks(
-        self, head: SetHeader, to: Position, pages: int, *, compress: bool
+        self, head: SetHeader, to: Position, runs: list[tuple[int, int]], *, compress: bool
     ) -> Iterator[bytes]:
         token = object()
         self._snapshots[token] = to.generation
         try:
             yield head.encode()
-            for first, last in snapshot_runs(pages, self.page_size):
+            for first, last in runs:
                 with self._mutex:
                     self._begin()
                     try:

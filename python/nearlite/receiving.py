@@ -22,15 +22,31 @@ class Progress:
     """How far a long download is.
 
     Attributes:
-      pages: pages received; `total_pages`: pages the primary announced.
+      pages: pages received, those of an earlier download that was broken off among them.
+      total_pages: pages the primary announced, known from the first call on.
       bytes: bytes of body received.
       seconds: since it began.
+      held: pages that an earlier download had brought.
     """
 
     pages: int
     total_pages: int
     bytes: int
     seconds: float
+    held: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second, on average; 0.0 before anything has come."""
+        return self.bytes / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None before there is one."""
+        came = self.pages - self.held
+        if came <= 0 or self.seconds <= 0:
+            return None
+        return (self.total_pages - self.pages) * self.seconds / came
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -43,15 +59,28 @@ class Meter:
       pages: pages received.
       bytes: bytes of body received.
       total: pages announced so far.
+      held: pages that had come before.
     """
 
     def __init__(self, progress: ProgressCallback | None, started: float) -> None:
         self.pages = 0
         self.bytes = 0
         self.total = 0
+        self.held = 0
         self._progress = progress
         self._started = started
         self._next = 0.0
+
+    def announced(self, pages: int, *, large: bool) -> None:
+        """A set of so many pages begins; a large one is told of before its first page."""
+        self.total = max(self.total, self.held + self.pages + pages)
+        if large and self._progress is not None:
+            self._tell(self._progress, time.monotonic())
+
+    def _tell(self, progress: ProgressCallback, now: float) -> None:
+        self._next = now + 0.1
+        pages = self.held + self.pages
+        progress(Progress(pages, self.total, self.bytes, now - self._started, self.held))
 
     def chunk(self, pages: int) -> None:
         """So many pages have arrived."""
@@ -59,9 +88,8 @@ class Meter:
         if self._progress is None:
             return
         now = time.monotonic()
-        if now >= self._next or self.pages == self.total:
-            self._next = now + 0.1
-            self._progress(Progress(self.pages, self.total, self.bytes, now - self._started))
+        if now >= self._next or self.held + self.pages == self.total:
+            self._tell(self._progress, now)
 
 
 class SetReader:
@@ -143,7 +171,7 @@ class SetReader:
             else:
                 assert isinstance(event, wire.Header)
                 header = event.header
-        self._meter.total = max(self._meter.total, self._meter.pages + header.count)
+        self._meter.announced(header.count, large=self.whole is None and self.compact is None)
         return header
 
     def all_came(self) -> None:

@@ -19,13 +19,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import FormatError, HashError, PiecemealError
+from nearlite._native._lib import FormatError, HashError, NotReplicaError, PiecemealError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.checking import FullCheck, survived
-from nearlite.errors import AnswerError, Error, OfflineError, SyncError
+from nearlite.errors import (
+    AnswerError,
+    DamagedError,
+    Error,
+    HistoryGoneError,
+    OfflineError,
+    StateMismatchError,
+    SyncError,
+)
 from nearlite.failing import (
     READS_GO_ON,
     UnfoundedError,
@@ -44,10 +52,12 @@ from nearlite.network import DEFAULT, Network
 from nearlite.observed import Observed
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
+from nearlite.repair import Repair, prepare_to_adopt
 from nearlite.seeding import SeedFile
 from nearlite.sync import (
     Action,
     Apply,
+    Compare,
     Done,
     Fetch,
     Local,
@@ -72,12 +82,14 @@ class SyncResult:
       pages: pages received.
       bytes: bytes of answer bodies received.
       seconds: how long it took.
+      repaired: every page was compared, and those that differed were replaced.
     """
 
     position: Position
     pages: int
     bytes: int
     seconds: float
+    repaired: bool = False
 
 
 class Replica(Observed):
@@ -91,6 +103,7 @@ class Replica(Observed):
       progress: told of long downloads of those.
       wal_limit: bytes of WAL from which the log says who is in the way.
       network: how the primary is reached.
+      adopt: make a file a replica that is none.
 
     Use :meth:`open`; construction does no I/O. Connections that share it have settings of their own,
     and give them with each call.
@@ -106,8 +119,10 @@ class Replica(Observed):
         progress: ProgressCallback | None = None,
         wal_limit: int = WAL_LIMIT,
         network: Network = DEFAULT,
+        adopt: bool = False,
     ) -> None:
         super().__init__(path, timeout)
+        self._adopt = adopt
         self.transport = Transport(url, token=token, timeout=timeout, network=network)
         self._progress = progress
         # It knows its owner: a signal's exception (Ctrl-C) may come just when it has been acquired, and
@@ -162,11 +177,29 @@ class Replica(Observed):
         except Error as error:
             raise not_a_replica(self.path, error) from error
         try:
-            applier.state()
-        except Error as error:
+            self._recognise(applier)
+        except BaseException:
             applier.close()
-            raise not_a_replica(self.path, error) from error
+            raise
         return applier
+
+    def _recognise(self, applier: Applier) -> None:
+        """Whether it is a replica: one that SQLite finds damaged is repaired before anybody reads it."""
+        try:
+            applier.state()
+            return
+        except NotReplicaError as error:
+            if not self._adopt:
+                raise not_a_replica(self.path, error) from error
+            why = "it was adopted"
+            prepare_to_adopt(self.path)
+        except Error as error:
+            try:
+                applier.claim()
+            except Error:
+                raise not_a_replica(self.path, error) from error
+            why = str(error)
+        self.repair(why, adopt=self._adopt)
 
     def _discard_and_create(self) -> None:
         """The one case in which a file is replaced: ours, whose first bytes never reached the disk."""
@@ -241,8 +274,12 @@ class Replica(Observed):
         wait: float = 0.0,
         network_timeout: float | None = None,
         progress: ProgressCallback | None = None,
+        repair: bool = False,
     ) -> SyncResult:
         """Bring the replica to the position that the primary has when asked.
+
+        What cannot be done by changes is done by repair: the primary does not know any more what has
+        changed, or the file is not what its header says.
 
         Args:
           timeout: seconds for the whole call. None: as long as it takes, but the primary may not
@@ -250,21 +287,23 @@ class Replica(Observed):
           wait: seconds the primary may wait for something new before it says that nothing is.
           network_timeout: of the connection that asks; None: the one given at construction.
           progress: of the connection that asks; likewise.
+          repair: compare every page, whatever the header says, and overwrite what differs even where
+            the replica holds a history that the primary does not.
 
         Raises:
-          SyncError: one of its subclasses; the replica is as it was.
+          LineageError, PrimaryRestoredError: it does, and `repair` is not set.
+          SyncError: one of its other subclasses; the replica is as it was.
         """
         patience = self.timeout if network_timeout is None else network_timeout
         seconds = patience if timeout is None else timeout
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
-            pull = Pull(
-                self.stands_at(deadline),
-                compress=not self.transport.loopback,
-                wait=wait,
-                compact=self._compact,
-            )
-            result, answered = self._run(pull, deadline, progress)
+            if repair:
+                began = time.monotonic()
+                result = self.repair("it was asked for", deadline, progress, claim=False)
+                answered = began
+            else:
+                result, answered = self._pull(deadline, wait, progress)
         except Error as error:
             if isinstance(error, OfflineError):
                 error.state, error.action = "the replica is as it was", READS_GO_ON
@@ -276,6 +315,72 @@ class Replica(Observed):
         self.tally.synced(result.seconds)
         return result
 
+    def _pull(
+        self, deadline: Deadline, wait: float, progress: ProgressCallback | None
+    ) -> tuple[SyncResult, float]:
+        """One page set; a repair where that is not possible."""
+        try:
+            pull = Pull(
+                self.stands_at(deadline),
+                compress=not self.transport.loopback,
+                wait=wait,
+                compact=self._compact,
+            )
+            try:
+                return self._run(pull, deadline, progress)
+            except AnswerError as error:
+                if not isinstance(error.__cause__, HashError):
+                    raise
+                # The answer is wrong, or what it was laid over is: then the check says so.
+                self._check.again()
+                self._check.wait(deadline)
+                raise
+        except (HistoryGoneError, StateMismatchError, DamagedError) as error:
+            deadline.restart()
+            began = time.monotonic()
+            return self._repair_because(error, deadline, progress), began
+
+    def _repair_because(
+        self, error: SyncError, deadline: Deadline, progress: ProgressCallback | None = None
+    ) -> SyncResult:
+        try:
+            return self.repair(error.message, deadline, progress)
+        except SyncError as failure:
+            failure.message = f"{error.message}; it could not be repaired: {failure.message}"
+            failure.data_at_risk |= error.data_at_risk
+            raise failure from error
+
+    def repair(
+        self,
+        why: str,
+        deadline: Deadline | None = None,
+        progress: ProgressCallback | None = None,
+        *,
+        claim: bool = True,
+        adopt: bool = False,
+    ) -> SyncResult:
+        """Make every page what the primary has, as one transaction; see :class:`Repair`.
+
+        Args:
+          why: one phrase for the log.
+          deadline: of all of it; None: the primary may not stand still for longer than `timeout`.
+          progress: told of a long one.
+          claim: a replica that holds a history which the primary does not is refused.
+          adopt: a file that is no replica becomes one.
+        """
+        deadline = deadline or Deadline(self.timeout, renewed=True)
+        started = time.monotonic()
+        meter = Meter(progress or self._progress, started)
+        job = Repair(self.path, self.transport, self.folder, adopt=adopt, claim=claim)
+        state = job.run(deadline, meter, why)
+        self._check.passed = self._compact = True
+        self._applied(state)
+        if self.listeners.any:
+            self.listeners.repaired(state.position)
+        self.primary_position = state.position
+        seconds = time.monotonic() - started
+        return SyncResult(state.position, meter.pages, meter.bytes, seconds, repaired=True)
+
     def _run(
         self, pull: Pull, deadline: Deadline, progress: ProgressCallback | None = None
     ) -> tuple[SyncResult, float]:
@@ -285,10 +390,20 @@ class Replica(Observed):
         seed = SeedFile(self.folder)
         response: Response | None = None
         reader: SetReader | None = None
+        keep = False
         try:
-            action: Action = pull.start()
+            if pull.seeding:
+                meter.held = seed.resume()
+                deadline.restart()  # all of it was hashed
+            action: Action = pull.start(meter.held)
             while not isinstance(action, Done):
-                if isinstance(action, Fetch):
+                if isinstance(action, Compare):
+                    if response is not None:
+                        response.close()
+                    response = seed.compare(self.transport, deadline)
+                    reader = SetReader(response, meter)
+                    action = pull.header(reader.header())
+                elif isinstance(action, Fetch):
                     if response is not None:
                         response.close()
                     response = self.transport.request("GET", action.path, deadline=deadline)
@@ -305,6 +420,12 @@ class Replica(Observed):
                     assert reader is not None
                     action = self._perform(pull, action, reader, seed, deadline)
             self._known = seed.place()
+        except (OfflineError, HistoryGoneError, KeyboardInterrupt) as error:
+            keep = pull.seeding
+            if keep and meter.held + meter.pages and isinstance(error, SyncError):
+                error.state = "no local file was created; what has come is kept"
+                error.action = "try again: the download goes on where it stopped"
+            raise
         except SyncError:
             raise
         except (Error, MemoryError) as error:
@@ -315,7 +436,7 @@ class Replica(Observed):
         except ValueError as error:  # a body beyond its bound
             raise AnswerError(f"the primary's answer was refused: {error}") from error
         finally:
-            seed.close()
+            seed.close(keep=keep)
             if response is not None:
                 response.close()
         self.primary_position = action.position
@@ -341,8 +462,11 @@ class Replica(Observed):
         return pull.overlaid(action.header, held)
 
     def _ask_for_pages(self, error: Error) -> None:
-        """From now on whole pages: a replica whose pages are not what they should be is mended by them."""
+        """From now on whole pages, until a repair: those that come mend what they are about. The next sync
+        looks at all the others.
+        """
         self._compact = False
+        self._check.again()
         _log.warning("%s", error)
 
     def doubt(self, error: Error) -> None:
@@ -378,13 +502,16 @@ class Replica(Observed):
         finally:
             _give_back(self._applying)
         if state is not None:
-            self.reached.note(state.position)
+            self._applied(state)
             if self.listeners.any:
                 self.listeners.applied(arrived.header, state)
-            self.wal_bytes = state.wal_frames * (state.page_size + 24)
-            if state.wal_frames >= CHECKPOINT_FRAMES:
-                self.background.checkpoint()
         return state
+
+    def _applied(self, state: State) -> None:
+        self.reached.note(state.position)
+        self.wal_bytes = state.wal_frames * (state.page_size + 24)
+        if state.wal_frames >= CHECKPOINT_FRAMES:
+            self.background.checkpoint()
 
     # ------------------------------------------------------------------ forwarding
 
@@ -414,7 +541,10 @@ class Replica(Observed):
         patience = self.timeout if network_timeout is None else network_timeout
         deadline = Deadline(patience, renewed=True)
         if visible and not self._check.passed:
-            self._check.wait(deadline)
+            try:
+                self._check.wait(deadline)
+            except DamagedError as error:
+                self._repair_because(error, deadline)
         headers = {"Content-Type": "application/json"}
         if notes is not None:
             headers.update(notes.headers())

@@ -47,11 +47,13 @@ class ReplicatingConnection(ForwardingConnection):
 
     # ------------------------------------------------------------ bringing changes
 
-    def sync(self, *, timeout: float | None = None) -> SyncResult:
+    def sync(self, *, timeout: float | None = None, repair: bool = False) -> SyncResult:
         """Bring the replica to the position that the primary has when asked.
 
         Args:
           timeout: seconds for the whole call; None: network_timeout.
+          repair: compare every page, and overwrite what differs even where the replica holds a history
+            that the primary does not: a restored primary, or another one.
 
         Raises:
           SyncError: one of its subclasses; the replica is as it was.
@@ -61,7 +63,10 @@ class ReplicatingConnection(ForwardingConnection):
         with self._guard():
             self._before_forward()
             return self._replica.sync(
-                timeout=timeout, network_timeout=self._network_timeout, progress=self._progress
+                timeout=timeout,
+                network_timeout=self._network_timeout,
+                progress=self._progress,
+                repair=repair,
             )
 
     def follow(self) -> None:

@@ -37,6 +37,7 @@ _CURSOR_TYPE: Final = b"text/plain"
 _LARGE_BODY: Final = 256 << 10  # bytes; decoding more would hold up the event loop
 CURSOR: Final = "/v3/cursor"
 SQL: Final = "/nl/v1/sql"
+REPAIR: Final = "/nl/v1/repair"
 VERSIONS: Final = {"/v2/pipeline": 2, "/v3/pipeline": 3, SQL: 3}
 """Paths of pipelines, and the Hrana version that is spoken there."""
 

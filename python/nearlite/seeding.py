@@ -1,13 +1,25 @@
-"""A bootstrap's temporary file, from the first page of a snapshot to its place as the replica."""
+"""A bootstrap's temporary file, from the first page of a snapshot to its place as the replica.
+
+A download that is broken off leaves the file, and the next one goes on behind its last whole page. What is
+in it is of an older state by then, or was not written whole: nothing of it is believed. When the rest
+has come every page is compared with the primary's, as a repair does, and what differs is replaced.
+So there is no journal of what the file holds: its bytes say it.
+"""
 
 from __future__ import annotations
 
-import contextlib
+from typing import Final
 
 from nearlite._native.applier import Bootstrap, Hashes
-from nearlite._native.frames import SetHeader
+from nearlite._native.frames import PAGE_SIZES, SetHeader
 from nearlite.bootstrap import Folder
+from nearlite.comparing import Comparison
+from nearlite.errors import AnswerError
+from nearlite.http import Deadline, Response, Transport
 from nearlite.receiving import SetReader
+from nearlite.wire import NOWHERE
+
+_MAGIC: Final = b"SQLite format 3\0"
 
 
 class SeedFile:
@@ -21,16 +33,55 @@ class SeedFile:
         self._folder = folder
         self._file: Bootstrap | None = None
         self._last: SetHeader | None = None
+        self._page_size = 0
+
+    def resume(self) -> int:
+        """Go on with what an earlier download left; how many pages there are, mostly 0."""
+        try:
+            with self._folder.part.open("rb") as file:
+                head = file.read(18)
+            size = int.from_bytes(head[16:18], "big")
+            size = 65536 if size == 1 else size
+            if head[:16] == _MAGIC and size in PAGE_SIZES:
+                self._file = Bootstrap(str(self._folder.part), size, resume=True)
+        except FileNotFoundError:
+            return 0
+        if self._file is None or self._file.held == 0:
+            self.close()
+            return 0
+        self._page_size = size
+        return self._file.held
 
     def write(self, header: SetHeader, reader: SetReader) -> int:
-        """Write a snapshot or lay changes over it; answers the state hash of what is there."""
+        """Write a snapshot or lay changes over it; answers the state hash of what is there.
+
+        Raises:
+          AnswerError: what is there has pages of another size: it was removed.
+        """
+        if self._page_size not in (0, header.page_size):
+            raise AnswerError(
+                "the database has another page size than when its download was broken off",
+                state="no local file was created",
+                action="try again: the download starts over",
+            )
+        self._page_size = header.page_size
         if self._file is None:
+            self._folder.part.unlink(missing_ok=True)  # of no use: it has not even a page 1
             self._file = Bootstrap(str(self._folder.part), header.page_size)
         for chunk in reader.chunks():
             with chunk:
                 self._file.chunk(chunk)
         self._last = header
         return self._file.hash(header.pages)
+
+    def compare(self, transport: Transport, deadline: Deadline) -> Response:
+        """The answer that is the page set of what differs between the file and the primary now."""
+        assert self._file is not None
+        assert self._last is not None
+        last = self._last
+        hashes = self._file.hashes(last.pages)
+        comparison = Comparison(transport, last.page_size, last.pages, NOWHERE)
+        return comparison.answer(hashes, deadline)
 
     def place(self) -> Hashes | None:
         """Make it the replica; nothing when there was no bootstrap.
@@ -45,9 +96,10 @@ class SeedFile:
         self._folder.place()
         return known
 
-    def close(self) -> None:
-        """Remove it, unless it was placed; idempotent."""
-        if self._file is not None:
-            self._file.close()
-            with contextlib.suppress(FileNotFoundError):
-                self._folder.part.unlink()
+    def close(self, *, keep: bool = False) -> None:
+        """Remove it, unless it was placed or is to be kept for the next attempt; idempotent."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+            if not keep:
+                self._folder.part.unlink(missing_ok=True)

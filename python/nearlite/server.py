@@ -33,11 +33,12 @@ from nearlite.exchange import (
     cut_off,
     failed,
     header,
+    read_body,
 )
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.pipeline import Executor, Upstream
-from nearlite.routes import CURSOR, VERSIONS, Routes
+from nearlite.routes import CURSOR, REPAIR, VERSIONS, Routes
 from nearlite.streams import Limits, baton_key
 
 log = logging.getLogger("nearlite.server")
@@ -202,6 +203,14 @@ class App:
                 await routes.cursor(scope, receive, send)
             else:
                 await routes.pipeline(path, scope, receive, send)
+        elif path == REPAIR:
+            self._admit(scope)
+            if method != "POST":
+                raise _not_allowed(b"POST, OPTIONS")
+            feed = self._feed
+            if feed is None:
+                raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
+            await feed.repair(scope, send, await read_body(scope, receive, self._deadlines))
         elif path.startswith("/nl/v1/"):
             self._admit(scope)
             if method not in ("GET", "HEAD"):

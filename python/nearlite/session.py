@@ -48,6 +48,7 @@ _RESTORED: Final = {"recursive_triggers": False, "ignore_check_constraints": Fal
 _QUIET: Final = Step("", want_rows=False)
 
 
+_ERROR: Final = 1
 _TOO_BIG: Final = 18
 _LIMIT_LENGTH: Final = 0
 _HURRIED_BYTES: Final = 8 << 20
@@ -232,6 +233,10 @@ class Session:
         try:
             return statement.run(params, shape, limit, index)
         except SqlError as failure:
+            if failure.sqlite_rc == _ERROR:
+                # It may have been compiled again by a schema that is no longer the newest, which SQLite
+                # does not look at for every failure: the next time it is compiled by `_newest`.
+                self._cache.pop(step.sql, None)
             raise self.translate(failure) from None
 
     def translate(self, failure: SqlError) -> StatementError | OverrunError:

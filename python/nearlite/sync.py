@@ -13,6 +13,7 @@ action          what the shell does, and what it reports
                 or, when another process was faster, ``moved``
 ``Seed``        the snapshot that follows goes into a new file; then ``seeded``
 ``Overlay``     the page set that follows goes over the snapshot; then ``overlaid``
+``Compare``     compare every page of the snapshot with the primary's; then ``header``
 ``Done``        nothing
 =============== ============================================================
 """
@@ -91,13 +92,18 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True)
+class Compare:
+    """Ask the primary for what differs from the pages in the temporary file."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The replica stands at `position`, which was the primary's when it was asked."""
 
     position: Position
 
 
-Action = Fetch | Apply | Seed | Overlay | Done
+Action = Fetch | Apply | Seed | Overlay | Compare | Done
 
 
 class Pull:
@@ -108,11 +114,16 @@ class Pull:
       compress: ask for zstd (worth it unless the primary is on this machine).
       wait: seconds the primary may wait for something new before it answers "nothing".
       compact: ask for sets that are told from what the replica has.
+
+    Attributes:
+      seeding: there is no file yet.
     """
 
     def __init__(
         self, local: Local | None, *, compress: bool, wait: float = 0.0, compact: bool = False
     ) -> None:
+        self._held = 0
+        self._comparing = False
         self._local = local
         self._z = "1" if compress else "0"
         self._compact = compact
@@ -120,17 +131,23 @@ class Pull:
         self._overtaken = 0
         self._overlays = 0
         self._target: Position | None = None
-        self._seeding = local is None
+        self.seeding = local is None
 
     @property
     def stands(self) -> Local | None:
         """Where the replica stood at the latest request, if a compact set may answer it."""
-        return self._local if self._compact and not self._seeding else None
+        return self._local if self._compact and not self.seeding else None
 
-    def start(self) -> Action:
-        """The first action."""
+    def start(self, held: int = 0) -> Action:
+        """The first action.
+
+        Args:
+          held: pages that an earlier download has left in the temporary file.
+        """
         if self._local is None:
-            return Fetch(f"nl/v1/snapshot?z={self._z}")
+            self._held = held
+            more = f"&from={held + 1}" if held else ""
+            return Fetch(f"nl/v1/snapshot?z={self._z}{more}")
         return self._changes(self._local)
 
     def _changes(self, since: Local) -> Fetch:
@@ -155,13 +172,19 @@ class Pull:
 
     def header(self, header: SetHeader) -> Action:
         """A page set begins; decide what it is for."""
-        if self._seeding and self._local is None:
+        if self.seeding and self._local is None:
             if not header.snapshot:
                 raise AnswerError("the primary answered a request for a snapshot with changes")
+            if header.repair and not self._held:
+                raise AnswerError("the primary answered a request for a snapshot with its end")
+            self._comparing = header.repair
             self._target = header.target
             return Seed(header)
         assert self._local is not None
-        if header.snapshot:
+        if self._comparing and header.repair and not header.snapshot:
+            self._comparing = False
+            return Overlay(header)
+        if header.snapshot or header.repair:
             raise AnswerError("the primary answered a request for changes with a snapshot")
         if header.start != self._local.position:
             raise AnswerError("the page set starts at another position than the one asked for")
@@ -170,10 +193,13 @@ class Pull:
         if header.target < header.start:
             raise AnswerError("the page set leads backwards")
         self._target = header.target
-        return Overlay(header) if self._seeding else Apply(header)
+        return Overlay(header) if self.seeding else Apply(header)
 
     def seeded(self, header: SetHeader, held: int) -> Action:
         """The snapshot is in the file; `held` is the state hash of the pages in it."""
+        if header.repair:  # only the end of one: before it lies what an earlier download left
+            self._local = Local(header.target, header.hash_target)
+            return Compare()
         return self._complete(Local(header.target, header.hash_target), held)
 
     def overlaid(self, header: SetHeader, held: int) -> Action:

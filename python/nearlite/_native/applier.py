@@ -62,6 +62,38 @@ class Hashes:
     table: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a file holds, page by page; its hashes are with the applier that made it.
+
+    Attributes:
+      claimed: what its header says; the position is 0.0.0 when it is no replica.
+      hash: state hash of the pages as they are.
+      cookie: schema cookie in page 1.
+    """
+
+    claimed: State
+    hash: int
+    cookie: int
+
+
+class PageHashes:
+    """Hashes of the pages of a file, for a comparison.
+
+    Args:
+      table: 8 bytes a page, in the machine's byte order.
+    """
+
+    def __init__(self, table: bytes | bytearray) -> None:
+        self._table = ffi.from_buffer("uint64_t[]", table)
+
+    def ranges(self, first: int, span: int, count: int) -> bytes:
+        """As :meth:`Applier.ranges`."""
+        out = ffi.new("uint8_t[]", 8 * count)
+        lib.nl_ranges_fold(self._table, len(self._table), first, span, count, out)
+        return bytes(ffi.buffer(out))
+
+
 class Applier:
     """The writer of one replica file: a private connection that may lift its write protection.
 
@@ -225,6 +257,46 @@ class Applier:
         check(lib.nl_applier_full_hash(self._live(), self._out, found, self._err), self._err)
         return _state(self._out), found[0]
 
+    def survey(self, *, adopt: bool = False, wait: float | None = None) -> Survey:
+        """Hash every page, believing nothing, for a repair.
+
+        Args:
+          adopt: a file that is no replica counts, too.
+          wait: seconds it may take; None: as long as it takes.
+
+        Raises:
+          NotReplicaError: it is none, and `adopt` is not set.
+          BusyError: it took longer.
+        """
+        found, cookie = ffi.new("uint64_t *"), ffi.new("uint32_t *")
+        wait_ms = -1 if wait is None else int(wait * 1000)
+        check(
+            lib.nl_applier_survey(
+                self._live(), int(adopt), wait_ms, self._out, found, cookie, self._err
+            ),
+            self._err,
+        )
+        return Survey(_state(self._out), found[0], cookie[0])
+
+    def claim(self) -> State:
+        """As :meth:`state`, of a file that may be shorter than it says it is."""
+        check(lib.nl_applier_claim(self._live(), self._out, self._err), self._err)
+        return _state(self._out)
+
+    def ranges(self, first: int, span: int, count: int) -> bytes:
+        """Hashes of `count` ranges of ``2**span`` pages as surveyed: 8 bytes each, big-endian."""
+        out = ffi.new("uint8_t[]", 8 * count)
+        lib.nl_applier_ranges(self._live(), first, span, count, out)
+        return bytes(ffi.buffer(out))
+
+    def begin_repair(self, header: SetHeader, *, wait: float) -> bool:
+        """:meth:`begin` for a repair's set; False when the file has changed since the survey."""
+        rc = lib.nl_applier_repair(self._live(), header.native(), int(wait * 1000), self._err)
+        if rc == lib.NL_E_POSITION:
+            return False
+        check(rc, self._err)
+        return True
+
     def adopt(self, known: Hashes) -> None:
         """Take over page hashes, so that the next changes read no old page back.
 
@@ -244,14 +316,30 @@ class Bootstrap:
     """A replica's first file under a temporary name.
 
     Args:
-      path: must not exist.
+      path: must not exist, unless `resume`.
+      page_size: bytes.
+      resume: go on with the file that an earlier one left.
+
+    Attributes:
+      held: whole pages that were there.
     """
 
-    def __init__(self, path: str, page_size: int) -> None:
+    def __init__(self, path: str, page_size: int, *, resume: bool = False) -> None:
         self._err = ffi.new("nl_error *")
-        slot = ffi.new("nl_bootstrap **")
-        check(lib.nl_bootstrap_open(path.encode(), page_size, slot, self._err), self._err)
+        slot, held = ffi.new("nl_bootstrap **"), ffi.new("uint32_t *")
+        if resume:
+            rc = lib.nl_bootstrap_resume(path.encode(), page_size, slot, held, self._err)
+        else:
+            rc = lib.nl_bootstrap_open(path.encode(), page_size, slot, self._err)
+        check(rc, self._err)
         self._handle: Any = slot[0]
+        self.held: int = held[0]
+
+    def hashes(self, pages: int) -> PageHashes:
+        """Of pages 1..pages as they are in the file."""
+        table = bytearray(8 * pages)
+        lib.nl_bootstrap_hashes(self._handle, ffi.from_buffer("uint64_t[]", table), pages)
+        return PageHashes(table)
 
     def chunk(self, chunk: Chunk) -> None:
         """Write the chunk's pages, over earlier images of the same pages."""

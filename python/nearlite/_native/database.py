@@ -95,6 +95,11 @@ def is_dml(sql: str) -> bool:
     return bool(lib.nl_sql_is_dml(text, len(text)))
 
 
+def distrust_schemas() -> None:
+    """Let every connection of this process read its schema again before its next statement."""
+    lib.nl_db_distrust_schemas()
+
+
 class Database:
     """One SQLite connection.
 

@@ -55,6 +55,7 @@ class SetHeader:
       hash_target: state hash at `target`.
       commit_ms: the primary's clock at `target`, milliseconds since 1970.
       snapshot: it carries every page (but the lock-byte page), each as it was at `target` or later.
+      repair: it carries the pages in which a replica differed, whatever it was.
     """
 
     __slots__ = ("_native",)
@@ -70,10 +71,11 @@ class SetHeader:
         hash_target: int,
         commit_ms: int,
         snapshot: bool = False,
+        repair: bool = False,
     ) -> None:
         self._native: Any = ffi.new(_SET_HEADER)
         h = self._native
-        h.flags = lib.NL_SET_SNAPSHOT if snapshot else 0
+        h.flags = (lib.NL_SET_SNAPSHOT if snapshot else 0) | (lib.NL_SET_REPAIR if repair else 0)
         h.page_size, h.pages, h.count = page_size, pages, count
         # "from" is a keyword in Python, hence the call
         for position, slot in ((start, getattr(h, "from")), (target, h.to)):
@@ -153,6 +155,10 @@ class SetHeader:
     def snapshot(self) -> bool:
         return bool(self._native.flags & lib.NL_SET_SNAPSHOT)
 
+    @property
+    def repair(self) -> bool:
+        return bool(self._native.flags & lib.NL_SET_REPAIR)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SetHeader) and self.encode() == other.encode()
 
@@ -165,7 +171,7 @@ class SetHeader:
 
 _SET_FIELDS: Final = (
     "page_size", "pages", "count", "start", "target", "hash_start", "hash_target", "commit_ms",
-    "snapshot",
+    "snapshot", "repair",
 )  # fmt: skip
 
 
@@ -357,6 +363,27 @@ class Chunk:
     def __repr__(self) -> str:
         state = "closed" if self._handle is None else f"up to page {self.last}"
         return f"<Chunk of {self.count} pages, {state}>"
+
+
+# ---------------------------------------------------------------- ranges
+
+RUN_SIZE: Final[int] = lib.NL_RUN_SIZE
+SPAN_MAX: Final[int] = lib.NL_SPAN_MAX
+SPAN_WANTED: Final[int] = lib.NL_SPAN_WANTED
+
+
+def check_runs(runs: Buffer) -> tuple[int, int]:
+    """Whether bytes are runs of page-hash ranges (docs/formats.md).
+
+    Returns:
+      How many ranges of more than one page, and how many single pages there are.
+
+    Raises:
+      FormatError: they are not; the text says why.
+    """
+    err, counts = new_error(), ffi.new("uint32_t[2]")
+    check(lib.nl_ranges_check(lend(runs), len(runs), counts, counts + 1, err), err)
+    return counts[0], counts[1]
 
 
 # ---------------------------------------------------------------- hashes

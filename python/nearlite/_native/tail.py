@@ -300,6 +300,25 @@ class Tail(Reader):
         """Gather pages first..last instead, as a snapshot needs them."""
         self._check(lib.nl_tail_select_range(self._t, first, last, self._err))
 
+    def select_more(self, first: int, last: int) -> None:
+        """Add pages first..last, as far as there are any."""
+        self._check(lib.nl_tail_select_more(self._t, first, last, self._err))
+
+    def compare(self, runs: bytes | memoryview, ranges: int) -> bytes:
+        """Compare what a replica has; pages that differ or are wanted are added.
+
+        Args:
+          runs: accepted by `frames.check_runs`.
+          ranges: how many of more than one page are among them.
+
+        Returns:
+          A bit for each of those, lowest first: set when it differs.
+        """
+        bits = ffi.new("uint8_t[]", (ranges + 7) // 8 or 1)
+        data = ffi.from_buffer("uint8_t[]", runs)
+        self._check(lib.nl_tail_compare(self._t, data, len(runs), bits, self._err))
+        return bytes(ffi.buffer(bits, (ranges + 7) // 8))
+
     def selected(self) -> int:
         """Finish gathering; how many pages there are (at least one: page 1)."""
         self._check(lib.nl_tail_selected(self._t, self._count, self._err))

@@ -23,23 +23,39 @@ from nearlite.wire.pageset import (
     chunk_pieces,
     page_set,
 )
+from nearlite.wire.ranges import (
+    DIFFERENCES_TYPE,
+    NOWHERE,
+    REQUEST_TYPE,
+    Ask,
+    Differences,
+    RequestError,
+    Run,
+)
 
 PAGE_SET_TYPE = "application/vnd.nearlite.pageset"
 ANSWER_TYPE = "application/vnd.nearlite.answer"
 
 __all__ = [
     "ANSWER_TYPE",
+    "DIFFERENCES_TYPE",
     "END_OF_SET",
     "LARGEST_COMPACT",
     "MAX_JSON",
+    "NOWHERE",
     "PAGE_SET_TYPE",
+    "REQUEST_TYPE",
+    "Ask",
     "Chunk",
     "CompactSet",
+    "Differences",
     "End",
     "Event",
     "Header",
     "PageSetReader",
     "RawChunk",
+    "RequestError",
+    "Run",
     "Status",
     "WholeSet",
     "answer_prefix",

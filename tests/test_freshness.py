@@ -356,3 +356,16 @@ def test_many_threads_wait_for_one_position(served: Served, pool: ThreadPoolExec
     for each in waiting:
         each.result(20)
     assert count(con) == 1
+
+
+def test_a_thread_that_applies_for_a_while_is_no_reason_to_give_up(
+    served: Served, pool: ThreadPoolExecutor
+) -> None:
+    con = served.replica(sync_interval="live", check_same_thread=False)
+    eventually(lambda: con._replica.background.follows)
+    with con._replica._applying:
+        waiting = pool.submit(con.wait_for, written(served), 20)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)  # longer than it relies on the live thread alone
+    waiting.result(20)
+    assert count(con) == 1

@@ -27,6 +27,8 @@ _PATIENCE: Final = 0.05
 """Seconds in which what somebody follows is expected here; then a sync of one's own asks for it."""
 _FIRST_LOOK, _LONGEST_LOOK = 0.0005, 0.01
 """Seconds between two looks at what another process may have brought."""
+_A_MOMENT: Final = 0.1
+"""Seconds that a look may take in any case."""
 _RETRY: Final = 0.1
 """Seconds after which a primary that could not be reached is asked again."""
 _LONG_POLL: Final = 10.0
@@ -98,7 +100,7 @@ def wait_for(replica: Reading, position: Position, seconds: float) -> None:
     if replica.reached.includes(position):
         return
     end = time.monotonic() + seconds
-    if replica.is_followed() and _comes(replica, position, min(end, time.monotonic() + _PATIENCE)):
+    if replica.is_followed() and _comes(replica, position, _PATIENCE, end):
         return
     cause: OfflineError | None = None
     wait = 0.0
@@ -114,12 +116,13 @@ def wait_for(replica: Reading, position: Position, seconds: float) -> None:
             cause = None
         except OfflineError as error:
             cause = error
-            _comes(replica, position, min(end, time.monotonic() + _RETRY))
+            _comes(replica, position, _RETRY, end)
         wait = _LONG_POLL
 
 
 def _is_there(replica: Reading, position: Position, end: float) -> bool:
-    here = replica.position(wait=max(0.0, end - time.monotonic()))
+    # Another thread may just be applying, perhaps what is waited for.
+    here = replica.position(wait=max(_A_MOMENT, end - time.monotonic()))
     if here.lineage != position.lineage:
         raise LineageError(
             f"{position} is a position of another database than the one {replica.path} is a replica of",
@@ -129,11 +132,12 @@ def _is_there(replica: Reading, position: Position, end: float) -> bool:
     return position.precedes(here)
 
 
-def _comes(replica: Reading, position: Position, end: float) -> bool:
-    """Whether it is brought before `end`, by whatever process."""
+def _comes(replica: Reading, position: Position, seconds: float, end: float) -> bool:
+    """Whether it is brought within so many seconds and before `end`, by whatever process."""
     nap = _FIRST_LOOK
+    until = min(end, time.monotonic() + seconds)
     while not _is_there(replica, position, end):
-        left = end - time.monotonic()
+        left = until - time.monotonic()
         if left <= 0:
             return False
         replica.reached.wait(position, min(nap, left))

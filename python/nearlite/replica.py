@@ -315,6 +315,7 @@ class Replica:
             raise
         self.last_error = None
         self.equal_at = time.monotonic()
+        self._check.scrub_if_due(self.equal_at)
         return result
 
     def _pull(

@@ -105,11 +105,13 @@ def test_a_base_that_is_not_what_it_was_is_noticed_and_nothing_changes(pair):
         file.seek(number * 4096 - 700)
         file.write(bytes([byte ^ 1]))
     wal = path.with_name(path.name + "-wal")
-    before = wal.stat().st_size
+    before = wal.stat().st_size if wal.exists() else 0
     with pytest.raises(HashError):
         take(applier, data)
     assert applier.state().position == old.position
-    assert wal.stat().st_size == before, "refused before a byte was written"
+    assert (wal.stat().st_size if wal.exists() else 0) == before, (
+        "refused before a byte was written"
+    )
 
 
 def test_a_replica_that_has_moved_takes_nothing(pair):

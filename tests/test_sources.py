@@ -153,6 +153,7 @@ def test_the_amalgamation_of_sqlite_org_is_unpacked_and_verified(
         (zipped({"readme.txt": b""}), "StopIteration"),
         (zipped({"sqlite3.c": b"another version", "sqlite3.h": b""}), "not the pinned SQLite"),
     ],
+    ids=["404", "login page", "broken archive", "other archive", "other version"],
 )
 def test_what_sqlite_org_may_answer_instead_is_told_and_the_next_source_asked(
     build, site, monkeypatch, answer, told

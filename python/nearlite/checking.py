@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import threading
+import time
+from typing import Final
 
 from nearlite._native._lib import BusyError
 from nearlite._native.applier import Applier, State
@@ -12,9 +15,14 @@ from nearlite.errors import DamagedError, Error
 from nearlite.failing import is_being_checked, left
 from nearlite.http import Deadline
 
+_log = logging.getLogger("nearlite")
+
+SCRUB_SECONDS: Final = 86400.0
+"""So long after a file was last hashed in full it is hashed again: pages that no sync touches rot unseen."""
+
 
 class FullCheck:
-    """Rule C1: a file that may be somebody's copy is hashed once before it is built upon.
+    """Rule C1: a file that may be somebody's copy is hashed once before it is built upon, and every day.
 
     That takes as long as reading the file takes: it is done beside everything else, on a thread and a
     connection of its own, and goes on when a caller's time is over.
@@ -31,6 +39,29 @@ class FullCheck:
         self._path = path
         self._starting = threading.Lock()  # guards `_running`
         self._running: concurrent.futures.Future[None] | None = None
+        self._scrub_at = time.monotonic() + SCRUB_SECONDS
+        self._scrubbing = threading.Lock()  # held by the one who does
+
+    def scrub_if_due(self, now: float) -> None:
+        """Hash the file on a thread of its own, if that was long ago; nobody waits for it.
+
+        A file found damaged is a reason for doubt: the next `wait` says so.
+        """
+        if now < self._scrub_at or not self._scrubbing.acquire(blocking=False):
+            return
+        self._scrub_at = now + SCRUB_SECONDS
+        threading.Thread(target=self._scrub, name="nearlite-scrub", daemon=True).start()
+
+    def _scrub(self) -> None:
+        try:
+            self._look()
+        except DamagedError as error:
+            _log.warning("%s", error)
+            self.again()
+        except Exception as error:  # noqa: BLE001 - busy, or the disk failed: the next one may tell
+            _log.warning("%s could not be read in full: %s", self._path, error)
+        finally:
+            self._scrubbing.release()
 
     def again(self) -> None:
         """There is a reason for doubt: the next `wait` looks at the whole file."""
@@ -59,12 +90,16 @@ class FullCheck:
             raise is_being_checked(self._path) from None
         deadline.restart()
 
+    def _look(self) -> None:
+        """Raises DamagedError."""
+        with contextlib.closing(Applier(self._path)) as applier:
+            survey = applier.survey()  # also of a file that has become shorter
+        if survey.hash != survey.claimed.hash:
+            raise _not_what_it_says(self._path, survey.claimed)
+
     def _run(self, running: concurrent.futures.Future[None]) -> None:
         try:
-            with contextlib.closing(Applier(self._path)) as applier:
-                survey = applier.survey()  # also of a file that has become shorter
-            if survey.hash != survey.claimed.hash:
-                raise _not_what_it_says(self._path, survey.claimed)
+            self._look()
             self.passed = True
         except BaseException as error:  # noqa: BLE001 - whatever it is, the callers raise it
             with self._starting:

@@ -102,6 +102,20 @@ FIGURES = (
         (_at_most(1.2e-3),),
     ),
     Figure(
+        "live",
+        "commit -> visible to a reader on a live replica, p50",
+        MILLISECONDS,
+        "none in the registries",
+        (_at_most(1.2e-3),),
+    ),
+    Figure(
+        "live_p99",
+        "commit -> visible to a reader on a live replica, p99",
+        MILLISECONDS,
+        "none in the registries",
+        (_at_most(4e-3),),
+    ),
+    Figure(
         "point_select",
         "cached point select, local",
         MICROSECONDS,

@@ -28,13 +28,16 @@ class Pairs:
         self._benchmark = benchmark
         self._sides = sides
 
-    def __call__(self, *figures: str, ours: Side, peer: Side, rounds: int, warmup: int = 1) -> None:
+    def __call__(
+        self, *figures: str, ours: Side, peer: Side | None = None, rounds: int, warmup: int = 1
+    ) -> None:
         """Open both sides, take `warmup` + `rounds` pairs, keep the latter.
 
         Args:
           figures: keys of figures.FIGURES that this measurement answers.
           ours, peer: each opens what it needs (a server, a file) and gives the function that takes
-            one sample; everything outside that function's own clock is untimed.
+            one sample; everything outside that function's own clock is untimed. Without a peer
+            ours is measured alone.
         """
         taken: dict[str, dict[str, list[float]]] = {}
         for key in figures:
@@ -43,7 +46,7 @@ class Pairs:
             take = {
                 name: stack.enter_context(side())
                 for name, side in (("ours", ours), ("peer", peer))
-                if self._sides in (name, "both")
+                if side is not None and self._sides in (name, "both")
             }
             left = warmup
 

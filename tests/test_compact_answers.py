@@ -158,3 +158,26 @@ def test_an_older_client_is_answered_in_its_version(tmp_path: Path) -> None:
         assert answer is not None
         assert first_byte(answer) == b"N"
         database.close()
+
+
+def test_a_live_replica_asks_for_whole_pages_when_its_own_are_wrong(tmp_path: Path) -> None:
+    with primary(tmp_path) as served:
+        replica = served.replica(isolation_level=None, sync_interval="live")
+        replica.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, a, n)")
+        replica.execute(FILL.format(150))
+        (text,) = replica.execute("SELECT a FROM t WHERE id = 140").fetchone()
+        inner = replica._replica
+        inner._applier.full_hash()
+        inner._applier.checkpoint("truncate", wait=5)
+        path = Path(inner.path)
+        at = path.read_bytes().index(text.encode())
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(b"x")
+        remote = served.remote(isolation_level=None)
+        remote.execute("UPDATE t SET n = n + 1 WHERE id = 141")  # on the damaged page
+        replica.wait_for(remote.last_write_position)
+        assert equal(replica, served)
+        with inner._applying:
+            state, found = inner._applier.full_hash()
+        assert found == state.hash

@@ -44,14 +44,17 @@ from nearlite.errors import (
     OperationalError,
     PrimaryRestoredError,
     ProgrammingError,
+    StaleReadError,
     StateMismatchError,
     SyncError,
     UnauthorizedError,
+    WaitTimeoutError,
     Warning,  # noqa: A004 - the name PEP 249 asks for
 )
-from nearlite.position import Position
+from nearlite.position import Change, Position
 
 if TYPE_CHECKING:
+    from nearlite.pool import Replica
     from nearlite.server import App
 
 # Quiet until the program configures logging.
@@ -88,6 +91,14 @@ def TimestampFromTicks(ticks: float) -> datetime.datetime:  # noqa: N802
     return Timestamp(*time.localtime(ticks)[:6])
 
 
+def __getattr__(name: str) -> Any:
+    if name == "Replica":  # what it needs is not loaded for those who open a plain file
+        from nearlite.pool import Replica
+
+        return Replica
+    raise AttributeError(f"module 'nearlite' has no attribute {name!r}")
+
+
 def connect(
     database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
     *args: Any,
@@ -100,8 +111,8 @@ def connect(
     * a path, or ``":memory:"``: a local file, with the parameters of ``sqlite3.connect``: see
       :class:`Connection`.
     * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
-      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``network_timeout``, ``progress``,
-      ``adopt``).
+      (``auth_token``, ``sync_interval``, ``read_your_writes``, ``freshness``, ``network_timeout``,
+      ``progress``, ``verify``, ``cert``, ``proxy``, ``headers``, ``adopt``).
     * ``http://``, ``https://``, ``libsql://``: no local file: see
       :class:`nearlite.remote.RemoteConnection` (``auth_token``, ``network_timeout``).
     """
@@ -165,6 +176,7 @@ __all__ = [
     "PARSE_DECLTYPES",
     "AnswerError",
     "Binary",
+    "Change",
     "Connection",
     "Cursor",
     "DamagedError",
@@ -187,7 +199,9 @@ __all__ = [
     "PrepareProtocol",
     "PrimaryRestoredError",
     "ProgrammingError",
+    "Replica",
     "Row",
+    "StaleReadError",
     "StateMismatchError",
     "SyncError",
     "Time",
@@ -195,6 +209,7 @@ __all__ = [
     "Timestamp",
     "TimestampFromTicks",
     "UnauthorizedError",
+    "WaitTimeoutError",
     "Warning",
     "adapt",
     "adapters",

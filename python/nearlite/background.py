@@ -1,91 +1,52 @@
-"""The background thread of a replica: interval sync by one process, short WAL, pages on the disk.
+"""The background threads of a replica: interval sync or live by one process, short WAL, pages on the disk.
 
-One thread a replica and process. Of all processes that ask for a sync interval on one file only the
+One thread a replica and process, and another one where it is live: it waits for the primary nearly all
+the time, and upkeep must not wait with it. Of all processes that ask for either on one file only the
 holder of ``sync.lock`` talks to the primary; the others see the data because they read the same
 file, and one of them takes over when the holder ends. Threads do not survive fork: a child that
-connects anew gets a Replica, and so a thread and a bid for the lock, of its own.
+connects anew gets a Replica, and so threads and a bid for the lock, of its own.
 """
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Protocol
 
 from nearlite._native.applier import sync_database
 from nearlite.bootstrap import Folder
-from nearlite.errors import Error, SyncError
-
-_log = logging.getLogger("nearlite")
+from nearlite.election import Election
+from nearlite.errors import Error
+from nearlite.live import Followed, Live, as_sync_error
+from nearlite.tally import Tally
+from nearlite.telling import Told
 
 # Frames in the replica's WAL from which a checkpoint is worth its fsync (DESIGN section 9).
 CHECKPOINT_FRAMES = 1000
+_JOIN = 0.2  # seconds between two looks at a thread that is to end
 
 
-class Work(Protocol):
-    """What the thread does it to: a Replica."""
+class Work(Followed, Protocol):
+    """What the threads do it to: a Replica."""
 
-    path: str
     folder: Folder
+    tally: Tally
     last_error: Error | None
 
-    def sync(self) -> object:
-        """One pull."""
+    def publish(self) -> None:
+        """Leave the numbers for other processes."""
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds since it was known to equal its primary."""
 
     def checkpoint(self) -> None:
         """Shorten the WAL."""
 
 
-class Election:
-    """Who syncs: the process that holds the lock file. Not a POSIX lock, which close() would drop.
-
-    The lock lives as long as any copy of its descriptor: the child of a fork closes its copies at once,
-    or nobody could win after the parent has ended.
-    """
-
-    def __init__(self, folder: Folder) -> None:
-        self._path = folder.sync_lock
-        self._fd: int | None = None
-        _elections.add(self)
-
-    def won(self) -> bool:
-        """Hold the lock, or try to take it."""
-        if self._fd is not None:
-            return True
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            return False
-        self._fd = fd
-        return True
-
-    def close(self) -> None:
-        """Give the lock up."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
-
-
-_elections: weakref.WeakSet[Election] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for election in list(_elections):
-        election.close()  # this copy; the parent's holds the lock
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
 class Background:
-    """Runs until :meth:`stop`; asked for work by :meth:`every`, :meth:`checkpoint`, :meth:`flush`."""
+    """Runs until :meth:`stop`; asked for work by its other methods."""
 
     def __init__(self, replica: Work) -> None:
         self._replica = replica
@@ -98,15 +59,42 @@ class Background:
         self._flush = False
         self._stopping = False
         self._thread: threading.Thread | None = None
-        self._said: dict[str, str] = {}  # what the log was told last, by kind of work
+        self._told = Told(replica.path)
+        self._live: Live | None = None
+        self._follower: threading.Thread | None = None
 
     def every(self, seconds: float) -> None:
-        """Sync at once and then every `seconds`; the shortest interval asked for counts."""
+        """Sync at once and then every `seconds`; the shortest interval asked for counts, live before all."""
         with self._wake:
+            if self._live is not None:
+                return
             if self._interval is None or seconds < self._interval:
                 self._interval = seconds
             self._sync_now = True
             self._notify()
+
+    def follow(self) -> None:
+        """Bring every change as it happens; syncs at intervals end."""
+        with self._wake:
+            if self._live is not None or self._stopping:
+                return
+            self._interval = None
+            self._live = Live(
+                self._replica,
+                won=self._election.won,
+                failed=self._live_failed,
+                works=self._live_works,
+                came=lambda came: self._replica.tally.visible(came.seconds),
+            )
+            self._follower = threading.Thread(
+                target=self._live.run, name="nearlite-live", daemon=True
+            )
+            self._follower.start()
+
+    @property
+    def follows(self) -> bool:
+        """Whether this process has a poll open: what the primary commits comes by itself."""
+        return self._live is not None and self._live.is_open
 
     def checkpoint(self) -> None:
         """Shorten the replica's WAL."""
@@ -127,19 +115,31 @@ class Background:
         self._wake.notify()
 
     def is_current(self) -> bool:
-        """Whether this is called on the background thread."""
-        return self._thread is threading.current_thread()
+        """Whether this is called on a background thread."""
+        return threading.current_thread() in (self._thread, self._follower)
 
-    def stop(self, timeout: float = 5.0) -> bool:
-        """End the thread; False when it is still at work (a sync ends by its own deadline)."""
+    def halt(self) -> None:
+        """Begin nothing any more. What waits for the primary is ended by closing the transport."""
         with self._wake:
             self._stopping = True
+            if self._live is not None:
+                self._live.stop()
             self._wake.notify()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """End the threads; False when the one that keeps the file is still at work."""
+        self.halt()
+        end = time.monotonic() + timeout
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        follower, transport = self._follower, self._replica.transport
+        # One that is just connecting cannot be woken, and touches nothing when it is through.
+        while follower is not None and follower.is_alive() and time.monotonic() < end:
+            follower.join(_JOIN)
+            if transport.connecting:
+                break
         self._election.close()
-        return thread is None or not thread.is_alive()
+        return self._thread is None or not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
@@ -174,19 +174,30 @@ class Background:
         try:
             work()
         except Exception as error:  # noqa: BLE001
-            text = f"background {what} failed: {error}"
+            if self._stopping and what == "sync":
+                return  # ended by closing the transport
+            text = self._told.failed(what, error)
             if what == "sync":
-                self._replica.last_error = error if isinstance(error, Error) else SyncError(text)
+                self._replica.last_error = as_sync_error(error, text)
+                self._replica.publish()
         else:
-            text = ""
-        if text != self._said.get(what, ""):
-            self._said[what] = text
-            _log.warning("%s: %s", self._replica.path, text or f"background {what} works again")
+            self._told.works(what)
 
     def _sync(self) -> None:
         if self._election.won():
             self._replica.sync()
-            self._replica.folder.touch_equal()
+            self._replica.folder.touch_equal(self._replica.lag or 0.0)
+            self._replica.publish()
+
+    def _live_failed(self, error: Exception, _pause: float) -> None:
+        self._replica.last_error = as_sync_error(error, self._told.failed("sync", error))
+        self._replica.publish()
+
+    def _live_works(self) -> None:
+        if self._replica.last_error is not None:
+            self._replica.last_error = None
+            self._replica.publish()
+        self._told.works("sync")
 
     def _to_disk(self) -> None:
         sync_database(self._replica.path)

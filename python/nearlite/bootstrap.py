@@ -8,6 +8,7 @@ The folder ``<db>-nearlite/`` beside a replica holds nothing that the replica ne
 ``bootstrap.part``    the file while it is being downloaded; a broken download goes on with it
 ``unsynced``          the boot id under which the file was placed before its pages were on the disk
 ``closed.json``       the file's identity when this machine closed it last (rule C1)
+``stats.json``        what the process that syncs in the background has counted, for `nearlite status`
 ``equal``             its time: when a background sync last found the replica equal to its primary
 ===================== ==========================================================================
 
@@ -27,6 +28,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nearlite.errors import NotAReplicaError, OfflineError
 
@@ -66,11 +68,28 @@ class Folder:
         self._unsynced = self.path / "unsynced"
         self._closed = self.path / "closed.json"
         self._equal = self.path / "equal"
+        self._stats = self.path / "stats.json"
 
-    def touch_equal(self) -> None:
-        """The replica equals its primary now; for processes that do not sync themselves."""
+    def touch_equal(self, age: float = 0.0) -> None:
+        """The replica equalled its primary so long ago; for processes that do not sync themselves."""
         with contextlib.suppress(OSError):
             self._equal.touch()
+            if age > 0:
+                at = time.time() - age
+                os.utime(self._equal, (at, at))
+
+    def publish(self, stats: dict[str, Any]) -> None:
+        """Leave numbers for whoever looks at the replica from outside."""
+        with contextlib.suppress(OSError):
+            self._replace(self._stats, json.dumps({"version": 1, "at": time.time(), **stats}))
+
+    def published(self) -> dict[str, Any]:
+        """The numbers that were left last, by whatever process; empty when there are none."""
+        try:
+            found = json.loads(self._stats.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) and found.get("version") == 1 else {}
 
     def seconds_since_equal(self) -> float | None:
         """How long ago `touch_equal` was called, in any process."""

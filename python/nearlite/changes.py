@@ -331,6 +331,17 @@ class Feed:
             answer.close()
         return whole, _ANSWER, _fields(at, headers, inside=replica is None)
 
+    def position(self) -> tuple[bytes, bytes]:
+        """The header that tells the position of the newest commit; never raises."""
+        try:
+            return _at(self._source.state().position)
+        except (
+            errors.Error,
+            OSError,
+        ):  # what was written is written, whatever stands in the way of a look
+            log.exception(_UNSHOWN)
+            return _UNKNOWN
+
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
         self._stopped = True

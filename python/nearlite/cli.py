@@ -6,7 +6,6 @@ standard error that says what happened and what to do, never a traceback (NEARLI
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -167,27 +166,46 @@ def sync(
 @cli.command()
 @click.argument("target")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@click.option("--against", metavar="URL", help="Also ask the primary at URL how far it is ahead.")
+@click.option("--watch", is_flag=True, help="Stay, and look again and again.")
+@click.option(
+    "--every",
+    type=click.FloatRange(0.05),
+    default=1.0,
+    show_default=True,
+    help="Seconds of --watch.",
+)
 @token_options
 @timeout_option
 def status(
     *,
     target: str,
     as_json: bool,
+    against: str | None,
+    watch: bool,
+    every: float,
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
 ) -> None:
     """What TARGET is: a file (replica or ordinary database), or a primary's URL."""
-    if is_url(target):
-        token = chosen_token(auth_token, auth_token_file)
-        found = inspection.primary_status(target, token=token, timeout=timeout)
-    else:
+    from nearlite import watching  # the other commands do not need it
+
+    token = chosen_token(auth_token, auth_token_file)
+
+    def look() -> dict[str, Any]:
+        if is_url(target):
+            return inspection.primary_status(target, token=token, timeout=timeout)
         found = inspection.file_status(existing(target))
-    if as_json:
-        print(json.dumps(found))
-        return
-    for name, value in found.items():
-        print(f"{name + ':':<12} {value}")
+        if against is None or found["kind"] != "replica":
+            return found
+        primary = inspection.primary_status(against, token=token, timeout=timeout)
+        return inspection.compare(found, primary)
+
+    if watch:
+        watching.watch(look, every=every, as_json=as_json, console=Console())
+    else:
+        watching.say(look(), as_json=as_json)
 
 
 @cli.command()

@@ -20,9 +20,8 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from struct import Struct
 from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
@@ -39,34 +38,37 @@ from nearlite.errors import (
     ProgrammingError,
     SyncError,
 )
-from nearlite.forwarding import ForwardingConnection
+from nearlite.freshness import Freshness, checked
 from nearlite.http import Token, normalise_url
+from nearlite.network import Certificate, Network, Verify
 from nearlite.placing import Place, Route, place_in_script
 from nearlite.position import Position
 from nearlite.receiving import ProgressCallback
 from nearlite.remote import _token_of_environment
-from nearlite.replica import Replica, SyncResult
+from nearlite.replica import Replica
+from nearlite.replicating import LIVE, ReplicatingConnection
 from nearlite.script import statements_of
 from nearlite.sharing import abandon, acquire, release
 from nearlite.upstream import SEND_BYTES, Notes, Stream
 
 _KEPT_ROUTES: Final = 512
 
-_HEADER: Final = Struct(">IIIQ")  # bytes 72..91 of a replica's page 1 (docs/formats.md)
-_PAGE_1: Final = "SELECT data FROM sqlite_dbpage('main') WHERE pgno = 1"
 _COUNTERS: Final = "SELECT last_insert_rowid(), changes(), total_changes()"
 
 
-class ReplicaConnection(ForwardingConnection):
+class ReplicaConnection(ReplicatingConnection):
     """A connection to an embedded replica; see ``nearlite.connect``.
 
     Args:
       database: path of the replica; created from the primary when it does not exist.
       sync_url: the primary's URL.
       auth_token: bearer token, or a callable that answers one; default: NEARLITE_AUTH_TOKEN.
-      sync_interval: seconds between syncs in the background; None: only `sync()` and writes sync.
+      sync_interval: seconds between syncs in the background; "live": every change as it happens; None:
+        only `sync()` and writes sync.
       read_your_writes: a write returns when this file holds it; False: it arrives with a later sync.
+      freshness: how old what is read may be: "local", "primary" or seconds; see the property.
       network_timeout: seconds for any one call; in a long download, for any 64 KiB of it.
+      verify, cert, proxy, headers: how the primary is reached; see :class:`nearlite.network.Network`.
       progress: called with a `Progress` during long downloads.
       adopt: a file that is no replica, a copy of the primary's database say, becomes one: what it
         holds that the primary does not is overwritten.
@@ -91,21 +93,29 @@ class ReplicaConnection(ForwardingConnection):
         sync_url: str,
         autocommit: bool | int = LEGACY_TRANSACTION_CONTROL,
         auth_token: Token = None,
-        sync_interval: float | None = None,
+        sync_interval: float | Literal["live"] | None = None,
         read_your_writes: bool = True,
+        freshness: Freshness = "local",
         network_timeout: float = 30.0,
+        verify: Verify = True,
+        cert: Certificate | None = None,
+        proxy: str | None = None,
+        headers: Mapping[str, str] | None = None,
         progress: ProgressCallback | None = None,
         adopt: bool = False,
     ) -> None:
         self._prepare_state(
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
         )
+        checked(freshness)
+        _check_interval(sync_interval)
         path = _checked_path(database, uri=uri)
         token = auth_token or _token_of_environment
         # The replica is shared with other connections of this process; these are this one's own.
         self._network_timeout = network_timeout
         self._progress = progress
-        key = (path, normalise_url(sync_url), token)
+        network = Network.of(verify, cert, proxy, headers)
+        key = (path, normalise_url(sync_url), token, network)
         self._replica = acquire(
             key,
             lambda: Replica(
@@ -114,6 +124,7 @@ class ReplicaConnection(ForwardingConnection):
                 token=token,
                 timeout=network_timeout,
                 progress=progress,
+                network=network,
                 adopt=adopt,
             ),
         )
@@ -129,8 +140,8 @@ class ReplicaConnection(ForwardingConnection):
             self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
             self._counting = self._database.prepare(_COUNTERS)
             self._opened()
-            if sync_interval is not None:
-                self._replica.background.every(sync_interval)
+            self._set_freshness(freshness)
+            self._sync_every(sync_interval)
         except BaseException:
             self._open = False
             self._release()
@@ -139,47 +150,7 @@ class ReplicaConnection(ForwardingConnection):
     def __repr__(self) -> str:
         return f"<nearlite.ReplicaConnection {self._replica.path} of {self._replica.transport.url}>"
 
-    # ------------------------------------------------------------ replication
-
-    def sync(self, *, timeout: float | None = None, repair: bool = False) -> SyncResult:
-        """Bring the replica to the position that the primary has when asked.
-
-        Args:
-          timeout: seconds for the whole call; None: network_timeout.
-          repair: compare every page, and overwrite what differs even where the replica holds a history
-            that the primary does not: a restored primary, or another one.
-
-        Raises:
-          SyncError: one of its subclasses; the replica is as it was.
-        """
-        self._check()
-        self._settle()
-        with self._guard():
-            self._before_forward()
-            return self._replica.sync(
-                timeout=timeout,
-                network_timeout=self._network_timeout,
-                progress=self._progress,
-                repair=repair,
-            )
-
-    @property
-    def position(self) -> Position:
-        """Where the replica stands."""
-        self._check_open()
-        return self._replica.state().position
-
-    @property
-    def lag(self) -> float | None:
-        """Seconds since the replica was last known to equal its primary; None: not known yet."""
-        self._check_open()
-        return self._replica.lag
-
-    @property
-    def last_sync_error(self) -> Error | None:
-        """What the last sync failed with, or None."""
-        self._check_open()
-        return self._replica.last_error
+    # ------------------------------------------------------------ requests
 
     def _send(self, body: bytes, visible: bool, notes: Notes) -> bytes:
         # TEMP tables and attached files count here, too.
@@ -187,9 +158,11 @@ class ReplicaConnection(ForwardingConnection):
         if self._database.has_snapshot and not self._stream.in_transaction:
             notes.read = self._snapshot()
         try:
-            return self._replica.forward(
+            answer = self._replica.forward(
                 body, visible=visible, network_timeout=self._network_timeout, notes=notes
             )
+            self._wrote(notes)
+            return answer
         except SyncError as error:
             if error.code == "SNAPSHOT_STALE":
                 with contextlib.suppress(Error):  # the next attempt shall read what is there now
@@ -199,9 +172,8 @@ class ReplicaConnection(ForwardingConnection):
             self._database.set_counters(*notes.counters)
 
     def _snapshot(self) -> str:
-        """Position and state hash of the snapshot that the open transaction reads: in its page 1."""
-        page = self._database.prepare(_PAGE_1).run(NO_PARAMETERS)[0][0]
-        lineage, generation, frame, state_hash = _HEADER.unpack_from(page, 72)
+        """Position and state hash of the snapshot that the open transaction reads."""
+        lineage, generation, frame, state_hash = self._header_read()
         return f"{Position(lineage, generation, frame)} {state_hash:016x}"
 
     # ------------------------------------------------------------ state
@@ -272,6 +244,8 @@ class ReplicaConnection(ForwardingConnection):
             self._remember_setting(sql)
             return False
         if not self._goes_there(route):
+            if route.reads_main:
+                self._freshen()
             return route.flags & (flags.SCHEMA | flags.ATTACH) != 0 and self._rename(
                 cursor, sql, parameters
             )
@@ -436,6 +410,7 @@ class ReplicaConnection(ForwardingConnection):
     def _run_together(self, texts: list[str], *, only_reads: bool) -> None:
         """Run statements of a script: here if all of them only read, otherwise in requests there."""
         if only_reads and not self._stream.in_transaction:
+            self._freshen()
             self._database.exec("".join(texts))
             return
         texts = [*(f"{opening};" for opening in self._opening), *texts]
@@ -480,6 +455,16 @@ class ReplicaConnection(ForwardingConnection):
         found = self._let_go.detach()
         if found is not None:
             release(*found[2])
+
+
+def _check_interval(interval: object) -> None:
+    if interval is None or interval == LIVE:
+        return
+    if isinstance(interval, (int, float)) and not isinstance(interval, bool) and interval > 0:
+        return
+    raise ProgrammingError(
+        f"sync_interval is a number of seconds above 0, 'live' or None, not {interval!r}"
+    )
 
 
 def _checked_path(database: Any, *, uri: bool) -> str:

@@ -136,6 +136,14 @@ class NotAReplicaError(SyncError):
     """The local file is not a nearlite replica; it is never overwritten."""
 
 
+class StaleReadError(SyncError):
+    """The replica is older than the read allows."""
+
+
+class WaitTimeoutError(StaleReadError, TimeoutError):
+    """A position that was waited for did not arrive in time."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether something failed for want of room, as the operating system or SQLite says."""
     if isinstance(error, OSError):

@@ -11,11 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nearlite import errors
+from nearlite.live import Came, Live
 from nearlite.receiving import Progress as Received
 from nearlite.replica import Replica, SyncResult
-
-LONG_POLL = 20.0  # seconds the primary may wait for a change; it allows 25
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts while it cannot be reached
 
 
 class Download:
@@ -76,16 +74,15 @@ def say_synced(path: Path, done: SyncResult, *, as_json: bool) -> None:
 
 
 def follow_primary(replica: Replica, path: Path, *, as_json: bool) -> None:
-    """Long polls for ever; an unreachable primary is waited for, every other error ends it."""
-    pause = FIRST_PAUSE
-    while True:
-        try:
-            done = replica.sync(wait=LONG_POLL)
-        except errors.OfflineError as error:
-            print(f"nearlite: {error}; trying again in {pause:g} s", file=sys.stderr, flush=True)
-            time.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
-        else:
-            pause = FIRST_PAUSE
-            if done.pages:
-                say_synced(path, done, as_json=as_json)
+    """Live on this thread; an unreachable primary is waited for, every other error ends it."""
+
+    def failed(error: Exception, pause: float) -> None:
+        if not isinstance(error, errors.OfflineError):
+            raise error
+        print(f"nearlite: {error}; trying again in {pause:.1f} s", file=sys.stderr, flush=True)
+
+    def came(what: Came) -> None:
+        done = SyncResult(what.position, what.pages, what.bytes, what.seconds)
+        say_synced(path, done, as_json=as_json)
+
+    Live(replica, failed=failed, came=came).run()

@@ -19,7 +19,8 @@ from nearlite.dbapi.binding import values_of
 from nearlite.dbapi.connection import Connection
 from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import DatabaseError, DataError, ProgrammingError
-from nearlite.upstream import Stream
+from nearlite.position import Position
+from nearlite.upstream import Notes, Stream
 
 _KEPT_NAMES: Final = 256
 
@@ -29,6 +30,10 @@ class ForwardingConnection(Connection):
 
     _forwards = True
     _stream: Stream
+    last_write_position: Position | None = None
+    """Where the primary stood when the last write of this connection was answered, at or behind that
+    write; None before the first one. Its text (`str()`, `Position.parse`) goes through headers and
+    cookies to whoever shall read at least that (`wait_for`, `at_least=`)."""
     _visible = True  # effects of what is sent shall be visible in a local file
 
     def _prepare_forwarding(self, stream: Stream) -> None:
@@ -43,6 +48,11 @@ class ForwardingConnection(Connection):
 
     def _total_changes(self) -> int:
         return self._stream.counters[2]
+
+    def _wrote(self, notes: Notes) -> None:
+        """A request was answered."""
+        if notes.position is not None:
+            self.last_write_position = notes.position
 
     # ------------------------------------------------------------ one statement
 

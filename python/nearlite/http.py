@@ -1,7 +1,7 @@
 """Transport: requests to one server over kept-alive connections, each with an absolute deadline.
 
 urllib3 opens the connections (TLS, certificates, proxies); the exchanges themselves are written to
-and read from its socket here and in message.py, because a steady small exchange through a urllib3
+and read from its socket in channel.py and message.py, because a steady small exchange through a urllib3
 pool costs 0.24-0.30 ms on loopback.
 
 Every read and write is bounded by the request's deadline, not by a time-out per call: a server that
@@ -10,25 +10,24 @@ dribbles a byte a second cannot hold a caller beyond it.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import ipaddress
 import os
-import select
-import socket
 import ssl
 import threading
-import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 import urllib3.connection
 
+from nearlite.channel import Channel, Deadline, reason_of
 from nearlite.errors import OfflineError, ProgrammingError
-from nearlite.message import Answer, MessageError
+from nearlite.message import Answer
+from nearlite.network import DEFAULT, Network
+
+__all__ = ["Deadline", "Response", "Sent", "Token", "Transport", "normalise_url"]
 
 Token = str | Callable[[], str] | None
 
@@ -63,92 +62,6 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-# Bytes that count as progress: a server that dribbles does not keep a caller waiting for ever.
-_PROGRESS: Final = 64 * 1024
-
-
-class Deadline:
-    """A point in time on the monotonic clock.
-
-    Args:
-      seconds: until then.
-      renewed: each 64 KiB of answer received move it to `seconds` from then: the deadline of a long
-        download is that it must not stand still.
-    """
-
-    __slots__ = ("_fresh", "at", "renewed", "seconds")
-
-    def __init__(self, seconds: float, *, renewed: bool = False) -> None:
-        self.seconds = seconds
-        self.renewed = renewed
-        self.at = time.monotonic() + seconds
-        self._fresh = 0
-
-    def left(self) -> float:
-        """Seconds until it; raises TimeoutError when it has passed."""
-        left = self.at - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(f"no complete answer within {self.seconds:g} seconds")
-        return left
-
-    def received(self, count: int) -> None:
-        """That many bytes have come."""
-        self._fresh += count
-        if self._fresh >= _PROGRESS:
-            self.restart()
-
-    def restart(self) -> None:
-        """There was progress; without effect on a deadline that is not renewed."""
-        self._fresh = 0
-        if self.renewed:
-            self.at = time.monotonic() + self.seconds
-
-
-class _Line(io.RawIOBase):
-    """The receiving half of a socket whose every wait ends by the current deadline."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.deadline = Deadline(0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._sock.settimeout(self.deadline.left())
-        count = self._sock.recv_into(buffer)
-        self.deadline.received(count)
-        return count
-
-
-class _Channel:
-    """One connection to the server, kept alive between requests."""
-
-    def __init__(self, connection: urllib3.connection.HTTPConnection) -> None:
-        assert connection.sock is not None
-        self._connection = connection  # keeps TLS state and the socket alive
-        self._sock = connection.sock
-        self._line = _Line(self._sock)
-        self._reader = io.BufferedReader(self._line, 64 * 1024)
-        self.used = False
-
-    def exchange(self, request: bytes, deadline: Deadline) -> Answer:
-        """Send a whole request, read the answer's head."""
-        self._line.deadline = deadline
-        self._sock.settimeout(deadline.left())
-        self._sock.sendall(request)
-        return Answer(self._reader)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def dropped(self) -> bool:
-        """Whether the server closed the idle connection (or sent what nobody asked for)."""
-        poll = select.poll()  # not select(): descriptors may be above its limit
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(0))
-
-
 class Response:
     """An answer whose body is read by the caller, within the request's deadline.
 
@@ -157,9 +70,9 @@ class Response:
       received: bytes of body read so far.
     """
 
-    def __init__(self, transport: Transport, channel: _Channel, answer: Answer) -> None:
+    def __init__(self, transport: Transport, channel: Channel, answer: Answer) -> None:
         self._transport = transport
-        self._channel: _Channel | None = channel
+        self._channel: Channel | None = channel
         self._answer = answer
         self.status = answer.status
         self.received = 0
@@ -183,7 +96,7 @@ class Response:
             count = self._answer.readinto(buffer)
         except OSError as error:
             self.close()
-            raise self._transport.offline(_reason(error), sent=True) from error
+            raise self._transport.offline(reason_of(error), sent=True) from error
         self.received += count
         if count == 0 or self._answer.length == 0:
             self._finish()
@@ -237,6 +150,36 @@ class Response:
         self.close()
 
 
+class Sent:
+    """A request that is under way, whose answer somebody will wait for."""
+
+    def __init__(self, transport: Transport, channel: Channel) -> None:
+        self._transport = transport
+        self._channel: Channel | None = channel
+
+    def answer(self, deadline: Deadline) -> Response:
+        """Wait for the head of the answer, once.
+
+        Raises:
+          OfflineError: no answer before the deadline, or the connection is gone.
+        """
+        channel, self._channel = self._channel, None
+        assert channel is not None
+        try:
+            answer = channel.answer(deadline)
+        except OSError as error:
+            channel.close()
+            raise self._transport.offline(reason_of(error), sent=True) from error
+        channel.used = True
+        return Response(self._transport, channel, answer)
+
+    def close(self) -> None:
+        """Nobody wants the answer: the connection ends. Without effect after :meth:`answer`."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+
 class Transport:
     """Requests to one base URL. Safe for use by many threads, each request on its own connection.
 
@@ -244,9 +187,20 @@ class Transport:
       url: the database's URL; ``libsql://`` means https.
       token: bearer token, or a callable that answers it for each request, or None.
       timeout: seconds for one request when the caller names no deadline.
+      network: certificates, proxy and headers.
+
+    Raises:
+      ProgrammingError: not such a URL, or certificates that cannot be used.
     """
 
-    def __init__(self, url: str, *, token: Token = None, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: Token = None,
+        timeout: float = 30.0,
+        network: Network = DEFAULT,
+    ) -> None:
         self.url = normalise_url(url)
         parts = urlsplit(self.url)
         assert parts.hostname is not None
@@ -254,14 +208,25 @@ class Transport:
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
         self._base = parts.path
-        self._fixed = (f"Host: {parts.netloc}", f"User-Agent: {_USER_AGENT}")
+        self.network = network
+        # What the program has given is read at once, for it to hear what is wrong with it.
+        self._tls_context = network.context() if self._tls and network is not DEFAULT else None
+        headers = {"User-Agent": _USER_AGENT, **dict(network.headers)}
+        self._has_token = any(name.lower() == "authorization" for name in headers)
+        self._fixed = (
+            f"Host: {parts.netloc}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        )
         self._token = token
         self.timeout = timeout
         self.loopback = _is_loopback(self._host)
-        self._idle: list[_Channel] = []
+        self._idle: list[Channel] = []
+        self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()  # idle ones and others
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
+        self.connecting = 0
+        """Connections that are being made; nothing can end that sooner than their deadlines."""
 
     def __repr__(self) -> str:
         return f"<Transport {self.url}>"
@@ -300,9 +265,24 @@ class Transport:
                 channel.close()
                 if again and not isinstance(error, TimeoutError):
                     continue
-                raise self.offline(_reason(error), sent=True) from error
+                raise self.offline(reason_of(error), sent=True) from error
             channel.used = True
             return Response(self, channel, answer)
+
+    def send(self, path: str, deadline: Deadline) -> Sent:
+        """Send a GET, and do not wait for its answer.
+
+        Raises:
+          OfflineError: it could not be sent.
+        """
+        request = self._encode("GET", path, None, {})
+        channel = self._channel(deadline)
+        try:
+            channel.send(request, deadline)
+        except OSError as error:
+            channel.close()
+            raise self.offline(reason_of(error), sent=True) from error
+        return Sent(self, channel)
 
     def _encode(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -310,7 +290,7 @@ class Transport:
         """One request, head and body, to be sent by one system call when it is small."""
         lines = [f"{method} {self._base}{path} HTTP/1.1", *self._fixed]
         token = self._token() if callable(self._token) else self._token
-        if token:
+        if token and not self._has_token:
             lines.append(f"Authorization: Bearer {token}")
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:
@@ -322,13 +302,14 @@ class Transport:
 
     # ------------------------------------------------------------------ connections
 
-    def _channel(self, deadline: Deadline) -> _Channel:
+    def _channel(self, deadline: Deadline) -> Channel:
         while True:
             with self._lock:
                 if self._closed:
-                    raise ProgrammingError("the connection to the primary is closed")
+                    raise _closed()
                 if self._pid != os.getpid():  # forked: the sockets are the parent's
                     self._idle.clear()
+                    self._channels.clear()
                     self._pid = os.getpid()
                 channel = self._idle.pop() if self._idle else None
             if channel is None:
@@ -337,37 +318,37 @@ class Transport:
                 return channel
             channel.close()
 
-    def _connect(self, deadline: Deadline) -> _Channel:
+    def _connect(self, deadline: Deadline) -> Channel:
+        with self._lock:
+            self.connecting += 1
         try:
-            connection = self._connection(deadline.left())
+            connection = self.network.connection(
+                self._host,
+                self._port,
+                context=self._context(),
+                local=self.loopback,
+                timeout=deadline.left(),
+            )
             connection.connect()
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise self.offline(_reason(error), sent=False) from error
-        assert connection.sock is not None
-        with contextlib.suppress(OSError):
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _Channel(connection)
+            raise self.offline(reason_of(error), sent=False) from error
+        finally:
+            with self._lock:
+                self.connecting -= 1
+        channel = Channel(connection)
+        with self._lock:
+            self._channels.add(channel)
+            if not self._closed:
+                return channel
+        channel.close()  # closed while it was being made
+        raise _closed()
 
-    def _connection(self, timeout: float) -> urllib3.connection.HTTPConnection:
-        proxy = (
-            None
-            if self.loopback or proxy_bypass(self._host)
-            else getproxies().get("https" if self._tls else "http")
-        )
-        kind = (
-            urllib3.connection.HTTPSConnection if self._tls else urllib3.connection.HTTPConnection
-        )
-        options: dict[str, object] = {"timeout": timeout}
-        if self._tls:
-            options["ssl_context"] = ssl.create_default_context()  # honours SSL_CERT_FILE
-        if proxy is None:
-            return kind(self._host, self._port, **options)  # type: ignore[arg-type]
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        connection = kind(parts.hostname or "", parts.port or 8080, **options)  # type: ignore[arg-type]
-        connection.set_tunnel(self._host, self._port)
-        return connection
+    def _context(self) -> ssl.SSLContext | None:
+        if self._tls and self._tls_context is None:
+            self._tls_context = self.network.context()
+        return self._tls_context
 
-    def release(self, channel: _Channel) -> None:
+    def release(self, channel: Channel) -> None:
         """Keep a connection whose answer was read to its end."""
         with self._lock:
             if not self._closed and self._pid == os.getpid() and len(self._idle) < 8:
@@ -376,13 +357,16 @@ class Transport:
         channel.close()
 
     def close(self) -> None:
-        """Close the idle connections; requests under way end by their deadline."""
+        """Close the idle connections, and end the requests under way of other threads at once."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        if self._pid == os.getpid():
+            channels = list(self._channels)
+        if self._pid == os.getpid():  # those of the parent of a fork are its own
             for channel in idle:
                 channel.close()
+            for channel in channels:
+                channel.abort()
 
     # ------------------------------------------------------------------ errors
 
@@ -397,24 +381,5 @@ class Transport:
         return OfflineError(text, state=state, action="try again")
 
 
-def _reason(error: BaseException) -> str:
-    """One phrase for the ways a connection fails, without addresses of objects in it.
-
-    urllib3 wraps what the socket said, sometimes in a time-out of its own: the cause comes first.
-    """
-    for candidate in (error.__cause__, error.__context__, error):
-        if isinstance(candidate, ConnectionRefusedError):
-            return "connection refused"
-        if isinstance(candidate, socket.gaierror):
-            return "its name does not resolve"
-        if isinstance(candidate, ssl.SSLCertVerificationError):
-            return f"its certificate was refused: {candidate.verify_message}"
-        if isinstance(candidate, ConnectionError):
-            return "the connection was closed by the other side"
-    if isinstance(error, (TimeoutError, urllib3.exceptions.TimeoutError)):
-        return str(error) if "complete answer" in str(error) else "no answer before the deadline"
-    if isinstance(error, MessageError):
-        return f"its answer could not be read: {error}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return type(error).__name__
+def _closed() -> ProgrammingError:
+    return ProgrammingError("the connection to the primary is closed")

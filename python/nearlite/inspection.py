@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,12 +18,32 @@ from nearlite import wire
 from nearlite._native._lib import NotReplicaError
 from nearlite._native.applier import Applier, State
 from nearlite._native.frames import SET_HEADER_SIZE, SetHeader
+from nearlite.bootstrap import Folder
 from nearlite.errors import AnswerError, SyncError
 from nearlite.http import Deadline, Response, Token, Transport
+from nearlite.position import Position
 from nearlite.replica import Replica, SyncResult
 from nearlite.sync import Local, refusal
+from nearlite.tally import frames_between
 
 _STATUS_LIMIT = 64 * 1024  # bytes of a status answer
+# Of the numbers that a syncing process leaves, what tells something to somebody else.
+_TOLD = (
+    "primary_position",
+    "follows",
+    "answers",
+    "page_sets",
+    "pages_received",
+    "page_bytes",
+    "wire_bytes",
+    "sync_count",
+    "sync_p50",
+    "sync_p99",
+    "visible_count",
+    "visible_p50",
+    "visible_p99",
+    "last_error",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,37 @@ def file_status(path: Path) -> dict[str, Any]:
         "page_size": state.page_size,
         "pages": state.pages,
         "wal_frames": state.wal_frames,
+        **_replication(path, state),
+    }
+
+
+def _replication(path: Path, state: State) -> dict[str, Any]:
+    """What is known of its syncs: by the time of a file, and the numbers that the syncing process left."""
+    folder = Folder(os.path.realpath(path))
+    told = folder.published()
+    found: dict[str, Any] = {"lag": folder.seconds_since_equal()}
+    if told:
+        named = told.get("primary_position")
+        primary = Position.parse(named) if isinstance(named, str) else None
+        told["pages_received"] = told.pop("pages", None)  # "pages" is the size of the file
+        found |= {name: told[name] for name in _TOLD if name in told}
+        found["frames_behind"] = frames_between(state.position, primary)
+        found["counted"] = max(0.0, time.time() - float(told["at"]))
+    return found
+
+
+def compare(found: dict[str, Any], primary: dict[str, Any]) -> dict[str, Any]:
+    """A replica's status with what its primary says of itself: how far it is behind."""
+    here, there = Position.parse(found["position"]), Position.parse(primary["position"])
+    behind = None
+    if here.lineage == there.lineage:
+        # The newest commit that is not here yet, by the primary's clock.
+        behind = 0.0 if there <= here else max(0.0, time.time() - primary["commit_ms"] / 1000)
+    return {
+        **found,
+        "primary_position": primary["position"],
+        "frames_behind": frames_between(here, there),
+        "seconds_behind": behind,
     }
 
 

@@ -1,4 +1,4 @@
-"""Position: where in one database history a state stands.
+"""Position: where in one database history a state stands; Change: that a replica stands at another one.
 
 Text form ``LLLLLLLL.GGGGGGGG.FFFFFFFF`` (fixed-width lowercase hex: sorts, greps, parses back).
 """
@@ -45,3 +45,18 @@ class Position:
     def precedes(self, other: Position) -> bool:
         """Whether this position is at or before `other` in the same history."""
         return self.lineage == other.lineage and self <= other
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What has happened to a replica.
+
+    Attributes:
+      position: where it stands now.
+      tables: names of the tables whose content has changed since the callback was told last, or when it
+        began to listen: all that have, perhaps some that have not. With "sqlite_schema" tables or indexes
+        were made, dropped or altered.
+    """
+
+    position: Position
+    tables: frozenset[str]

@@ -109,6 +109,7 @@ class SetReader:
     def __init__(self, response: Response, meter: Meter, start: Standing | None = None) -> None:
         self._response = response
         self._meter = meter
+        self._before = meter.bytes
         self._start = start
         self._events = self._read()
         self.whole: wire.WholeSet | None = None
@@ -134,6 +135,11 @@ class SetReader:
             yield from reader.receive(buffer)
         if self._response.readinto(memoryview(bytearray(1))) != 0:
             raise AnswerError("the primary sent more than one page set")
+
+    @property
+    def received(self) -> int:
+        """Bytes of the set so far, as they came."""
+        return self._meter.bytes - self._before
 
     def _compact(self, data: bytes) -> wire.CompactSet:
         """A compact set whose length nobody tells: what lies between passed it on in pieces."""

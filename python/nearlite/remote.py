@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from nearlite import wire
@@ -17,6 +17,7 @@ from nearlite.errors import (
 )
 from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Deadline, Token, Transport
+from nearlite.network import Certificate, Network, Verify
 from nearlite.script import holds_nothing
 from nearlite.sync import refusal, state_of_request
 from nearlite.upstream import Notes, Stream
@@ -32,6 +33,7 @@ class RemoteConnection(ForwardingConnection):
       database: ``http://``, ``https://`` or ``libsql://`` (https) URL of the database.
       auth_token: bearer token, or a callable that answers one; default: NEARLITE_AUTH_TOKEN.
       network_timeout: seconds for any one request.
+      verify, cert, proxy, headers: how the server is reached; see :class:`nearlite.network.Network`.
       timeout, uri, cached_statements: without meaning here, accepted for the standard library's sake.
 
     Raises:
@@ -54,12 +56,19 @@ class RemoteConnection(ForwardingConnection):
         autocommit: bool | int = LEGACY_TRANSACTION_CONTROL,
         auth_token: Token = None,
         network_timeout: float = 30.0,
+        verify: Verify = True,
+        cert: Certificate | None = None,
+        proxy: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._prepare_state(
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
         )
         self._transport = Transport(
-            database, token=auth_token or _token_of_environment, timeout=network_timeout
+            database,
+            token=auth_token or _token_of_environment,
+            timeout=network_timeout,
+            network=Network.of(verify, cert, proxy, headers),
         )
         self._prepare_forwarding(Stream(self._post))
         self._opened()
@@ -77,7 +86,8 @@ class RemoteConnection(ForwardingConnection):
             repeatable=False,
         ) as response:
             if response.status == 200:
-                notes.answered(response.header("nearlite-counters"))
+                notes.answered(response.header)
+                self._wrote(notes)
                 try:
                     return response.read(wire.MAX_JSON)
                 except ValueError as error:

@@ -24,7 +24,6 @@ from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
-from nearlite.bootstrap import Folder
 from nearlite.checking import FullCheck, survived
 from nearlite.errors import (
     AnswerError,
@@ -49,6 +48,8 @@ from nearlite.failing import (
 )
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
+from nearlite.network import DEFAULT, Network
+from nearlite.observed import Observed
 from nearlite.position import Position
 from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
 from nearlite.repair import Repair, prepare_to_adopt
@@ -91,7 +92,7 @@ class SyncResult:
     repaired: bool = False
 
 
-class Replica:
+class Replica(Observed):
     """The shared side of all connections of this process to one replica file.
 
     Args:
@@ -101,6 +102,7 @@ class Replica:
       timeout: network_timeout of what nobody calls: opening, and syncs in the background.
       progress: told of long downloads of those.
       wal_limit: bytes of WAL from which the log says who is in the way.
+      network: how the primary is reached.
       adopt: make a file a replica that is none.
 
     Use :meth:`open`; construction does no I/O. Connections that share it have settings of their own,
@@ -116,13 +118,12 @@ class Replica:
         timeout: float = 30.0,
         progress: ProgressCallback | None = None,
         wal_limit: int = WAL_LIMIT,
+        network: Network = DEFAULT,
         adopt: bool = False,
     ) -> None:
+        super().__init__(path, timeout)
         self._adopt = adopt
-        self.path = path
-        self.timeout = timeout
-        self.transport = Transport(url, token=token, timeout=timeout)
-        self.folder = Folder(path)
+        self.transport = Transport(url, token=token, timeout=timeout, network=network)
         self._progress = progress
         # It knows its owner: a signal's exception (Ctrl-C) may come just when it has been acquired, and
         # whoever leaves gives back what he has, without having to know whether he has it.
@@ -133,12 +134,6 @@ class Replica:
         self._upkeep = Upkeep(path, wal_limit)
         self._check = FullCheck(path)
         self._compact = True  # page sets may be told from the pages of this file
-        self.wal_bytes = 0
-        #: newest position of the primary that an answer named
-        self.primary_position: Position | None = None
-        #: monotonic time of the last answer that left the replica equal to the primary
-        self.equal_at: float | None = None
-        self.last_error: Error | None = None
         self.background = Background(self)
 
     def __repr__(self) -> str:
@@ -226,7 +221,7 @@ class Replica:
             _log.info("%s: creating the replica from %s", self.path, self.transport.url)
             deadline = deadline or Deadline(self.timeout, renewed=True)
             try:
-                result = self._run(Pull(None, compress=not self.transport.loopback), deadline)
+                result, _ = self._run(Pull(None, compress=not self.transport.loopback), deadline)
             except OfflineError as error:
                 error.state = "no local file was created"
                 raise
@@ -259,19 +254,18 @@ class Replica:
             raise SyncError("the replica is closed", state="", action="connect again")
         return self._applier
 
-    @property
-    def lag(self) -> float | None:
-        """Seconds since the replica was last known to equal its primary: what reads return is not older.
-
-        None before anything is known. Processes that do not sync themselves learn it from the one
-        that does.
-        """
-        known = [self.folder.seconds_since_equal()]
-        if self.equal_at is not None:
-            known.append(time.monotonic() - self.equal_at)
-        return min((seconds for seconds in known if seconds is not None), default=None)
-
     # ------------------------------------------------------------------ sync
+
+    @property
+    def compact(self) -> bool:
+        """Page sets may be told from the pages of this file."""
+        return self._compact
+
+    def stands_at(self, deadline: Deadline) -> Local:
+        """Where it stands, once the file is known to be what it says."""
+        if not self._check.passed:
+            self._check.wait(deadline)
+        return Local.of(self.state(wait=left(deadline)))
 
     def sync(
         self,
@@ -305,29 +299,30 @@ class Replica:
         deadline = Deadline(seconds + wait, renewed=timeout is None)
         try:
             if repair:
+                began = time.monotonic()
                 result = self.repair("it was asked for", deadline, progress, claim=False)
+                answered = began
             else:
-                result = self._pull(deadline, wait, progress)
+                result, answered = self._pull(deadline, wait, progress)
         except Error as error:
             if isinstance(error, OfflineError):
                 error.state, error.action = "the replica is as it was", READS_GO_ON
             self.last_error = error
             raise
         self.last_error = None
-        self.equal_at = time.monotonic()
-        self._check.scrub_if_due(self.equal_at)
+        self._equalled(answered)
+        self.tally.answered()
+        self.tally.synced(result.seconds)
+        self._check.scrub_if_due(time.monotonic())
         return result
 
     def _pull(
         self, deadline: Deadline, wait: float, progress: ProgressCallback | None
-    ) -> SyncResult:
+    ) -> tuple[SyncResult, float]:
         """One page set; a repair where that is not possible."""
         try:
-            if not self._check.passed:
-                self._check.wait(deadline)
-            state = self.state(wait=left(deadline))
             pull = Pull(
-                Local.of(state),
+                self.stands_at(deadline),
                 compress=not self.transport.loopback,
                 wait=wait,
                 compact=self._compact,
@@ -343,7 +338,8 @@ class Replica:
                 raise
         except (HistoryGoneError, StateMismatchError, DamagedError) as error:
             deadline.restart()
-            return self._repair_because(error, deadline, progress)
+            began = time.monotonic()
+            return self._repair_because(error, deadline, progress), began
 
     def _repair_because(
         self, error: SyncError, deadline: Deadline, progress: ProgressCallback | None = None
@@ -380,15 +376,17 @@ class Replica:
         state = job.run(deadline, meter, why)
         self._check.passed = self._compact = True
         self._applied(state)
+        if self.listeners.any:
+            self.listeners.repaired(state.position)
         self.primary_position = state.position
         seconds = time.monotonic() - started
         return SyncResult(state.position, meter.pages, meter.bytes, seconds, repaired=True)
 
     def _run(
         self, pull: Pull, deadline: Deadline, progress: ProgressCallback | None = None
-    ) -> SyncResult:
-        """Perform a pull's actions until it is done."""
-        started = time.monotonic()
+    ) -> tuple[SyncResult, float]:
+        """Perform a pull's actions until it is done; and the monotonic time of the last answer's head."""
+        started = answered = time.monotonic()
         meter = Meter(progress or self._progress, started)
         seed = SeedFile(self.folder)
         response: Response | None = None
@@ -410,6 +408,7 @@ class Replica:
                     if response is not None:
                         response.close()
                     response = self.transport.request("GET", action.path, deadline=deadline)
+                    answered = time.monotonic()
                     if response.status == 204:
                         response.read(0)
                         action = pull.nothing_new()
@@ -442,7 +441,8 @@ class Replica:
             if response is not None:
                 response.close()
         self.primary_position = action.position
-        return SyncResult(action.position, meter.pages, meter.bytes, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return SyncResult(action.position, meter.pages, meter.bytes, seconds), answered
 
     def _perform(
         self, pull: Pull, action: Action, reader: SetReader, seed: SeedFile, deadline: Deadline
@@ -470,30 +470,46 @@ class Replica:
         self._check.again()
         _log.warning("%s", error)
 
+    def doubt(self, error: Error) -> None:
+        """What a set was told from is not what it should be: it is asked for again, as whole pages."""
+        self._ask_for_pages(error)
+
     # ------------------------------------------------------------------ applying
 
-    def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
-        """Receive a set, then apply it; None when the replica has moved and nothing was written."""
+    def receive(self, header: SetHeader, reader: SetReader) -> Arrived:
+        """Receive a set to its end; nothing is locked meanwhile. The caller closes it."""
         try:
             arrived = Arrived.receive(header, reader, self.folder.path)
         except OSError as error:
             raise not_kept(self.path, error) from error
-        with contextlib.closing(arrived):
-            try:
-                if not self._applying.acquire(timeout=left(deadline)):
-                    raise is_applying()
-                state = _apply_arrived(self._live(), self.path, arrived, deadline)
-            except SyncError:
-                raise
-            except (Error, MemoryError) as error:
-                raise apply_failed(self.path, error) from error
-            finally:
-                _give_back(self._applying)
+        self.tally.received(header.count, header.page_size, reader.received)
+        return arrived
+
+    def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
+        """Receive a set, then apply it; None when the replica has moved and nothing was written."""
+        with contextlib.closing(self.receive(header, reader)) as arrived:
+            return self.apply(arrived, deadline)
+
+    def apply(self, arrived: Arrived, deadline: Deadline) -> State | None:
+        """Apply a set; None when the replica does not stand at its start, and nothing was written."""
+        try:
+            if not self._applying.acquire(timeout=left(deadline)):
+                raise is_applying()
+            state = _apply_arrived(self._live(), self.path, arrived, deadline)
+        except SyncError:
+            raise
+        except (Error, MemoryError) as error:
+            raise apply_failed(self.path, error) from error
+        finally:
+            _give_back(self._applying)
         if state is not None:
             self._applied(state)
+            if self.listeners.any:
+                self.listeners.applied(arrived.header, state)
         return state
 
     def _applied(self, state: State) -> None:
+        self.reached.note(state.position)
         self.wal_bytes = state.wal_frames * (state.page_size + 24)
         if state.wal_frames >= CHECKPOINT_FRAMES:
             self.background.checkpoint()
@@ -554,13 +570,14 @@ class Replica:
                     state=state_of_request(response.status, code),
                 )
             if notes is not None:
-                notes.answered(response.header("nearlite-counters"))
+                notes.answered(response.header)
             if response.header("content-type") != wire.ANSWER_TYPE:
                 return response.read(wire.MAX_JSON)
             return self._take_answer(response, state, deadline)
 
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""
+        answered = time.monotonic()
         position = response.header("nearlite-position")
         reader = SetReader(response, Meter(None, 0.0), state)
         try:
@@ -588,7 +605,7 @@ class Replica:
             )
             raise
         self.primary_position = header.target
-        self.equal_at = time.monotonic()
+        self._equalled(answered)
         return bytes(answer)
 
     # ------------------------------------------------------------------ upkeep and end
@@ -599,11 +616,14 @@ class Replica:
 
     def close(self) -> None:
         """Close the applier (checkpointing when it is the last user) and the connections."""
-        if self.background.is_current():
+        if self.background.is_current() or self.listeners.is_current():
             # A garbage collection on our own thread found the last connection: in its own time.
             threading.Thread(target=self.close, name="nearlite-close", daemon=True).start()
             return
+        self.background.halt()
+        self.transport.close()  # ends what waits for the primary
         stopped = self.background.stop()
+        self.listeners.stop()
         with self._applying:
             if stopped:
                 self._upkeep.close()
@@ -613,7 +633,6 @@ class Replica:
                 if self._check.passed:
                     self.folder.remember()
                 self._unwatch()
-        self.transport.close()
 
 
 def _give_back(lock: threading.RLock) -> None:

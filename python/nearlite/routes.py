@@ -15,6 +15,7 @@ from nearlite.exchange import (
     Client,
     Deadlines,
     Expecting,
+    Headers,
     HttpError,
     Receive,
     Scope,
@@ -149,11 +150,17 @@ class Routes:
                 known = replica if ran.outside else None
                 await self.feed.answer(send, ran.answer, known, ran.headers)
             else:
-                await self._answering.whole(send, 200, ran.answer, headers=ran.headers)
+                await self._answering.whole(send, 200, ran.answer, headers=self.told(ran))
         except BaseException:
             await self._abandon(ran.stream, sequence)
             raise
         self.expect(ran.stream, expecting(scope))
+
+    def told(self, ran: Ran) -> Headers:
+        """Headers of an answer without a page set: to clients of ours also where the database stands."""
+        if not ran.headers or not ran.outside:
+            return ran.headers
+        return (*ran.headers, self.feed.position())
 
     # ------------------------------------------------------------------ streams
 
@@ -302,7 +309,7 @@ class _Run:
                 known = self._replica if ran.outside else None
                 whole = routes.feed.answer_now(ran.answer, known, ran.headers)
             else:
-                whole = ran.answer, JSON, ran.headers
+                whole = ran.answer, JSON, routes.told(ran)
             if whole is not None:
                 client.answer(*whole)
                 routes.expect(stream, client)

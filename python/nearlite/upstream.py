@@ -11,6 +11,7 @@ Source: the Hrana 3 specification published with libSQL.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -48,6 +49,7 @@ from nearlite.errors import (
     ProgrammingError,
     SyncError,
 )
+from nearlite.position import Position
 
 SEND_BYTES: Final = 8 << 20
 """Bytes sent in one request: of parameters of `executemany` (as JSON), of the text of a script."""
@@ -72,14 +74,16 @@ class Notes:
       counters: of the connection; before the request, and if the server told, after it.
       told: the server told the counters.
       read: position and state hash of the snapshot that the transaction has read, or "".
+      position: of the primary after the request, if the server told and no transaction is open.
     """
 
-    __slots__ = ("counters", "read", "told")
+    __slots__ = ("counters", "position", "read", "told")
 
     def __init__(self, counters: Counters) -> None:
         self.counters = counters
         self.told = False
         self.read = ""
+        self.position: Position | None = None
 
     def headers(self) -> dict[str, str]:
         """Of the request."""
@@ -88,8 +92,13 @@ class Notes:
             headers["Nearlite-Read"] = self.read
         return headers
 
-    def answered(self, counters: str) -> None:
-        """Take the header Nearlite-Counters of the answer; "" when there is none."""
+    def answered(self, header: Callable[[str], str]) -> None:
+        """Take the answer's headers; `header` gives one by its lower-case name, "" when there is none."""
+        position = header("nearlite-position")
+        if position and header("nearlite-autocommit") != "0":
+            with contextlib.suppress(ValueError):  # "unknown": the primary could not look
+                self.position = Position.parse(position)
+        counters = header("nearlite-counters")
         if not counters:
             return  # not our server
         try:

@@ -313,8 +313,11 @@ class Replica(Observed):
         self._equalled(answered)
         self.tally.answered()
         self.tally.synced(result.seconds)
-        self._check.scrub_if_due(time.monotonic())
         return result
+
+    def _equalled(self, at: float) -> None:
+        super()._equalled(at)
+        self._check.scrub_if_due(at)
 
     def _pull(
         self, deadline: Deadline, wait: float, progress: ProgressCallback | None

@@ -2,8 +2,8 @@
 ** compact.c - page sets of version 2: small ones, for a reader whose state is known. Pure.
 **
 ** Who asks for changes names the position and the state hash it stands at. What follows from
-** these need not travel: it is an input of both sides. So a commit of one integer is about
-** forty bytes:
+** these need not travel: it is an input of both sides. So a commit of one integer is
+** some 35 bytes:
 **
 **     u8      0xd2: version 2 (version 1 begins with 'N')
 **     u8      bits 0..2: page size, 512 << that; 8 = GENERATION; 16 = BARE; the others are zero

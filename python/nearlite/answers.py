@@ -27,8 +27,7 @@ from nearlite._native.tail import Reader, chunk_pages
 from nearlite.generation import Generations
 from nearlite.logstate import now_ms
 from nearlite.position import Position
-from nearlite.wire import NOWHERE, Ask, Differences
-from nearlite.wire.compact import pack as pack_compact
+from nearlite.wire import NOWHERE, Ask, Differences, pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview

@@ -490,8 +490,8 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 _PRIVATE: Final = (b"cache-control", b"private")
 # A transaction is open on the stream: there is nothing of it to show yet.
 _INSIDE: Final = (b"nearlite-autocommit", b"0")
-# Nobody can say at the moment what a write has led to: the replica asks.
 _UNSHOWN: Final = "a write could not be shown to the replica that sent it"
+# Nobody can say at the moment what a write has led to: the replica asks.
 _UNKNOWN: Final = (b"nearlite-position", b"unknown")
 
 

@@ -313,8 +313,11 @@ class Replica(Observed):
         self._equalled(answered)
         self.tally.answered()
         self.tally.synced(result.seconds)
-        self._check.scrub_if_due(time.monotonic())
         return result
+
+    def _equalled(self, at: float) -> None:
+        super()._equalled(at)
+        self._check.scrub_if_due(at)
 
     def _pull(
         self, deadline: Deadline, wait: float, progress: ProgressCallback | None
@@ -469,11 +472,6 @@ class Replica(Observed):
         self._compact = False
         self._check.again()
         _log.warning("%s", error)
-
-    def is_equal(self, position: Position, at: float) -> None:
-        """As above; and a file that is only followed is looked at in full now and then, too."""
-        super().is_equal(position, at)
-        self._check.scrub_if_due(at)
 
     def doubt(self, error: Error) -> None:
         """What a set was told from is not what it should be: it is asked for again, as whole pages."""

@@ -349,7 +349,7 @@ class Tail(Reader):
           frame: of this generation, where the database was as at the header's start.
 
         Returns:
-          the set; None when it has to be one of version 1, or is not smaller.
+          the set; None when it has to be one of version 1, or is larger than 256 KiB.
         """
         head, start = header.native(), ffi.new("nl_state *")
         if not lib.nl_tail_lookup(self._t, frame, self._count, self._hash):

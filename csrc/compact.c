@@ -240,31 +240,6 @@ static int compact_get(compact_in *r, uint32_t *out)
     return 0;
 }
 
-int nl_compact_size(const uint8_t *in, size_t n, size_t *size, nl_error *err)
-{
-    compact_in r = {in, in + n};
-    uint32_t follow;
-
-    *size = 0;
-    if (n > 0 && in[0] != COMPACT_VERSION) {
-        return nl_fail(err, NL_E_FORMAT, "not a compact page set");
-    }
-    if (n < 3) return NL_OK;
-    r.at += 2;
-    if (compact_get(&r, &follow)) {
-        const uint32_t page_size = 512u << (in[1] & 7);
-        uint32_t most = NL_CHUNK_MAX_PAGE_BYTES / page_size;
-        if (most > NL_CHUNK_MAX_PAGES) most = NL_CHUNK_MAX_PAGES;
-        if (follow <= nl_compact_bound(page_size, most)) {
-            *size = (size_t)(r.at - in) + follow;
-            return NL_OK;
-        }
-    } else if (n < 7) {
-        return NL_OK;
-    }
-    return nl_fail(err, NL_E_TOO_BIG, "a compact page set of impossible size");
-}
-
 static int compact_bad(nl_error *err, const char *what)
 {
     return nl_fail(err, NL_E_FORMAT, "malformed compact page set: %s", what);
@@ -338,17 +313,18 @@ static int compact_numbers(
 static int compact_guarded(
     const uint8_t *in, size_t n, const nl_state *from, uint64_t key, compact_in *r, nl_error *err)
 {
-    size_t size;
-    int rc = nl_compact_size(in, n, &size, err);
+    uint32_t follow;
 
-    if (rc) return rc;
-    if (size == 0 || size > n || n < COMPACT_LEAST) {
-        return nl_fail(err, NL_E_FORMAT, "the page set is cut short");
+    if (n > 0 && in[0] != COMPACT_VERSION) {
+        return nl_fail(err, NL_E_FORMAT, "not a compact page set");
     }
-    if (size < n) return compact_bad(err, "bytes follow it");
+    if (n < COMPACT_LEAST) return compact_bad(err, "it is cut short");
+    *r = (compact_in){in + 2, in + n};
+    if (!compact_get(r, &follow)) return compact_bad(err, "its length");
+    if ((size_t)(r->end - r->at) < follow) return compact_bad(err, "it is cut short");
+    if ((size_t)(r->end - r->at) > follow) return compact_bad(err, "bytes follow it");
     if (in[1] & ~(7u | COMPACT_GENERATION | COMPACT_BARE)) return compact_bad(err, "unknown bits");
-    *r = (compact_in){in + 2, in + n - COMPACT_GUARD};
-    while (*r->at++ & 0x80) {} /* the length, which nl_compact_size has read */
+    r->end -= COMPACT_GUARD;
     if (nl_get32(r->end) != (uint32_t)nl_xxh3(in, n - COMPACT_GUARD, key)) {
         return nl_fail(err, NL_E_HASH, "the page set is damaged, or leads from another state than"
             " that of this replica");

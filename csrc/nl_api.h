@@ -291,10 +291,6 @@ int nl_compact_encode(
     size_t *written,                /* OUT */
     nl_error *err);
 
-/* How long the set is that begins with these bytes; *size == 0: not to be seen yet (at most 7 are
-** needed). NL_E_FORMAT: not a compact set. */
-int nl_compact_size(const uint8_t *in, size_t n, size_t *size, nl_error *err);
-
 /* A set whose bytes are undamaged and meant for `from`. Opaque; borrows `in`. */
 typedef struct nl_compact nl_compact;
 /* NL_E_HASH: damaged, or it leads from another state: nothing in it was looked at. */

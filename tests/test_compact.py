@@ -13,7 +13,7 @@ from page_sets import make_page
 
 from nearlite import wire
 from nearlite._native import compact, frames
-from nearlite._native._lib import FormatError, HashError, MisuseError, TooBigError
+from nearlite._native._lib import FormatError, HashError, MisuseError
 from nearlite._native.applier import State
 from nearlite.errors import AnswerError
 from nearlite.position import Position
@@ -79,7 +79,6 @@ def test_what_was_written_is_read(page_size):
     with compact.Compact(data, start) as opened:
         assert opened.header == top
         assert opened.needs == [True] * 4
-    assert compact.size(data) == compact.size(data[:7]) == len(data)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,7 @@ def test_every_bit_is_guarded():
     for at in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[at // 8] ^= 1 << at % 8
-        with pytest.raises((HashError, FormatError, TooBigError)):
+        with pytest.raises((HashError, FormatError)):
             compact.Compact(bytes(damaged), START)
         if at >= 8 * (len(data) - 4):
             continue
@@ -203,7 +202,7 @@ def test_every_bit_is_guarded():
                 given = [database[n] if needed else None for n, needed in have]
                 hashed = opened.header.hash_target
             pages = unpacked(guarded(bytes(damaged)), START, given)
-        except (FormatError, HashError, TooBigError):
+        except (FormatError, HashError):
             continue
         # Then pages or state hash are others: the applier finds that they do not belong together.
         assert pages != right or hashed != top.hash_target
@@ -239,17 +238,14 @@ def test_a_set_cut_short_or_with_a_tail_is_refused():
         compact.Compact(data + b"\0", START)
 
 
-def test_the_length_is_known_from_the_first_bytes():
-    page = make_page(512, 1, random.Random(1))
-    data = compact.encode(START, header(START, 1), [1], [page], [page[:-9] + bytes(9)])
-    assert [compact.size(data[:n]) for n in range(3)] == [0, 0, 0]
-    assert compact.size(data[:3]) == len(data)
-    assert compact.size(b"\xd2\0\x80\x80\x80") == 0
-    for start in (b"\xd2\0\xff\xff\xff\xff\x0f", b"\xd2\0\xff\xff\xff\xff\xff\1"):
-        with pytest.raises(TooBigError):
-            compact.size(start)
-    with pytest.raises(FormatError, match="not a compact"):
-        compact.size(b"NLSET\r\n\x1a")
+def test_an_impossible_length_is_refused():
+    rest = bytes(30)
+    for length in (b"\xff\xff\xff\xff\x0f", b"\x80\x80\x80\x80\x80\1", b"\xff\xff\xff\xff\xff"):
+        with pytest.raises(FormatError, match=r"its length|it is cut short"):
+            compact.Compact(b"\xd2\0" + length + rest, START)
+    for other in (b"NLSET\r\n\x1a", b"\xd3"):
+        with pytest.raises(FormatError, match="not a compact"):
+            compact.Compact(other + rest, START)
 
 
 def plain_set(*, bits: int = 0, head: bytes = b"\4\0", count: bytes = b"\0", rest: bytes = b"\0"):
@@ -390,7 +386,7 @@ def test_the_first_byte_tells_the_versions_apart():
     ("data", "why"),
     [
         (b"NLSET\r\n\x1a", "not a compact"),
-        (b"\xd2\0\xff\xff\xff\xff\x0f", "impossible size"),
+        (b"\xd2\0\xff\xff\xff\xff\x0f", "cut short"),
         (b"\xd2\0\x15" + bytes(21), "another state"),
         (b"\xd2\0\x15", "cut short"),
     ],

@@ -122,18 +122,6 @@ def encode(
     return bytes(ffi.buffer(out, written[0])) if written[0] else None
 
 
-def size(data: Buffer) -> int:
-    """How long the set is that begins with these bytes; 0: seven bytes tell, fewer may not.
-
-    Raises:
-      FormatError: it is no set of version 2.
-      TooBigError: no set is as long as that.
-    """
-    err, out = new_error(), ffi.new("size_t *")
-    check(lib.nl_compact_size(lend(data), len(data), out, err), err)
-    return int(out[0])
-
-
 class Compact:
     """A set whose bytes are undamaged and meant for the state it was opened with.
 

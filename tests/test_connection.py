@@ -315,6 +315,31 @@ def test_a_connection_that_is_to_be_closed_is(port: int, version: bytes) -> None
             assert answers.ended()
 
 
+def test_a_server_that_ends_closes_behind_a_request_that_takes_longer(
+    raw: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told to end between a request of a known head and what answers it after all."""
+    proceed = connection._Connection.proceed
+
+    def ending(self: Any, application: Any) -> None:
+        self.shutdown()
+        proceed(self, application)
+
+    long = (
+        "WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < 300000) "
+        "SELECT count(*) FROM c"
+    )
+    answers = Answers(raw)
+    raw.sendall(request(execute("SELECT 1")))
+    answers.results()
+    monkeypatch.setattr(connection._Connection, "proceed", ending)
+    raw.sendall(request(execute(long)))
+    status, fields = answers.head()
+    assert (status, fields.get("connection")) == (200, "close")
+    answers.body(int(fields["content-length"]))
+    assert answers.ended()
+
+
 def test_a_client_that_waits_for_100_gets_it(raw: socket.socket) -> None:
     answers = Answers(raw)
     whole = request(execute("SELECT 9"), head=b"Expect: 100-continue\r\n")

@@ -130,6 +130,7 @@ def post(served: primaries.Served, body: bytes) -> tuple[int, Any]:
         (b"", (400, "BAD_REQUEST")),
         (b"x" * 10_000, (400, "BAD_REQUEST")),
         (ask().encode(), (409, "LINEAGE_MISMATCH")),
+        (Ask.of(4096, 0xFFFFFFFF, wire.NOWHERE, wire.NOWHERE, ()).encode(), (400, "BAD_REQUEST")),
         (Ask.of(512, 1, wire.NOWHERE, wire.NOWHERE, ()).encode(), (409, "LINEAGE_MISMATCH")),
         (Ask.of(4096, 1, wire.NOWHERE, HERE, ()).encode(), (410, "HISTORY_GONE")),
     ],

@@ -333,6 +333,8 @@ class _Connection(HttpToolsProtocol):
             return
         self._instead = application
         self._parse(data)
+        if self._ends:
+            super().shutdown()  # the head was not parsed yet when the server was told to end
         self._go_on()
 
     @property

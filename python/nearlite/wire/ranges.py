@@ -26,6 +26,7 @@ _RUN: Final = Struct(">IIB7x")
 _REQUEST_MAGIC: Final = b"NLRANGES"
 _DIFFERENCES_MAGIC: Final = b"NLDIFFER"
 _VERSION: Final = 1
+_LAST_PAGE: Final = 0xFFFFFFFE  # of the largest database that SQLite knows
 NOWHERE: Final = Position(0, 0, 0)
 
 
@@ -114,6 +115,8 @@ class Ask:
             raise RequestError("the request is damaged")
         if page_size not in frames.PAGE_SIZES:
             raise RequestError(f"no database has pages of {page_size} bytes")
+        if pages > _LAST_PAGE:
+            raise RequestError(f"no database has {pages} pages")
         try:
             ranges, _ = frames.check_runs(runs)
         except FormatError as error:

@@ -145,6 +145,10 @@ class Applier:
             self._out,
             self._err,
         )
+        return self._came_to(rc)
+
+    def _came_to(self, rc: int) -> State | None:
+        """The state after an apply; None when the replica stood elsewhere. Raises what it failed with."""
         if rc == lib.NL_E_POSITION:
             return None
         check(rc, self._err)
@@ -172,10 +176,7 @@ class Applier:
             self._out,
             self._err,
         )
-        if rc == lib.NL_E_POSITION:
-            return None
-        check(rc, self._err)
-        return _state(self._out)
+        return self._came_to(rc)
 
     def compact(self, start: Any, data: Buffer, *, wait: float) -> State | None:
         """Apply a compact set, which is told from what this replica has.
@@ -203,10 +204,7 @@ class Applier:
             self._out,
             self._err,
         )
-        if rc == lib.NL_E_POSITION:
-            return None
-        check(rc, self._err)
-        return _state(self._out)
+        return self._came_to(rc)
 
     def begin(self, header: SetHeader, *, wait: float) -> bool:
         """Take the write lock for a set larger than memory; False as None in :meth:`apply`."""

@@ -226,6 +226,17 @@ def test_a_set_from_another_state_is_refused_before_anything_else(changes):
         compact.Compact(data, dataclasses.replace(START, **changes))
 
 
+def test_a_refused_set_is_not_lent_any_more():
+    """As in tests/test_pageset.py."""
+    numbers, bases, images = some_pages(3)
+    data = compact.encode(START, header(START, 3), numbers, bases, images)
+    view = memoryview(bytearray(data))
+    with pytest.raises(HashError) as caught:
+        compact.Compact(view, dataclasses.replace(START, pages=10))
+    view.release()  # BufferError while it is lent
+    assert caught.value.__traceback__ is not None
+
+
 def test_a_set_cut_short_or_with_a_tail_is_refused():
     numbers, bases, images = some_pages(2)
     data = compact.encode(START, header(START, 2), numbers, bases, images)

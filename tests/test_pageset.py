@@ -244,6 +244,22 @@ def test_pages_lie_aligned_in_the_body():
         assert offset + count * 512 == frames.chunk_size(512, count)
 
 
+def test_what_was_refused_is_not_lent_any_more():
+    """Whoever keeps the exception keeps the frames it came through. Before Python 3.12.6 collecting those in a
+    cycle with a memoryview that is still lent ends the process.
+    """
+    top, _, (raw,) = build(512, [[2, 3]])
+    body = memoryview(bytearray(raw.body))
+    with pytest.raises(HashError) as caught:
+        frames.Chunk(top, frames.ChunkHeader(raw.count, len(body), len(body), 1), body)
+    body.release()  # BufferError while it is lent
+    body = memoryview(bytearray(raw.body))
+    with pytest.raises(MisuseError) as again:
+        frames.seal(body, 512, [3, 2])
+    body.release()
+    assert caught.tb is not again.tb
+
+
 def test_the_digest_is_xxh3_over_page_numbers_and_hashes():
     _, images, chunks = build(512, [[1, 2, 9]])
     pairs = b"".join(

@@ -166,16 +166,16 @@ class Applier:
           FormatError, HashError: it cannot be used; no lock was taken, or all was rolled back.
           PiecemealError: its chunks have to be decompressed, or are many: verify and apply them.
         """
-        body = lend(data)
-        rc = lib.nl_applier_receive(
-            self._live(),
-            header.native(),
-            body + SET_HEADER_SIZE,
-            len(body) - SET_HEADER_SIZE,
-            int(wait * 1000),
-            self._out,
-            self._err,
-        )
+        with lend(data) as body:
+            rc = lib.nl_applier_receive(
+                self._live(),
+                header.native(),
+                body + SET_HEADER_SIZE,
+                len(data) - SET_HEADER_SIZE,
+                int(wait * 1000),
+                self._out,
+                self._err,
+            )
         return self._came_to(rc)
 
     def compact(self, start: Any, data: Buffer, *, wait: float) -> State | None:

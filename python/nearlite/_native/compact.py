@@ -149,7 +149,10 @@ class Compact:
         self._handle: Any = None
         self._data = lend(data)
         err, slot = new_error(), ffi.new(_SLOT)
-        check(lib.nl_compact_open(self._data, len(data), standing(start), slot, err), err)
+        rc = lib.nl_compact_open(self._data, len(data), standing(start), slot, err)
+        if rc:
+            ffi.release(self._data)  # as a Chunk does
+        check(rc, err)
         self._handle = ffi.gc(slot[0], lib.nl_compact_free)
         self.header = SetHeader.copy_of(lib.nl_compact_set(self._handle))
         needs = ffi.new("int *")
@@ -179,8 +182,9 @@ class Compact:
         before, keep = lend_all(bases, self.header.page_size)
         head, err = ffi.new("nl_chunk_header *"), new_error()
         out = ffi.from_buffer("uint8_t[]", body, require_writable=True)
-        check(lib.nl_compact_unpack(self._handle, before, out, len(body), head, err), err)
+        rc = lib.nl_compact_unpack(self._handle, before, out, len(body), head, err)
         del keep
+        check(rc, err)
         return ChunkHeader(head.count, head.raw_size, head.stored_size, head.digest), body
 
     def close(self) -> None:

@@ -253,10 +253,9 @@ def seal(body: bytearray | memoryview, page_size: int, numbers: Sequence[int]) -
     Raises:
       MisuseError: too many pages, a short body, or numbers out of order.
     """
-    err, out = new_error(), ffi.from_buffer("uint8_t[]", body, require_writable=True)
-    written, digest = ffi.new("size_t *"), ffi.new("uint64_t *")
-    check(
-        lib.nl_chunk_encode(
+    err, written, digest = new_error(), ffi.new("size_t *"), ffi.new("uint64_t *")
+    with ffi.from_buffer("uint8_t[]", body, require_writable=True) as out:
+        rc = lib.nl_chunk_encode(
             page_size,
             ffi.new("uint32_t[]", list(numbers)),
             ffi.NULL,
@@ -267,9 +266,8 @@ def seal(body: bytearray | memoryview, page_size: int, numbers: Sequence[int]) -
             written,
             digest,
             err,
-        ),
-        err,
-    )
+        )
+    check(rc, err)
     return int(digest[0])
 
 
@@ -307,6 +305,10 @@ class Chunk:
         rc = lib.nl_chunk_verify(
             header.native(), chunk_header.native(), self._body, len(body), after, slot, err
         )
+        if rc:
+            # Who keeps the exception keeps this object, in a cycle maybe, and Python before 3.12.6 crashes
+            # when it collects a memoryview that is still lent (CPython issue 77894).
+            ffi.release(self._body)
         check(rc, err)
         self._handle = ffi.gc(slot[0], lib.nl_chunk_free)
         self.count: int = lib.nl_chunk_count(self._handle)

@@ -85,6 +85,18 @@ def test_a_dead_kept_alive_connection_is_replaced_for_a_repeatable_request() -> 
         assert transport.request("GET", "b").read(100) == b"two"
 
 
+def test_an_answer_that_nobody_asked_for_is_not_that_to_the_next_request() -> None:
+    """It came together with the one before, and is not in the socket any more."""
+
+    def twice(connection: socket.socket) -> None:
+        request_of(connection)
+        connection.sendall(answer(b"one") + answer(b"one"))
+
+    with server(twice, serving(b"two")) as url, closing(Transport(url)) as transport:
+        assert transport.request("GET", "a").read(100) == b"one"
+        assert transport.request("POST", "b", body=b"", repeatable=False).read(100) == b"two"
+
+
 def test_a_write_is_never_sent_twice() -> None:
     seen: list[bytes] = []
 

@@ -65,11 +65,15 @@ class _Line(io.RawIOBase):
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.deadline = Deadline(0)
+        self.looking = False
+        """Nothing is to be read: only what has been is asked for."""
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+        if self.looking:
+            return None
         self._sock.settimeout(self.deadline.left())
         count = self._sock.recv_into(buffer)
         self.deadline.received(count)
@@ -136,7 +140,17 @@ class Channel:
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def dropped(self) -> bool:
-        """Whether the server closed the idle connection (or sent what nobody asked for)."""
+        """Whether the server closed the idle connection, or sent what nobody asked for: that would be taken
+        for the answer to the next request. It may have come together with the answer before.
+        """
+        self._line.looking = True
+        try:
+            if self._reader.peek(1):
+                return True
+        finally:
+            self._line.looking = False
+        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+            return True
         poll = select.poll()  # not select(): descriptors may be above its limit
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(0))

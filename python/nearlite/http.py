@@ -26,6 +26,7 @@ from nearlite.channel import Channel, Deadline, reason_of
 from nearlite.errors import OfflineError, ProgrammingError
 from nearlite.message import Answer
 from nearlite.network import DEFAULT, Network
+from nearlite.sync import REQUEST_SENT
 
 __all__ = ["Deadline", "Response", "Sent", "Token", "Transport", "normalise_url"]
 
@@ -373,11 +374,7 @@ class Transport:
     def offline(self, reason: str, *, sent: bool) -> OfflineError:
         """The one exception of this module."""
         text = f"the primary at {self.url} could not be reached: {reason}"
-        state = (
-            "the request had been sent and may have been carried out"
-            if sent
-            else "nothing was sent"
-        )
+        state = REQUEST_SENT if sent else "nothing was sent"
         return OfflineError(text, state=state, action="try again")
 
 

@@ -247,6 +247,8 @@ class Pull:
         return self._changes(local)
 
 
+REQUEST_SENT = "the request had been sent and may have been carried out"
+"""State of whatever was asked when no answer, or none that can be read, has come."""
 MAKE_ROOM = "make room on the primary's disk and try again; it goes on by itself"
 
 
@@ -265,11 +267,12 @@ def state_of_request(status: int, code: str) -> str:
     """What became of SQL that was answered with an error status instead of results.
 
     Our server refuses before it runs anything, with two exceptions: an answer that came out too large,
-    and a failure of its own. Of a gateway in between (502, 504) nothing is known.
+    and a failure of its own. Of a gateway in between (502, 504) nothing is known, nor what it means by
+    a success that is none of ours (204).
     """
     before = code in ("SHUTTING_DOWN", "DISK_FULL", "DATABASE_REPLACED")
-    if code == "RESPONSE_TOO_LARGE" or (status >= 500 and not before):
-        return "the request had been sent and may have been carried out"
+    if code == "RESPONSE_TOO_LARGE" or status < 400 or (status >= 500 and not before):
+        return REQUEST_SENT
     return "nothing was carried out"
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -50,6 +50,7 @@ from nearlite.errors import (
     SyncError,
 )
 from nearlite.position import Position
+from nearlite.sync import REQUEST_SENT
 
 SEND_BYTES: Final = 8 << 20
 """Bytes sent in one request: of parameters of `executemany` (as JSON), of the text of a script."""
@@ -60,6 +61,8 @@ _LOST: Final = (
     "been sent, the primary rolls it back. Call rollback() and start again"
 )
 
+_Coded = TypeVar("_Coded")
+_Read = TypeVar("_Read")
 Counters = tuple[int, int, int]
 """What last_insert_rowid(), changes() and total_changes() answer."""
 
@@ -104,15 +107,32 @@ class Notes:
         try:
             last_rowid, changes, total = map(int, counters.split(","))
         except ValueError:
-            raise AnswerError("the primary's answer has a malformed header") from None
+            raise _unreadable("it has a malformed header") from None
         if not all(-(1 << 63) <= number < 1 << 63 for number in (last_rowid, changes, total)):
-            raise AnswerError("the primary's answer has a malformed header")
+            raise _unreadable("it has a malformed header")
         self.counters = last_rowid, changes, total
         self.told = True
 
 
 Send = Callable[[bytes, bool, Notes], bytes]
 """Sends a pipeline, the second argument says whether its effects shall be visible here; its answer."""
+
+
+def _unreadable(why: str) -> AnswerError:
+    return AnswerError(f"the primary's answer is no pipeline result: {why}", state=REQUEST_SENT)
+
+
+def _read(decode: Callable[[_Coded], _Read], data: _Coded) -> _Read:
+    """Decode a part of an answer. Raises AnswerError when it is malformed."""
+    try:
+        return decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:  # of UTF-8, of numbers and base64 as well
+        raise _unreadable(str(error)) from None
+
+
+def _outcome(result: Result) -> Outcome:
+    assert result.response is not None
+    return Outcome(decode_rows(result.response.result))
 
 
 def _baton_is_void(error: SyncError) -> bool:
@@ -177,7 +197,7 @@ class Stream:
             keep = may_open or self.in_transaction
             results = self._pipeline([request], visible=visible, keep=keep)
             self._raise(results[0])
-            return self._count(Outcome(decode_rows(results[0].response.result)))  # type: ignore[union-attr]
+            return self._count(_read(_outcome, results[0]))
         steps = [{"stmt": statement_of(text)} for text in opening]
         steps.append({"stmt": statement_of(sql, values)})
         for number in range(1, len(steps)):
@@ -185,7 +205,7 @@ class Stream:
         found = self._batch(steps, visible=visible)
         self._raise_steps(found)
         last = found.step_results[-1]
-        return self._count(NOTHING if last is None else Outcome(last))
+        return self._count(NOTHING if last is None else _read(Outcome, last))
 
     def many(
         self,
@@ -223,7 +243,7 @@ class Stream:
         done = found.step_results[first : first + len(sets)]
         count = sum(step.affected_row_count for step in done if step is not None)
         if done and done[-1] is not None:
-            self._count(Outcome(done[-1]), count)
+            self._count(_read(Outcome, done[-1]), count)
         try:
             self._raise_steps(found)
         except Error:
@@ -241,7 +261,7 @@ class Stream:
         result = self._pipeline([request], visible=False, keep=self.in_transaction)[0]
         self._raise(result)
         assert result.response is not None
-        return decode_description(result.response.result)
+        return _read(decode_description, result.response.result)
 
     def script(self, sql: str, *, visible: bool) -> None:
         """Run the statements of a script; rows are thrown away. Stops at the first failure."""
@@ -295,7 +315,7 @@ class Stream:
             self._raise(result)
         response = results[len(before)].response
         assert response is not None
-        return decode_steps(response.result)
+        return _read(decode_steps, response.result)
 
     def _pipeline(self, requests: list[Request], *, visible: bool, keep: bool) -> list[Result]:
         """Send requests on the stream; answers their results.
@@ -334,7 +354,7 @@ class Stream:
         results = answer.results
         if len(results) != len(first) + len(requests) + 1:
             self._lost, self._baton = self.in_transaction, None
-            raise AnswerError("the primary answered another number of requests than were sent")
+            raise _unreadable("another number of requests than were sent is answered")
         self._after(answer, keep=keep)
         for result in results[: len(first)]:
             self._raise(result)
@@ -345,10 +365,7 @@ class Stream:
         data = self._send(body, visible, notes)
         self._told = notes.told
         self.counters = notes.counters
-        try:
-            answer = decode_answer(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-            raise AnswerError(f"the primary's answer is no pipeline result: {error}") from None
+        answer = _read(decode_answer, data)
         if answer.base_url:
             raise NotSupportedError(
                 f"the server asks to continue at {answer.base_url}; connect to that URL"
@@ -394,7 +411,7 @@ class Stream:
         if result.error is not None:
             raise self._failure(result.error)
         if result.response is None:
-            raise AnswerError("the primary's answer holds neither a result nor an error")
+            raise _unreadable("it holds neither a result nor an error")
 
     def _raise_steps(self, found: Steps) -> None:
         for error in found.step_errors:

@@ -67,6 +67,28 @@ def test_bodies_however_they_arrive(raw: bytes, expected: bytes, step: int) -> N
     assert body_of(Answer(reader(raw, step))) == expected
 
 
+@pytest.mark.parametrize("step", [1, 1000])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 3\r\n\r\nabc",
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\nX: y\r\n\r\n",
+        b"Connection: close\r\n\r\nabc",
+    ],
+)
+def test_the_end_of_a_body_is_known_without_reading_on(head: bytes, step: int) -> None:
+    answer = Answer(reader(b"HTTP/1.1 200 OK\r\n" + head, step))
+    room = memoryview(bytearray(1))
+    for letter in b"abc":
+        assert not answer.ended()
+        assert not answer.ended()
+        assert answer.readinto(room) == 1
+        assert room[0] == letter
+    assert answer.ended()
+    assert answer.ended()
+    assert answer.readinto(room) == 0
+
+
 def test_the_next_answer_starts_behind_the_body() -> None:
     line = reader(chunked(b"one") + b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", 5)
     first = Answer(line)

@@ -103,6 +103,21 @@ class Response:
             self._finish()
         return count
 
+    def ended(self) -> bool:
+        """Whether no more of the body comes; waits for what tells it.
+
+        Raises:
+          OfflineError: the connection broke or the deadline passed.
+        """
+        try:
+            ended = self._answer.ended()
+        except OSError as error:
+            self.close()
+            raise self._transport.offline(reason_of(error), sent=True) from error
+        if ended:
+            self._finish()
+        return ended
+
     def read(self, limit: int) -> bytes:
         """The rest of the body, at most `limit` bytes.
 

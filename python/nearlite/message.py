@@ -39,7 +39,7 @@ class Answer:
 
     __slots__ = ("_chunk", "_chunked", "_reader", "headers", "keep_alive", "length", "status")
 
-    def __init__(self, reader: io.BufferedIOBase, *, bodiless: bool = False) -> None:
+    def __init__(self, reader: io.BufferedReader, *, bodiless: bool = False) -> None:
         self._reader = reader
         version, self.status = self._status_line()
         self.headers = self._header_lines()
@@ -121,20 +121,37 @@ class Answer:
         self.length -= count
         return count
 
+    def ended(self) -> bool:
+        """Whether no more of the body comes; waits for what tells it.
+
+        Raises:
+          MessageError: the connection ended before the body did.
+        """
+        if self.length is None and self._chunked:
+            self._begin_chunk()
+        if self.length is None and not self._chunked:
+            return not self._reader.peek(1)
+        return self.length == 0
+
+    def _begin_chunk(self) -> None:
+        """Read the size of the next chunk, if none is begun; `length` is 0 when there is none."""
+        if self._chunk:
+            return
+        size = self._line().partition(b";")[0].strip()
+        if not size or len(size) > 15 or size.strip(b"0123456789abcdefABCDEF"):
+            raise MessageError("a chunk's size is malformed")
+        self._chunk = int(size, 16)
+        if self._chunk:
+            return
+        for _ in range(_HEADER_LIMIT):
+            if not self._line():
+                self.length = 0
+                return
+        raise MessageError("it has too many trailers")
+
     def _read_chunked(self, buffer: memoryview) -> int:
-        if self.length == 0:
+        if self.ended():
             return 0
-        if self._chunk == 0:
-            size = self._line().partition(b";")[0].strip()
-            if not size or len(size) > 15 or size.strip(b"0123456789abcdefABCDEF"):
-                raise MessageError("a chunk's size is malformed")
-            self._chunk = int(size, 16)
-            if self._chunk == 0:
-                for _ in range(_HEADER_LIMIT):
-                    if not self._line():
-                        self.length = 0
-                        return 0
-                raise MessageError("it has too many trailers")
         count = self._reader.readinto1(buffer[: self._chunk])
         if count == 0:
             raise MessageError("the answer broke off")

@@ -150,7 +150,7 @@ class SetReader:
 
     def at_end(self) -> bool:
         """Whether there is no page set at all."""
-        return self._response.length == 0
+        return self._response.ended()
 
     def header(self) -> SetHeader:
         """Raises AnswerError when what arrives is not a page set."""

@@ -301,6 +301,10 @@ class Scene:
     def step(self, old: int, new: int) -> bytes:
         return http(history.wire_set(self.moments[old], self.moments[new]))
 
+    def nothing(self, since: int) -> bytes:
+        position = self.moments[since].position
+        return f"HTTP/1.1 204 No Content\r\nNearlite-Position: {position}\r\n\r\n".encode()
+
     def is_at(self, number: int) -> bool:
         return self.replica.state().position == self.moments[number].position
 
@@ -315,12 +319,9 @@ class Scene:
         self.server.close()
 
 
-NOTHING = b"HTTP/1.1 204 No Content\r\n\r\n"
-
-
 def test_a_poll_that_is_not_answered_is_dead(tmp_path: Path) -> None:
     with Scene(tmp_path, timeout=0.3) as scene:
-        scene.server.answers = [NOTHING, None, scene.step(0, 1), None]
+        scene.server.answers = [scene.nothing(0), None, scene.step(0, 1), None]
         scene.thread.start()
         eventually(lambda: scene.is_at(1))
         assert isinstance(scene.failures[0][0], nearlite.OfflineError)
@@ -341,7 +342,7 @@ def test_the_first_attempt_after_a_failure_is_at_once_and_the_next_ones_are_not(
 
 def test_a_server_that_does_not_wait_is_not_asked_without_end(tmp_path: Path) -> None:
     with Scene(tmp_path) as scene:
-        scene.server.answers, scene.server.until = [NOTHING], 6
+        scene.server.answers, scene.server.until = [scene.nothing(0)], 6
         began = time.monotonic()
         scene.thread.start()
         assert scene.server.enough.wait(20)
@@ -354,7 +355,7 @@ def test_a_damaged_set_is_not_applied_and_asked_for_again(tmp_path: Path) -> Non
     with Scene(tmp_path) as scene:
         good = scene.step(0, 1)
         bad = good[:-40] + bytes([good[-40] ^ 1]) + good[-39:]
-        scene.server.answers = [bad, NOTHING, good, NOTHING]
+        scene.server.answers = [bad, scene.nothing(0), good, scene.nothing(1)]
         scene.thread.start()
         eventually(lambda: scene.failures)
         assert isinstance(scene.failures[0][0], nearlite.SyncError)

@@ -50,7 +50,13 @@ def test_a_replica_asks_for_changes_since_its_own_position_and_hash() -> None:
 
 
 def test_nothing_new_means_equal() -> None:
-    assert pulling().nothing_new() == Done(HERE.position)
+    assert pulling().nothing_new(str(HERE.position)) == Done(HERE.position)
+
+
+@pytest.mark.parametrize("position", ["", "unknown", str(THERE.position)])
+def test_nothing_new_since_another_position_is_refused(position: str) -> None:
+    with pytest.raises(AnswerError, match="since when"):
+        pulling().nothing_new(position)
 
 
 def test_one_page_set_is_the_whole_sync() -> None:
@@ -160,7 +166,7 @@ def test_changes_in_answer_to_a_request_for_a_snapshot_are_refused() -> None:
 
 def test_nothing_in_answer_to_a_request_for_a_snapshot_is_refused() -> None:
     with pytest.raises(AnswerError):
-        pulling(None).nothing_new()
+        pulling(None).nothing_new("")
 
 
 positions = st.builds(Position, *[st.integers(0, 2**32 - 1)] * 3)

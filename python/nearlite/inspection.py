@@ -23,7 +23,7 @@ from nearlite.errors import AnswerError, SyncError
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.position import Position
 from nearlite.replica import Replica, SyncResult
-from nearlite.sync import Local, refusal
+from nearlite.sync import Local, Pull, refusal
 from nearlite.tally import frames_between
 
 _STATUS_LIMIT = 64 * 1024  # bytes of a status answer
@@ -225,6 +225,7 @@ def _compared(state: State, url: str, token: Token, timeout: float) -> Check:
     try:
         with transport.request("GET", ask, deadline=Deadline(timeout)) as response:
             if response.status == 204:
+                Pull(local, compress=False).nothing_new(response.header("nearlite-position"))
                 return Check("against the primary", True, f"equal at {state.position}")
             if response.status != 200:
                 if response.status != 409:

@@ -234,7 +234,7 @@ class Live:
             deadline.restart()
             if response.status == 204:
                 response.read(0)
-                self._nothing(poll)
+                self._nothing(poll, response.header("nearlite-position"))
                 return None
             if response.status != 200:
                 self._refused(poll, response)
@@ -288,9 +288,9 @@ class Live:
             return self._ask(since)
         return None
 
-    def _nothing(self, poll: _Poll) -> None:
+    def _nothing(self, poll: _Poll, position: str) -> None:
         """The time of a poll is over."""
-        poll.pull.nothing_new()
+        poll.pull.nothing_new(position)
         self._replica.is_equal(poll.since.position, time.monotonic())
         # One that stops answers at once, and so does a server that knows nothing of waiting.
         self._worked(eager=time.monotonic() - poll.at < poll.wait / 2)

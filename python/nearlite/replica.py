@@ -414,7 +414,7 @@ class Replica(Observed):
                     answered = time.monotonic()
                     if response.status == 204:
                         response.read(0)
-                        action = pull.nothing_new()
+                        action = pull.nothing_new(response.header("nearlite-position"))
                     elif response.status == 200:
                         reader = SetReader(response, meter, pull.stands)
                         action = pull.header(reader.header())

@@ -161,12 +161,22 @@ class Pull:
         """The primary answered with an error; raise what it means for this replica."""
         raise refusal(status, code, message, self._local)
 
-    def nothing_new(self) -> Action:
-        """204: the replica stands where the primary stands."""
+    def nothing_new(self, position: str) -> Action:
+        """204: the replica stands where the primary stands.
+
+        Args:
+          position: that the answer is about, as text. A gateway that says 204 of its own knows none.
+        """
         if self._local is None:
             raise AnswerError(
                 "the primary answered a request for a snapshot with nothing",
                 action="check that the URL is that of a nearlite primary",
+            )
+        if position != str(self._local.position):
+            raise AnswerError(
+                "an answer that says that nothing is new does not say since when",
+                state=f"the replica stays at {self._local.position}",
+                action="look at what lies between this replica and the primary",
             )
         return Done(self._local.position)
 

@@ -107,8 +107,8 @@ def run_primary(
     pipe: Connection, path: str, port: int, durability: str, faults: Sequence[Fault]
 ) -> None:
     from nearlite import serve
+    from nearlite.applications import PrimaryApp
     from nearlite.primary import Primary
-    from nearlite.server import App
 
     def owner() -> Any:
         primary = Primary.open(path, durability=durability, roll_bytes=ROLL_BYTES)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def run_primary(
     with serve.bind("127.0.0.1", port) as listening:
         listening.listen(64)
         pipe.send(listening.getsockname()[1])
-        serve.server(App(Path(path), owner)).run(sockets=[listening])
+        serve.server(PrimaryApp(Path(path), owner)).run(sockets=[listening])
 
 
 class Primary:

@@ -17,6 +17,7 @@ from nearlite import errors
 from nearlite.exchange import JSON, Answering, Headers, HttpError, Scope, Send, header
 from nearlite.leaving import Leaving
 from nearlite.position import Position
+from nearlite.refreshing import Refreshing
 from nearlite.wire import (
     ANSWER_TYPE,
     DIFFERENCES_TYPE,
@@ -153,17 +154,37 @@ class ReplicaOf:
     compact: bool
 
 
+class Upstream(Protocol):
+    """What a source has above it that is no primary: a replica that serves replicas."""
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since it was last known to equal the primary; None: not since it was opened."""
+
+    def refresh(self) -> None:
+        """Bring it to where the primary stands now."""
+
+
 class Feed:
     """Answers replicas. Event loop thread only.
 
     Args:
-      source: the primary.
+      source: the primary, or a replica that serves replicas.
       answering: sends.
       version: of this program, told in status.
+      upstream: of such a replica.
     """
 
-    def __init__(self, source: Source, answering: Answering, version: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        answering: Answering,
+        version: str,
+        upstream: Upstream | None = None,
+    ) -> None:
         self._source = source
+        self._upstream = upstream
+        self._refreshing = Refreshing(upstream.refresh) if upstream is not None else None
         self._answering = answering
         self._version = version
         self._loop = asyncio.get_running_loop()
@@ -188,7 +209,7 @@ class Feed:
             replicas=self._replicas(),
             version=self._version,
         )
-        headers = (_at(state.position), _NO_STORE)
+        headers = (_at(state.position), _NO_STORE, *self._age())
         await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
 
     async def snapshot(self, scope: Scope, send: Send) -> None:
@@ -212,7 +233,10 @@ class Feed:
         query = _query(scope)
         replica = _replica_of(_position(text), query.get("hash"), query)
         wait = _wait(query.get("wait"))
-        answer = await self._newer(replica)
+        stale = None if wait > 0 else await self._refreshed()
+        answer = await self._newer(replica, waits=wait > 0 or stale is not None)
+        if answer is None and stale is not None:
+            raise stale
         if answer is None and wait > 0:
             self._waiting += 1
             self._watch = self._watch or self._loop.create_task(self._look_for_others())
@@ -222,10 +246,14 @@ class Feed:
                 self._waiting -= 1
         if answer is None:
             await self._answering.whole(
-                send, 204, b"", PAGE_SET_TYPE.encode(), (_at(replica.start), _NO_STORE)
+                send,
+                204,
+                b"",
+                PAGE_SET_TYPE.encode(),
+                (_at(replica.start), _NO_STORE, *self._age()),
             )
             return
-        await self._stream(send, answer, (_at(answer.to), _PRIVATE))
+        await self._stream(send, answer, (_at(answer.to), _PRIVATE, *self._age()))
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
@@ -235,6 +263,7 @@ class Feed:
         def work() -> PageSet | Differences:
             return self._source.repair(Ask.decode(body), compress=compress)
 
+        await self._refreshed()
         with _refusals():
             try:
                 found = await self._thread(work)
@@ -361,7 +390,7 @@ class Feed:
             self._waiters.add(waiter)
             try:
                 # After enrolling: a commit between the first look and now is not missed.
-                answer = await self._newer(replica)
+                answer = await self._newer(replica, waits=True)
                 left = deadline - self._loop.time()
                 if answer is not None or left <= 0 or gone.done():
                     return answer
@@ -413,11 +442,32 @@ class Feed:
             _refuse_if_full(error)
             raise
 
-    async def _newer(self, replica: ReplicaOf) -> PageSet | None:
-        with _refusals():
+    async def _newer(self, replica: ReplicaOf, *, waits: bool = False) -> PageSet | None:
+        """What is newer than a replica. `waits`: one that is ahead of this source waits for it (A9)."""
+        with _refusals(waits=waits):
             if self._is_near(replica.start):
                 return self._changes(replica)
             return await self._thread(lambda: self._changes(replica))
+        return None
+
+    # ------------------------------------------------------------------ a replica that serves replicas
+
+    async def _refreshed(self) -> HttpError | None:
+        """Look what the primary has now; what is told if that cannot be known."""
+        error = None if self._refreshing is None else await self._refreshing.now()
+        if error is None:
+            return None
+        retry = ((b"retry-after", b"1"),)
+        return HttpError(
+            503, "UPSTREAM_UNREACHABLE", f"the upstream could not be asked: {error}", retry
+        )
+
+    def _age(self) -> Headers:
+        """How long ago what is answered was known to be the primary's state."""
+        if self._upstream is None:
+            return ()
+        age = self._upstream.age
+        return ((b"nearlite-age", b"inf" if age is None else b"%.3f" % age),)
 
     def _changes(self, replica: ReplicaOf) -> PageSet | None:
         return self._source.changes(
@@ -500,10 +550,16 @@ def _at(position: Position) -> tuple[bytes, bytes]:
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """What a primary says of a position, as its client is told."""
+def _refusals(*, waits: bool = False) -> Iterator[None]:
+    """What a source says of a position, as its client is told; `waits`: one that is ahead is not told."""
     try:
         yield
+    except errors.UpstreamBehindError as error:
+        if not waits:
+            retry = ((b"retry-after", b"1"),)
+            raise HttpError(503, "UPSTREAM_BEHIND", error.message, retry) from None
+    except errors.DamagedError as error:
+        raise HttpError(503, "UPSTREAM_DAMAGED", error.message) from None
     except errors.LineageError as error:
         raise HttpError(409, "LINEAGE_MISMATCH", error.message) from None
     except errors.PrimaryRestoredError as error:

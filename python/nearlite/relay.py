@@ -33,6 +33,8 @@ _LOG = logging.getLogger("nearlite")
 ROLL_BYTES: Final = 16 << 20
 _WAIT_MS: Final = 5
 """Waiting for a lock is done in slices, so that others get the mutex in between."""
+_AT_OPEN: Final = 0.1
+"""Seconds that a start waits for those who are in the way."""
 _RETRY_FIRST: Final = 0.5
 _RETRY_LAST: Final = 30.0
 
@@ -116,6 +118,10 @@ class Relay(Origin):
             if log is not None:
                 log.close()
             raise
+        try:
+            relay.roll(wait=_AT_OPEN)  # for a later start to know where this one began
+        except (OSError, errors.Error) as error:
+            _LOG.warning("%s: its WAL could not be emptied: %s", replica.path, error)
         replica.background.at(sync_interval)
         return relay
 
@@ -206,7 +212,8 @@ class Relay(Origin):
 
     @property
     def _roll_due(self) -> bool:
-        return self._tail.frame >= self._roll_frames and time.monotonic() >= self._retry_at
+        due = self._tail.frame >= self._roll_frames or not self._trail.kept
+        return due and time.monotonic() >= self._retry_at
 
     def roll(self, *, wait: float = 1.0) -> bool:
         """Copy the WAL into the file and empty it; what it led to is kept as a stretch.
@@ -224,7 +231,7 @@ class Relay(Origin):
             with self._mutex:
                 self._begin()
                 self._tail.end()
-                if self._tail.frame == 0:
+                if self._tail.frame == 0 and self._trail.kept:
                     return True
                 self._tail.repin()
             self._tail.passive()
@@ -264,6 +271,7 @@ class Relay(Origin):
         self._log.write(f"{at}{SUFFIX}", ended.encode(), durable=False)
         hashes = HashTable(at.lineage, at.generation, at.frame, self.page_size, table)
         self._log.save_table(hashes, durable=False)
+        self._trail.kept = True
         for path in self._log.folder.glob("*.hashes"):
             if path.name != f"{at}.hashes":
                 path.unlink(missing_ok=True)

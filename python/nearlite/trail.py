@@ -115,12 +115,18 @@ class Trail:
     Args:
       tail: of the replica, with its pin.
       folder: ``<db>-nearlite/``.
+
+    Attributes:
+      stretches: closed ones, the oldest first.
+      position: where the replica stands.
+      kept: whether a later start finds where the running stretch began.
     """
 
     def __init__(self, tail: Tail, folder: Path) -> None:
         self.tail = tail
         self.folder = folder
-        self.stretches: list[Stretch] = []  # the oldest first
+        self.stretches: list[Stretch] = []
+        self.kept = False
         self._stops: list[tuple[int, int, int, int]] = []
         self._known: dict[Position, tuple[int, int]] = {}
         self.position = Position(0, 0, 0)
@@ -138,7 +144,7 @@ class Trail:
         last = kept[-1] if kept else None
         table = None if last is None else _load_table(self.folder, last)
         if last is not None and table is not None and self._goes_on(last, table):
-            self.stretches = kept
+            self.stretches, self.kept = kept, True
             return
         self.begin()
 
@@ -164,7 +170,7 @@ class Trail:
         Raises:
           DamagedError, NotReplicaError: as `open`.
         """
-        self.stretches = []
+        self.stretches, self.kept = [], False
         for _ in range(_LOOKS):
             self.tail.scan()
             now = self.tail.state()
@@ -226,10 +232,10 @@ class Trail:
         )
 
     def turn(self, ended: Stretch, held: Position | None) -> list[Stretch]:
-        """The WAL was emptied: a new stretch begins where the last one ended.
+        """The WAL is empty: a new stretch begins where the last one ended.
 
         Args:
-          ended: the last one.
+          ended: the last one; that alone where it began when there were no frames in it.
           held: the oldest position that must stay known, if any.
 
         Returns:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from nearlite.changes import Feed, Source
+from nearlite.changes import Feed
 from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
     CORS,
@@ -39,6 +39,7 @@ from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.pipeline import Executor, Upstream
 from nearlite.routes import CURSOR, REPAIR, VERSIONS, Routes
+from nearlite.source import Source
 from nearlite.streams import Limits, baton_key
 
 log = logging.getLogger("nearlite.server")
@@ -107,7 +108,9 @@ class App:
                     owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
                 )
                 feed = Feed(owner, self._answering, program_version())
-                self._routes = Routes(executor, feed, self._answering, self._deadlines, self._guard)
+                self._routes = Routes(
+                    executor, feed.shown, self._answering, self._deadlines, self._guard
+                )
             except BaseException:
                 await loop.run_in_executor(None, owner.close)
                 raise

@@ -55,7 +55,7 @@ class PrimaryApp(App):
                 owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
             )
             feed = Feed(owner, self._answering, program_version())
-            routes = Routes(executor, feed, self._answering, self._deadlines, self._guard)
+            routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
         except BaseException:
             await loop.run_in_executor(None, owner.close)
             raise

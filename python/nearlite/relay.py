@@ -19,12 +19,14 @@ from typing import Final, Literal
 from nearlite import errors
 from nearlite._native._lib import HashError, NotReplicaError
 from nearlite._native.tail import FRAME_HEADER_SIZE, BusyError, Tail, WalResetError
+from nearlite.answers import Answer
 from nearlite.background import LIVE, check_interval
 from nearlite.http import Token
 from nearlite.log import Log
 from nearlite.logformat import HashTable
 from nearlite.network import DEFAULT, Network
 from nearlite.origin import Origin
+from nearlite.position import Position
 from nearlite.replica import Replica
 from nearlite.trail import SUFFIX, Stretch, Trail
 
@@ -159,6 +161,20 @@ class Relay(Origin):
             state="nothing of it was given out as whole",
             action="try again: it repairs itself from its own upstream",
         )
+
+    def changes(
+        self,
+        start: Position,
+        state_hash: int | None = None,
+        *,
+        compress: bool = False,
+        compact: bool = False,
+    ) -> Answer | None:
+        """As of any origin, but a replica that is ahead of this one has to wait for it (rule A9)."""
+        try:
+            return super().changes(start, state_hash, compress=compress, compact=compact)
+        except errors.UpstreamBehindError:
+            return None
 
     # ------------------------------------------------------------ frames and positions
 

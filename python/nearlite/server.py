@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from nearlite.changes import Feed, Source
+from nearlite.changes import Feed
 from nearlite.cold import cold_paths
 from nearlite.exchange import (
     CORS,
@@ -38,6 +38,7 @@ from nearlite.exchange import (
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.routes import CURSOR, REPAIR, VERSIONS
+from nearlite.source import Source
 
 log = logging.getLogger("nearlite.server")
 

@@ -28,10 +28,12 @@ from nearlite.errors import (
     DiskFullError,
     HistoryGoneError,
     LineageError,
+    OfflineError,
     PrimaryRestoredError,
     StateMismatchError,
     SyncError,
     UnauthorizedError,
+    UpstreamBehindError,
 )
 from nearlite.position import Position
 
@@ -280,7 +282,13 @@ def state_of_request(status: int, code: str) -> str:
     and a failure of its own. Of a gateway in between (502, 504) nothing is known, nor what it means by
     a success that is none of ours (204).
     """
-    before = code in ("SHUTTING_DOWN", "DISK_FULL", "DATABASE_REPLACED")
+    before = code in (
+        "SHUTTING_DOWN",
+        "DISK_FULL",
+        "DATABASE_REPLACED",
+        "UPSTREAM_UNREACHABLE",
+        "UPSTREAM_REFUSED",
+    )
     if code == "RESPONSE_TOO_LARGE" or status < 400 or (status >= 500 and not before):
         return REQUEST_SENT
     return "nothing was carried out"
@@ -331,4 +339,8 @@ def _refusal(status: int, code: str, message: str, state: str) -> SyncError:
         )
     if code == "DISK_FULL":
         return DiskFullError(text, state=state, action=MAKE_ROOM)
+    if code in ("UPSTREAM_UNREACHABLE", "UPSTREAM_LOST"):
+        return OfflineError(text, state=state, action="try again")
+    if code == "UPSTREAM_BEHIND":
+        return UpstreamBehindError(text, state=state, action="try again in a moment")
     return SyncError(text, state=state, action="see the primary's log" if status >= 500 else "")

@@ -74,15 +74,16 @@ def stop(at: int, act: Act | Hold) -> Spoiler:
     def spoil(pieces: Pieces) -> Spoiled:
         left: int | None = at
         for piece in pieces:
-            if left is not None and len(piece) > left:
-                yield piece[:left]
-                yield act
-                if isinstance(act, Act):
-                    return
-                piece, left = piece[left:], None
-            elif left is not None:
-                left -= len(piece)
-            yield piece
+            if left is None or len(piece) <= left:
+                left = None if left is None else left - len(piece)
+                yield piece
+                continue
+            yield piece[:left]
+            yield act
+            if isinstance(act, Act):
+                return
+            yield piece[left:]
+            left = None
 
     return spoil
 

@@ -29,7 +29,7 @@ ROOMS = [
     "asked",
     "sending",
     "polls shown",
-    "changes running routes server applications inspection watching",
+    "delivered changes running routes server applications inspection watching",
     "pool connection serve shell microbench demo",
     "cli",
     "__main__",

@@ -8,6 +8,7 @@ import http.client
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import sqlite3
@@ -30,7 +31,8 @@ from serving import (
     transaction,
 )
 
-from nearlite import connection, errors, serve
+from nearlite import connection, delivered, errors, serve
+from nearlite.exchange import HttpError
 from nearlite.position import Position
 from nearlite.server import App
 from nearlite.streams import Limits
@@ -1135,3 +1137,50 @@ def test_a_client_cannot_damage_the_file(
     answer = client.pipeline(*before, execute(sql), CLOSE)
     assert "message" in answer["results"][len(before)]["error"]
     assert client.rows("PRAGMA quick_check") == [["ok"]]
+
+
+# ---------------------------------------------------------------- delivered twice
+
+
+def numbered(client: Client, number: str, *requests: Any, baton: str | None = None) -> Any:
+    body = json.dumps({"baton": baton, "requests": [*requests, {"type": "close"}]}).encode()
+    return client.request("POST", "/v3/pipeline", body, nearlite_request=number)
+
+
+def test_a_request_that_is_delivered_twice_is_carried_out_once(client: Client) -> None:
+    client.run("DROP TABLE IF EXISTS numbered", "CREATE TABLE numbered(a)")
+    insert = execute("INSERT INTO numbered VALUES(1)")
+    other = Client(client.port, whole=False)  # does not take the short cut
+    for first, second in [(client, other), (other, client), (client, client)]:
+        number = secrets.token_hex(8)
+        assert numbered(first, number, insert).status == 200
+        again = numbered(second, number, insert)
+        assert (again.status, again.json["code"]) == (409, "REQUEST_REPEATED")
+    assert client.rows("SELECT count(*) FROM numbered") == [[3]]
+    other.close()
+
+
+def test_a_request_that_was_not_carried_out_may_come_again(client: Client) -> None:
+    number = secrets.token_hex(8)
+    assert numbered(client, number, execute("SELECT 1"), baton="no such").status == 400
+    assert numbered(client, number, execute("SELECT 1")).status == 200
+    for malformed in ("", "12", "G" * 16, "f" * 17):
+        assert numbered(client, malformed, execute("SELECT 1")).json["code"] == "BAD_REQUEST"
+
+
+def test_numbers_of_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivered, "MANY", 10)
+    known = delivered.Delivered()
+
+    def comes(number: int) -> bool:
+        try:
+            found = known.number({"headers": [(b"nearlite-request", b"%016x" % number)]})
+        except HttpError:
+            return False
+        known.note(found)
+        return True
+
+    for number in range(1000):
+        assert comes(number)
+        assert not any(comes(before) for before in range(max(0, number - 9), number + 1))
+    assert comes(0)

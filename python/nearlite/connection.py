@@ -42,7 +42,7 @@ _LENGTH: Final = b"content-length"
 _OURS: Final = b"nearlite-"
 # A value cannot be mistaken: whoever uses it takes nothing but digits and the like.
 _VARYING: Final = re.compile(
-    rb"\r\n(content-length|nearlite-(?:position|hash|counters|read)): *([^\r\n]*)(?=\r\n)",
+    rb"\r\n(content-length|nearlite-(?:position|hash|counters|read|request)): *([^\r\n]*)(?=\r\n)",
     re.IGNORECASE,
 )
 _HELD: Final = 64 << 10  # bytes of further requests that wait in memory for an answer

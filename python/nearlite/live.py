@@ -235,11 +235,7 @@ class Live:
             if response.status == 204:
                 at = as_of(response)
                 response.read(0)
-<<<<<<< HEAD
-                self._nothing(poll, response.header("nearlite-position"))
-=======
-                self._nothing(poll, at)
->>>>>>> main
+                self._nothing(poll, at, response.header("nearlite-position"))
                 return None
             if response.status != 200:
                 self._refused(poll, response)
@@ -293,17 +289,10 @@ class Live:
             return self._ask(since)
         return None
 
-<<<<<<< HEAD
-    def _nothing(self, poll: _Poll, position: str) -> None:
-        """The time of a poll is over."""
-        poll.pull.nothing_new(position)
-        self._replica.is_equal(poll.since.position, time.monotonic())
-=======
-    def _nothing(self, poll: _Poll, at: float) -> None:
+    def _nothing(self, poll: _Poll, at: float, position: str) -> None:
         """The time of a poll is over; at that monotonic time the primary stood where the replica stands."""
-        poll.pull.nothing_new()
+        poll.pull.nothing_new(position)
         self._replica.is_equal(poll.since.position, at)
->>>>>>> main
         # One that stops answers at once, and so does a server that knows nothing of waiting.
         self._worked(eager=time.monotonic() - poll.at < poll.wait / 2)
 

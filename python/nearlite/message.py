@@ -9,7 +9,7 @@ transfer codings other than ``chunked``.
 from __future__ import annotations
 
 import io
-from typing import Final
+from typing import Any, Final
 
 # Bounds on a head that a hostile server sends; ours has a handful of short lines.
 _LINE_LIMIT: Final = 16 * 1024
@@ -39,7 +39,7 @@ class Answer:
 
     __slots__ = ("_chunk", "_chunked", "_reader", "headers", "keep_alive", "length", "status")
 
-    def __init__(self, reader: io.BufferedReader, *, bodiless: bool = False) -> None:
+    def __init__(self, reader: io.BufferedReader[Any], *, bodiless: bool = False) -> None:
         self._reader = reader
         version, self.status = self._status_line()
         self.headers = self._header_lines()

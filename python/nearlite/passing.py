@@ -50,6 +50,7 @@ _UP: Final = frozenset(
         b"nearlite-hash",
         b"nearlite-counters",
         b"nearlite-read",
+        b"nearlite-request",
     ]
 )
 _DOWN: Final = (

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from nearlite import hrana
 from nearlite.asked import ReplicaOf
+from nearlite.delivered import Delivered
 from nearlite.exchange import (
     JSON,
     Answering,
@@ -67,6 +68,7 @@ class Routes:
         self._answering = answering
         self._deadlines = deadlines
         self.guard = guard
+        self._delivered = Delivered()
         self._working: set[asyncio.Task[None]] = set()
 
     @property
@@ -89,7 +91,9 @@ class Routes:
         else:
             loop = asyncio.get_running_loop()
             request = await loop.run_in_executor(None, hrana.decode_pipeline, body)
+        number = self._delivered.number(scope)
         running = Running(self._executor, VERSIONS[path], request, scope)
+        self._delivered.note(number)
         await _Run(self, running, path, scope, replica).whole(receive, send)
 
     def short(self, path: str, scope: Scope, body: bytes, client: Client) -> bool:
@@ -103,6 +107,7 @@ class Routes:
         try:
             replica = self.shown.replica(scope) if path == SQL else None
             request = hrana.decode_pipeline(body)
+            number = self._delivered.number(scope)
             running = Running(self._executor, VERSIONS[path], request, scope)
         except Exception:  # noqa: BLE001 - whatever it is, it is told the usual way
             return False
@@ -114,8 +119,10 @@ class Routes:
             return False
         except Exception:
             log.exception("a request failed")
+            self._delivered.note(number)
             run.refuse(failed(), client)
             return True
+        self._delivered.note(number)
         if complete:
             run.end(client)
         elif not running.group(lambda complete: run.grouped(complete, client)):

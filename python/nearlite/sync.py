@@ -278,8 +278,8 @@ def primary_is_full(text: str, code: int) -> DiskFullError:
 def state_of_request(status: int, code: str) -> str:
     """What became of SQL that was answered with an error status instead of results.
 
-    Our server refuses before it runs anything, with two exceptions: an answer that came out too large,
-    and a failure of its own. Of a gateway in between (502, 504) nothing is known, nor what it means by
+    Our server refuses before it runs anything, with three exceptions: an answer that came out too large,
+    a failure of its own, and a request that it had got before. Of a gateway in between (502, 504) nothing is known, nor what it means by
     a success that is none of ours (204).
     """
     before = code in (
@@ -289,7 +289,11 @@ def state_of_request(status: int, code: str) -> str:
         "UPSTREAM_UNREACHABLE",
         "UPSTREAM_REFUSED",
     )
-    if code == "RESPONSE_TOO_LARGE" or status < 400 or (status >= 500 and not before):
+    if (
+        code in ("RESPONSE_TOO_LARGE", "REQUEST_REPEATED")
+        or status < 400
+        or (status >= 500 and not before)
+    ):
         return REQUEST_SENT
     return "nothing was carried out"
 
@@ -337,6 +341,8 @@ def _refusal(status: int, code: str, message: str, state: str) -> SyncError:
             state=state,
             action="move the local file away and connect again",
         )
+    if code == "REQUEST_REPEATED":
+        return SyncError(text, state=state, action="look whether it was, before you repeat it")
     if code == "DISK_FULL":
         return DiskFullError(text, state=state, action=MAKE_ROOM)
     if code in ("UPSTREAM_UNREACHABLE", "UPSTREAM_LOST"):

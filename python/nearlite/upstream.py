@@ -90,7 +90,10 @@ class Notes:
 
     def headers(self) -> dict[str, str]:
         """Of the request."""
-        headers = {"Nearlite-Counters": ",".join(map(str, self.counters))}
+        headers = {
+            "Nearlite-Counters": ",".join(map(str, self.counters)),
+            "Nearlite-Request": os.urandom(8).hex(),
+        }
         if self.read:
             headers["Nearlite-Read"] = self.read
         return headers

@@ -624,6 +624,10 @@ class Replica(Observed):
             if applied is None and not header.target.precedes(self.state().position):
                 self.sync(timeout=left(deadline))
         except SyncError as error:
+            if response.header("nearlite-autocommit") == "0":
+                error.state = "nothing was committed: the primary rolls the transaction back"
+                error.action = "call rollback() and start again"
+                raise
             error.state = f"the request was carried out on the primary; {error.state}"
             error.action = (
                 "do not repeat it: when the cause is gone, sync() brings its effects here"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
 from nearlite import errors
 from nearlite.asked import (
     NO_STORE,
@@ -9,20 +13,21 @@ from nearlite.asked import (
     Seen,
     leads_to,
     page_of,
-    position_of,
+    poll_of,
     query_of,
     refusals,
     refuse_if_full,
-    replica_of,
-    seconds_of,
 )
-from nearlite.exchange import JSON, Answering, HttpError, Scope, Send
+from nearlite.exchange import JSON, Answering, Client, HttpError, Receive, Scope, Send, Whole
 from nearlite.leaving import Leaving
-from nearlite.polls import Polls
+from nearlite.polls import Poll, Polls, nothing_new
 from nearlite.sending import Sending
 from nearlite.shown import Shown
 from nearlite.source import PageSet, Source
-from nearlite.wire import DIFFERENCES_TYPE, PAGE_SET_TYPE, Ask, Differences, RequestError, Status
+from nearlite.wire import DIFFERENCES_TYPE, Ask, Differences, RequestError, Status
+
+CHANGES: Final = "/nl/v1/changes/"
+Guard = Callable[[Scope, Send, Awaitable[None]], Awaitable[None]]
 
 
 class Feed:
@@ -32,18 +37,23 @@ class Feed:
       source: the primary.
       answering: sends.
       version: of this program, told in status.
+      guard: awaits a handler and answers its exceptions.
+      folder: of the primary's log, for unlinked files.
 
     Attributes:
       polls: who waits.
       shown: answers what replicas write.
     """
 
-    def __init__(self, source: Source, answering: Answering, version: str) -> None:
+    def __init__(
+        self, source: Source, answering: Answering, version: str, *, guard: Guard, folder: Path
+    ) -> None:
         self._source = source
+        self._guard = guard
         self._answering = answering
         self._version = version
         self._seen = Seen()
-        self._sending = Sending(source, answering)
+        self._sending = Sending(source, answering, folder)
         self.polls = Polls(source, self._sending)
         self.shown = Shown(source, self._sending, answering, self._seen)
 
@@ -64,8 +74,8 @@ class Feed:
 
     async def snapshot(self, scope: Scope, send: Send) -> None:
         """``GET snapshot?from=&z=``."""
-        self._seen.note(scope)
-        query = query_of(scope)
+        self._seen.note(scope.get("client"))
+        query = query_of(scope["query_string"])
         compress = query.get("z") == "1"
         first = page_of(query.get("from"))
         try:
@@ -79,24 +89,46 @@ class Feed:
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
         """``GET changes/{position}?hash=&wait=&z=&v=``."""
-        self._seen.note(scope)
-        query = query_of(scope)
-        replica = replica_of(position_of(text), query.get("hash"), query)
-        wait = seconds_of(query.get("wait"))
-        answer = await self._sending.newer(replica)
-        if answer is None and wait > 0:
-            answer = await self.polls.wait(replica, wait, leaving)
-        if answer is None:
-            await self._answering.whole(
-                send, 204, b"", PAGE_SET_TYPE.encode(), (leads_to(replica.start), NO_STORE)
+        self._seen.note(scope.get("client"))
+        replica, wait = poll_of(text, scope["query_string"])
+        found: Whole | PageSet | None = await self._sending.newer(replica)
+        if found is None:
+            found = (
+                nothing_new(replica) if wait == 0 else await self.polls.wait(replica, wait, leaving)
             )
-            return
-        await self._sending.stream(send, answer, (leads_to(answer.to), PRIVATE))
+        if isinstance(found, Whole):
+            await self._answering.whole(
+                send, found.status, found.body, found.content_type, found.headers
+            )
+        else:
+            await self._sending.stream(send, found, (leads_to(found.to), PRIVATE))
+
+    def poll(self, target: bytes, client: Client) -> bool:
+        """The same for a client on a short cut, without a task as long as it waits.
+
+        Returns:
+          False when nothing was done: it goes the usual way, and is told there what is wrong with it.
+        """
+        path, _, query = target.partition(b"?")
+        try:
+            replica, wait = poll_of(path.decode("ascii").removeprefix(CHANGES), query)
+        except (HttpError, UnicodeDecodeError):
+            return False
+        if wait == 0 or not self._sending.is_near(replica.start):
+            return False
+        self._seen.note(client.address)
+        self.polls.enrol(_Connected(client, self), replica, wait)
+        return True
+
+    async def take(self, scope: Scope, send: Send, answer: PageSet) -> None:
+        """Send what a poll has brought."""
+        headers = (leads_to(answer.to), PRIVATE)
+        await self._guard(scope, send, self._sending.stream(send, answer, headers))
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
-        self._seen.note(scope)
-        compress = query_of(scope).get("z") == "1"
+        self._seen.note(scope.get("client"))
+        compress = query_of(scope["query_string"]).get("z") == "1"
 
         def work() -> PageSet | Differences:
             return self._source.repair(Ask.decode(body), compress=compress)
@@ -116,3 +148,26 @@ class Feed:
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
         self.polls.stop()
+
+
+class _Connected(Poll):
+    """A connection of our own server waits."""
+
+    __slots__ = ("_client", "_feed")
+
+    def __init__(self, client: Client, feed: Feed) -> None:
+        self._client = client
+        self._feed = feed
+        client.wait(self._leave)
+
+    def _leave(self) -> None:
+        self._feed.polls.leave(self)
+
+    def answer(self, whole: Whole) -> None:
+        self._client.send(whole)
+
+    def take(self, answer: PageSet) -> None:
+        async def rest(scope: Scope, _receive: Receive, send: Send) -> None:
+            await self._feed.take(scope, send, answer)
+
+        self._client.proceed(rest)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from nearlite.changes import Feed
+from nearlite.changes import CHANGES, Feed
 from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
     CORS,
@@ -103,11 +103,14 @@ class App:
             loop = asyncio.get_running_loop()
             owner = await loop.run_in_executor(None, self._open_owner)
             try:
-                key = await loop.run_in_executor(None, baton_key, Path(f"{self._path}-nearlite"))
+                folder = Path(f"{self._path}-nearlite")
+                key = await loop.run_in_executor(None, baton_key, folder)
                 executor = Executor(
                     owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
                 )
-                feed = Feed(owner, self._answering, program_version())
+                feed = Feed(
+                    owner, self._answering, program_version(), guard=self._guard, folder=folder
+                )
                 self._routes = Routes(
                     executor, feed.shown, self._answering, self._deadlines, self._guard
                 )
@@ -267,15 +270,22 @@ class App:
 
     def shortcut(self, scope: Scope) -> Shortcut | None:
         """What answers requests with this head where they are received, if they come whole."""
-        if scope["path"] not in VERSIONS or scope["method"] != "POST":
+        path, query = scope["path"], scope["query_string"]
+        polls = path.startswith(CHANGES) and scope["method"] == "GET"
+        if not polls and (path not in VERSIONS or scope["method"] != "POST"):
             return None
         try:
             self._admit(scope)
         except HttpError:
             return None
-        path, query = scope["path"], scope["query_string"]
 
-        def run(varying: Headers, body: bytes, client: Client) -> bool:
+        def poll(target: bytes, _varying: Headers, body: bytes, client: Client) -> bool:
+            feed, executor = self._feed, self._executor
+            if feed is None or executor is None or executor.displaced or body:
+                return False
+            return feed.poll(target, client)
+
+        def run(_target: bytes, varying: Headers, body: bytes, client: Client) -> bool:
             routes = self._routes
             if routes is None:
                 return False
@@ -287,7 +297,7 @@ class App:
             }
             return routes.short(path, head, body, client)
 
-        return run
+        return poll if polls else run
 
     # ------------------------------------------------------------------ native protocol
 

@@ -115,7 +115,8 @@ def serve(
         # Opened here and not by the application: what prevents it is then one line, like any error.
         primary = Primary.open(str(database), durability=durability, roll_bytes=roll_bytes)
         app = App(database, lambda: primary, auth_token=token)
-        listening.listen()  # from here on clients wait instead of being refused
+        http_server.raise_limit()
+        listening.listen(http_server.BACKLOG)  # from here on clients wait instead of being refused
         name = f"[{host}]" if ":" in host else host
         print(f"serving {database} at http://{name}:{listening.getsockname()[1]}", flush=True)
         # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.

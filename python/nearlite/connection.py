@@ -31,8 +31,9 @@ from nearlite.exchange import (
     Whole,
 )
 
-CONNECTIONS: Final = 2048
-"""HTTP connections at a time; requests of those beyond are answered 503."""
+CONNECTIONS: Final = 32_768
+"""HTTP connections at a time, if there are descriptors for them; requests of those beyond are answered 503."""
+_BEYOND: Final = 64  # connections that are heard to be told so; more are closed at once
 _HEAD_SECONDS: Final = 30.0  # for the head of a connection's first request
 _HEAD_BYTES: Final = 64 << 10
 _HEAD_BEGINS: Final = b"HTTP/1.1 "
@@ -157,13 +158,16 @@ def _key(parts: list[bytes]) -> tuple[bytes, ...]:
     return (*parts[::3], *parts[1::3])
 
 
-def protocol(shortcut_of: Callable[[Scope], Shortcut | None]) -> Any:
+def protocol(shortcut_of: Callable[[Scope], Shortcut | None], *, most: int) -> Any:
     """What uvicorn makes of each connection of a server.
 
     Args:
       shortcut_of: the short cut of requests with a head, if there is one.
+      most: connections that there are descriptors for.
     """
-    return partial(_Connection, known=_Known(), shortcut_of=shortcut_of)
+    return partial(
+        _Connection, known=_Known(), shortcut_of=shortcut_of, most=min(most, CONNECTIONS)
+    )
 
 
 class _Connection(HttpToolsProtocol):
@@ -175,6 +179,7 @@ class _Connection(HttpToolsProtocol):
     Args:
       known: of the server.
       shortcut_of: the short cut of requests with a head, if there is one.
+      most: connections of the server at a time.
     """
 
     app: Any
@@ -185,11 +190,13 @@ class _Connection(HttpToolsProtocol):
         *args: Any,
         known: _Known,
         shortcut_of: Callable[[Scope], Shortcut | None],
+        most: int,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._known = known
         self._shortcut_of = shortcut_of
+        self._most = most
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._ended = False  # a message ended within the data that is being parsed
@@ -214,7 +221,10 @@ class _Connection(HttpToolsProtocol):
         self._extensions = {DELIVERY: self.delivery}
         super().connection_made(gathering)  # type: ignore[arg-type]
         # uvicorn's own limit would answer 503 on connections that were there before, too.
-        self.limit_concurrency = 0 if len(self.connections) > CONNECTIONS else None
+        beyond = len(self.connections) - self._most
+        self.limit_concurrency = 0 if beyond > 0 else None
+        if beyond > _BEYOND:
+            transport.abort()
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -30,6 +30,9 @@ WATCH: Final = 0.05
 """Seconds between two looks for commits of other programs, while somebody waits for one."""
 SLICE: Final = 64
 """Polls that are answered in one turn of the event loop: in about a millisecond."""
+PAUSE: Final = 0.002
+"""Seconds from one time that something new is told to the next: of commits that follow each other closer
+replicas get several at once, which costs them and the server less."""
 _TICKS: Final = 32
 """A second: polls end at one of them, the first that is not before their time."""
 _EARLY: Final = 0.05  # ticks that a timer may be early
@@ -100,6 +103,7 @@ class Polls:
         self._looking: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None  # lives while anybody waits
         self._woken = False  # they are about to be
+        self._shown_at = -math.inf  # clock when something new was told
         self._stopped = False
         self.waiting = 0
         self._cancel = source.subscribe(self._committed)
@@ -139,13 +143,15 @@ class Polls:
             self._watch = self._loop.create_task(self._look_for_others())
         group = self._groups.get(replica)
         if group is not None:
-            # There was a look when it was made, and there is one after each commit.
+            # There is a look after it was made, and one after each commit.
             poll.group = group
             group.polls.add(poll)
             return
         group = poll.group = self._groups[replica] = Group(replica)
         group.polls.add(poll)
-        self._look(group)  # after enrolling: no commit is missed
+        # After enrolling: no commit is missed.
+        if not self._pauses():
+            self._look(group)
 
     def leave(self, poll: Poll) -> None:
         """Forget one whose client has left, or that was answered."""
@@ -248,8 +254,20 @@ class Polls:
             with contextlib.suppress(RuntimeError):  # the loop has been closed
                 self._loop.call_soon_threadsafe(self._wake)
 
+    def _pauses(self) -> bool:
+        """Whether something new was told just now: then `_wake` is called, or called again, in a moment."""
+        left = self._shown_at + PAUSE - self._loop.time()
+        if left <= 0:
+            return False
+        if not self._woken:
+            self._woken = True
+            self._loop.call_later(left, self._wake)
+        return True
+
     def _wake(self) -> None:
         self._woken = False
+        if self._pauses():
+            return
         for group in tuple(self._groups.values()):
             if group.looking:
                 group.stale = True
@@ -293,6 +311,7 @@ class Polls:
 
     def _show(self, group: Group, found: PageSet) -> None:
         """Tell a group of a page set, and close that."""
+        self._shown_at = self._loop.time()
         if found.size is not None and found.size <= IN_ONE_PIECE:
             body = b"".join(found)
             found.close()

@@ -29,9 +29,7 @@ OFFERED = 2_000  # a second
 INSERT = pipeline("INSERT INTO note(text) VALUES (?)", "hello from one of sixteen connections")
 # Requests that wrk gave up at its end may still be carried out.
 LAST = "the last one"
-COUNT = (
-    f"SELECT count(*) FROM note WHERE id <= (SELECT max(id) FROM note WHERE text = '{LAST}')"
-)
+COUNT = f"SELECT count(*) FROM note WHERE id <= (SELECT max(id) FROM note WHERE text = '{LAST}')"
 
 _REPLICA = """
 import sys, nearlite

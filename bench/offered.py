@@ -63,6 +63,4 @@ def offer(url: str, body: bytes, *, connections: int, rate: float, seconds: floa
 if __name__ == "__main__":
     url, connections, rate, seconds = sys.argv[1:]
     body = sys.stdin.buffer.read()
-    print(
-        offer(url, body, connections=int(connections), rate=float(rate), seconds=float(seconds))
-    )
+    print(offer(url, body, connections=int(connections), rate=float(rate), seconds=float(seconds)))

@@ -33,7 +33,7 @@ from nearlite.exchange import (
 
 CONNECTIONS: Final = 32_768
 """HTTP connections at a time, if there are descriptors for them; requests of those beyond are answered 503."""
-_BEYOND: Final = 64  # connections that are heard to be told so; more are closed at once
+_BEYOND: Final = 16  # connections that are heard to be told so; more are closed at once
 _HEAD_SECONDS: Final = 30.0  # for the head of a connection's first request
 _HEAD_BYTES: Final = 64 << 10
 _HEAD_BEGINS: Final = b"HTTP/1.1 "

@@ -93,7 +93,9 @@ class Writer:
 
 @contextmanager
 def reached(count: int, folder: Path) -> Open:
-    """p50, p99 and last of `count` raw clients and the replicas together; seconds."""
+    """p50, p99 and last of `count` raw clients and the replicas together, and the latency of a commit that
+    comes while they are told of another; seconds.
+    """
     key = f"fanout_{count}"
     with nearlite_serve(folder) as server, ExitStack() as stack:
         server.run("CREATE TABLE note(id INTEGER PRIMARY KEY, text TEXT NOT NULL)")
@@ -109,26 +111,30 @@ def reached(count: int, folder: Path) -> Open:
         for child in (*replicas, *raw):
             assert _line(child) == "waiting\n"
 
+        def told(position: str) -> list[float]:
+            """When each had what led there."""
+            at: list[float] = []
+            for child in [*raw, *replicas * each]:
+                while (line := json.loads(_line(child)))["position"] != position:
+                    pass
+                at += line["at"]
+            assert len(at) == count + REPLICAS
+            return sorted(at)
+
         def once() -> Sample:
             time.sleep(0.5)  # all have asked again
-            sent, answered, position = writer.commit()
-            told: list[float] = []
-            for child in raw:
-                line = json.loads(_line(child))
-                assert line["position"] == position
-                told += line["at"]
-            for child in replicas:
-                for _ in range(each):
-                    line = json.loads(_line(child))
-                    assert line["position"] == position
-                    told += line["at"]
-            told.sort()
-            assert len(told) == count + REPLICAS
+            sent, _, position = writer.commit()
+            at = told(position)
+            time.sleep(0.5)
+            writer.commit()
+            time.sleep(at[len(at) // 4] - sent)  # in the middle of telling that
+            middle, answered, position = writer.commit()
+            told(position)
             return {
-                key: told[-1] - sent,
-                f"{key}_p50": told[len(told) // 2] - sent,
-                f"{key}_p99": told[len(told) * 99 // 100] - sent,
-                f"{key}_writer": answered - sent,
+                key: at[-1] - sent,
+                f"{key}_p50": at[len(at) // 2] - sent,
+                f"{key}_p99": at[len(at) * 99 // 100] - sent,
+                f"{key}_writer": answered - middle,
             }
 
         def sample() -> Sample:

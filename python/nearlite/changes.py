@@ -9,7 +9,6 @@ from typing import Final
 from nearlite import errors
 from nearlite.asked import (
     NO_STORE,
-    PRIVATE,
     Seen,
     leads_to,
     page_of,
@@ -20,7 +19,7 @@ from nearlite.asked import (
 )
 from nearlite.exchange import JSON, Answering, Client, HttpError, Receive, Scope, Send, Whole
 from nearlite.leaving import Leaving
-from nearlite.polls import Poll, Polls, nothing_new
+from nearlite.polls import Poll, Polls
 from nearlite.sending import Sending
 from nearlite.shown import Shown
 from nearlite.source import PageSet, Source
@@ -75,7 +74,7 @@ class Feed:
     async def snapshot(self, scope: Scope, send: Send) -> None:
         """``GET snapshot?from=&z=``."""
         self._seen.note(scope.get("client"))
-        query = query_of(scope["query_string"])
+        query = query_of(scope.get("query_string", b""))
         compress = query.get("z") == "1"
         first = page_of(query.get("from"))
         try:
@@ -90,21 +89,17 @@ class Feed:
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
         """``GET changes/{position}?hash=&wait=&z=&v=``."""
         self._seen.note(scope.get("client"))
-        replica, wait = poll_of(text, scope["query_string"])
-        found: Whole | PageSet | None = await self._sending.newer(replica)
-        if found is None:
-            found = (
-                nothing_new(replica) if wait == 0 else await self.polls.wait(replica, wait, leaving)
-            )
+        replica, wait = poll_of(text, scope.get("query_string", b""))
+        found = await self.polls.wait(replica, wait, leaving)
         if isinstance(found, Whole):
             await self._answering.whole(
                 send, found.status, found.body, found.content_type, found.headers
             )
         else:
-            await self._sending.stream(send, found, (leads_to(found.to), PRIVATE))
+            await self._sending.stream(send, found, self._sending.told(found.to))
 
     def poll(self, target: bytes, client: Client) -> bool:
-        """The same for a client on a short cut, without a task as long as it waits.
+        """The same for a client on a short cut, without a task unless the answer is large.
 
         Returns:
           False when nothing was done: it goes the usual way, and is told there what is wrong with it.
@@ -114,21 +109,19 @@ class Feed:
             replica, wait = poll_of(path.decode("ascii").removeprefix(CHANGES), query)
         except (HttpError, UnicodeDecodeError):
             return False
-        if wait == 0 or not self._sending.is_near(replica.start):
-            return False
         self._seen.note(client.address)
         self.polls.enrol(_Connected(client, self), replica, wait)
         return True
 
     async def take(self, scope: Scope, send: Send, answer: PageSet) -> None:
         """Send what a poll has brought."""
-        headers = (leads_to(answer.to), PRIVATE)
+        headers = self._sending.told(answer.to)
         await self._guard(scope, send, self._sending.stream(send, answer, headers))
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
         self._seen.note(scope.get("client"))
-        compress = query_of(scope["query_string"]).get("z") == "1"
+        compress = query_of(scope.get("query_string", b"")).get("z") == "1"
 
         def work() -> PageSet | Differences:
             return self._source.repair(Ask.decode(body), compress=compress)

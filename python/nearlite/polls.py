@@ -18,13 +18,12 @@ from collections.abc import Callable, Coroutine
 from typing import Final
 
 from nearlite import errors
-from nearlite.asked import NO_STORE, PRIVATE, ReplicaOf, leads_to, refusals
+from nearlite.asked import ReplicaOf, refusals
 from nearlite.exchange import HttpError, Whole, failed, refused
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.position import Position
-from nearlite.sending import IN_ONE_PIECE, Sending
+from nearlite.sending import IN_ONE_PIECE, SET, Sending
 from nearlite.source import PageSet, Source
-from nearlite.wire import PAGE_SET_TYPE
 
 WATCH: Final = 0.05
 """Seconds between two looks for commits of other programs, while somebody waits for one."""
@@ -36,7 +35,6 @@ replicas get several at once, which costs them and the server less."""
 _TICKS: Final = 32
 """A second: polls end at one of them, the first that is not before their time."""
 _EARLY: Final = 0.05  # ticks that a timer may be early
-_SET: Final = PAGE_SET_TYPE.encode()
 
 log = logging.getLogger("nearlite.server")
 
@@ -63,16 +61,18 @@ class Group:
 
     Attributes:
       replica: what they ask.
+      waits: for a commit; otherwise it is told, too, that there is nothing new.
       polls: who waits, or is still to be told.
       looking: somebody is looking for what is new, in a thread.
       stale: and there was a commit since he began.
       found: tells one what is new; None as long as nothing is.
     """
 
-    __slots__ = ("found", "looking", "polls", "replica", "stale")
+    __slots__ = ("found", "looking", "polls", "replica", "stale", "waits")
 
-    def __init__(self, replica: ReplicaOf) -> None:
+    def __init__(self, replica: ReplicaOf, *, waits: bool = True) -> None:
         self.replica = replica
+        self.waits = waits
         self.polls: set[Poll] = set()
         self.looking = False
         self.stale = False
@@ -109,7 +109,7 @@ class Polls:
         self._cancel = source.subscribe(self._committed)
 
     async def wait(self, replica: ReplicaOf, seconds: float, leaving: Leaving) -> Whole | PageSet:
-        """What is committed after `replica`, or that there is nothing: for whom a task waits.
+        """What is newer than `replica`, or that nothing is: for whom a task waits.
 
         Raises:
           GoneError: the client has left.
@@ -127,10 +127,13 @@ class Polls:
         raise GoneError
 
     def enrol(self, poll: Poll, replica: ReplicaOf, seconds: float) -> None:
-        """Let it wait; it is answered at once if there is something newer."""
-        if self._stopped:
-            poll.group = Group(replica)
-            poll.answer(nothing_new(replica))
+        """Let it wait so long; it is answered at once if there is something newer."""
+        self.waiting += 1
+        if seconds <= 0 or self._stopped:
+            poll.tick = -1
+            group = poll.group = Group(replica, waits=False)
+            group.polls.add(poll)
+            self._look(group)
             return
         tick = poll.tick = math.ceil((self._loop.time() + seconds) * _TICKS)
         ending = self._ends.get(tick)
@@ -138,14 +141,13 @@ class Polls:
             ending = self._ends[tick] = set()
             self._wind(tick)
         ending.add(poll)
-        self.waiting += 1
         if self._watch is None:
             self._watch = self._loop.create_task(self._look_for_others())
-        group = self._groups.get(replica)
-        if group is not None:
+        joined = self._groups.get(replica)
+        if joined is not None:
             # There is a look after it was made, and one after each commit.
-            poll.group = group
-            group.polls.add(poll)
+            poll.group = joined
+            joined.polls.add(poll)
             return
         group = poll.group = self._groups[replica] = Group(replica)
         group.polls.add(poll)
@@ -171,7 +173,7 @@ class Polls:
             self._timer.cancel()
         self._cancel()
         for group in tuple(self._groups.values()):
-            self._tell(group, nothing_new(group.replica))
+            self._tell(group, self._sending.nothing(group.replica))
 
     def _close(self, group: Group) -> None:
         """Nobody joins it any more."""
@@ -216,7 +218,7 @@ class Polls:
             for group, ended in over.items():
                 if not group.polls:
                     self._close(group)
-                self._tell(ended, nothing_new(group.replica))
+                self._tell(ended, self._sending.nothing(group.replica))
         if self._ends:
             self._wind(min(self._ends))
 
@@ -287,6 +289,8 @@ class Polls:
             return
         if found is not None:
             self._show(group, found)
+        elif not group.waits:
+            self._tell(group, self._sending.nothing(group.replica))
 
     def _later(self, group: Group, work: Coroutine[None, None, None]) -> None:
         group.looking = True
@@ -305,17 +309,21 @@ class Polls:
             if found is not None:
                 self._show(group, found)
                 return
+            if not group.waits:
+                self._tell(group, self._sending.nothing(group.replica))
+                return
             if not group.stale:
                 break
         group.looking = False
 
     def _show(self, group: Group, found: PageSet) -> None:
         """Tell a group of a page set, and close that."""
-        self._shown_at = self._loop.time()
+        if group.waits:
+            self._shown_at = self._loop.time()
         if found.size is not None and found.size <= IN_ONE_PIECE:
             body = b"".join(found)
             found.close()
-            self._tell(group, Whole(200, body, _SET, (leads_to(found.to), PRIVATE)))
+            self._tell(group, Whole(200, body, SET, self._sending.told(found.to)))
         elif len(group.polls) > 1:
             self._later(group, self._share(group, found))
         elif group.polls:
@@ -397,11 +405,6 @@ class _Awaited(Poll):
             given = self.future.result()
             if not isinstance(given, Whole):
                 given.close()
-
-
-def nothing_new(replica: ReplicaOf) -> Whole:
-    """The answer where there is nothing newer."""
-    return Whole(204, b"", _SET, (leads_to(replica.start), NO_STORE))
 
 
 def _refusal(error: Exception) -> Whole:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import IO, Final, TypeVar
 
 from nearlite import errors
-from nearlite.asked import ReplicaOf, refusals, refuse_if_full
-from nearlite.exchange import PIECE, Answering, Headers, Send
+from nearlite.asked import NO_STORE, PRIVATE, ReplicaOf, leads_to, refusals, refuse_if_full
+from nearlite.exchange import PIECE, Answering, Headers, Send, Whole
 from nearlite.position import Position
 from nearlite.source import PageSet, Source, State
 from nearlite.wire import PAGE_SET_TYPE
 
+SET: Final = PAGE_SET_TYPE.encode()
 _NEAR: Final = 64
 """Frames: a page set of at most so many pages is made on the event loop, a larger one in a thread."""
 IN_ONE_PIECE: Final = 64 << 10
@@ -76,13 +77,23 @@ class Sending:
         near = here.generation == start.generation and here.frame - start.frame <= _NEAR
         return near and here.lineage == start.lineage
 
+    @staticmethod
+    def told(to: Position) -> Headers:
+        """Headers of changes that lead to a position."""
+        return (leads_to(to), PRIVATE)
+
+    @staticmethod
+    def nothing(replica: ReplicaOf) -> Whole:
+        """The answer to a replica where there is nothing newer."""
+        return Whole(204, b"", SET, (leads_to(replica.start), NO_STORE))
+
     async def stream(
         self,
         send: Send,
         answer: PageSet,
         headers: Headers,
         prefix: bytes = b"",
-        kind: bytes = PAGE_SET_TYPE.encode(),
+        kind: bytes = SET,
     ) -> None:
         """Send a page set, reading a large one in a thread as the client takes it."""
         if answer.size is not None and answer.size + len(prefix) <= IN_ONE_PIECE:

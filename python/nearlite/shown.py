@@ -83,7 +83,7 @@ class Shown:
                 "state; nothing was changed",
             )
         decoded = state_hash.decode("latin-1") if state_hash is not None else None
-        return replica_of(start, decoded, query_of(scope["query_string"]))
+        return replica_of(start, decoded, query_of(scope.get("query_string", b"")))
 
     async def answer(
         self, send: Send, body: bytes, replica: ReplicaOf | None, headers: Headers = ()

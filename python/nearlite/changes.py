@@ -14,7 +14,6 @@ from nearlite.asked import (
     position_of,
     query_of,
     refusals,
-    refuse_if_full,
     replica_of,
     seconds_of,
 )
@@ -80,13 +79,10 @@ class Feed:
         query = query_of(scope)
         compress = query.get("z") == "1"
         first = page_of(query.get("from"))
-        try:
+        with refusals():
             answer = await self._sending.thread(
                 lambda: self._source.snapshot(compress=compress, first=first)
             )
-        except (OSError, errors.OperationalError) as error:
-            refuse_if_full(error)
-            raise
         await self._sending.stream(send, answer, (leads_to(answer.to), NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:

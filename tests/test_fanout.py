@@ -25,6 +25,7 @@ from stock import Stock
 from nearlite import polls as polls_module
 from nearlite import sending, serve
 from nearlite.answers import Answer
+from nearlite.applications import PrimaryApp
 from nearlite.position import Position
 from nearlite.primary import Primary
 from nearlite.server import App
@@ -105,7 +106,7 @@ def served(path: Path, how: str = "serve", **options: Any) -> Iterator[Served]:
         primary.made = made  # type: ignore[attr-defined]
         return primary
 
-    app = App(path, owner)
+    app = PrimaryApp(path, owner)
     with SERVERS[how](app) as port:
         Client(port).run("CREATE TABLE t(a)")
         yield Served(app, port, made)
@@ -341,7 +342,7 @@ def test_a_refusal_reaches_all_who_wait(ours: Served, monkeypatch: pytest.Monkey
     def changes(*_args: object, **_options: object) -> None:
         raise OSError("the disk is not there")
 
-    monkeypatch.setattr(ours.app._owner, "changes", changes)
+    monkeypatch.setattr(ours.app._served, "changes", changes)
     Client(ours.port).run("INSERT INTO t VALUES (1)")
     assert {waiter.answer()[0] for waiter in waiters} == {500}
     monkeypatch.undo()

@@ -24,6 +24,7 @@ _KEPT: Final = 64  # questions
 _HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 NO_STORE: Final = (b"cache-control", b"no-store")
 PRIVATE: Final = (b"cache-control", b"private")
+RETRY_SOON: Final = ((b"retry-after", b"1"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,13 @@ def leads_to(position: Position) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """What a primary says of a position, as its client is told."""
+    """What a source says of a position, as its client is told."""
     try:
         yield
+    except errors.UpstreamBehindError as error:
+        raise HttpError(503, "UPSTREAM_BEHIND", error.message, RETRY_SOON) from None
+    except errors.DamagedError as error:
+        raise HttpError(503, "UPSTREAM_DAMAGED", error.message, RETRY_SOON) from None
     except errors.LineageError as error:
         raise HttpError(409, "LINEAGE_MISMATCH", error.message) from None
     except errors.PrimaryRestoredError as error:

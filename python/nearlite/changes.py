@@ -9,20 +9,22 @@ from typing import Final
 from nearlite import errors
 from nearlite.asked import (
     NO_STORE,
+    RETRY_SOON,
+    ReplicaOf,
     Seen,
     leads_to,
     page_of,
     poll_of,
     query_of,
     refusals,
-    refuse_if_full,
 )
 from nearlite.exchange import JSON, Answering, Client, HttpError, Receive, Scope, Send, Whole
 from nearlite.leaving import Leaving
 from nearlite.polls import Poll, Polls
+from nearlite.refreshing import Refreshing
 from nearlite.sending import Sending
 from nearlite.shown import Shown
-from nearlite.source import PageSet, Source
+from nearlite.source import PageSet, Source, Upstream
 from nearlite.wire import DIFFERENCES_TYPE, Ask, Differences, RequestError, Status
 
 CHANGES: Final = "/nl/v1/changes/"
@@ -33,11 +35,12 @@ class Feed:
     """Answers replicas. Event loop thread only.
 
     Args:
-      source: the primary.
+      source: the primary, or a replica that serves replicas.
       answering: sends.
       version: of this program, told in status.
       guard: awaits a handler and answers its exceptions.
-      folder: of the primary's log, for unlinked files.
+      folder: of the source's log, for unlinked files.
+      upstream: of such a replica.
 
     Attributes:
       polls: who waits.
@@ -45,14 +48,23 @@ class Feed:
     """
 
     def __init__(
-        self, source: Source, answering: Answering, version: str, *, guard: Guard, folder: Path
+        self,
+        source: Source,
+        answering: Answering,
+        version: str,
+        *,
+        guard: Guard,
+        folder: Path,
+        upstream: Upstream | None = None,
     ) -> None:
         self._source = source
+        self._upstream = upstream
+        self._refreshing = None if upstream is None else Refreshing(upstream.refresh)
         self._guard = guard
         self._answering = answering
         self._version = version
         self._seen = Seen()
-        self._sending = Sending(source, answering, folder)
+        self._sending = Sending(source, answering, folder, upstream)
         self.polls = Polls(source, self._sending)
         self.shown = Shown(source, self._sending, answering, self._seen)
 
@@ -68,7 +80,7 @@ class Feed:
             replicas=self._seen.count(),
             version=self._version,
         )
-        headers = (leads_to(state.position), NO_STORE)
+        headers = (leads_to(state.position), NO_STORE, *self._sending.age())
         await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
 
     async def snapshot(self, scope: Scope, send: Send) -> None:
@@ -77,26 +89,26 @@ class Feed:
         query = query_of(scope.get("query_string", b""))
         compress = query.get("z") == "1"
         first = page_of(query.get("from"))
-        try:
+        with refusals():
             answer = await self._sending.thread(
                 lambda: self._source.snapshot(compress=compress, first=first)
             )
-        except (OSError, errors.OperationalError) as error:
-            refuse_if_full(error)
-            raise
         await self._sending.stream(send, answer, (leads_to(answer.to), NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
         """``GET changes/{position}?hash=&wait=&z=&v=``."""
         self._seen.note(scope.get("client"))
         replica, wait = poll_of(text, scope.get("query_string", b""))
+        stale = None if wait > 0 else await self._refreshed()
         found = await self.polls.wait(replica, wait, leaving)
-        if isinstance(found, Whole):
-            await self._answering.whole(
-                send, found.status, found.body, found.content_type, found.headers
-            )
-        else:
+        if not isinstance(found, Whole):
             await self._sending.stream(send, found, self._sending.told(found.to))
+            return
+        if found.status == 204 and wait == 0:
+            self._check_reach(replica, stale)
+        await self._answering.whole(
+            send, found.status, found.body, found.content_type, found.headers
+        )
 
     def poll(self, target: bytes, client: Client) -> bool:
         """The same for a client on a short cut, without a task unless the answer is large.
@@ -109,6 +121,8 @@ class Feed:
             replica, wait = poll_of(path.decode("ascii").removeprefix(CHANGES), query)
         except (HttpError, UnicodeDecodeError):
             return False
+        if wait == 0 and self._upstream is not None:
+            return False  # which has to be asked first
         self._seen.note(client.address)
         self.polls.enrol(_Connected(client, self), replica, wait)
         return True
@@ -126,6 +140,7 @@ class Feed:
         def work() -> PageSet | Differences:
             return self._source.repair(Ask.decode(body), compress=compress)
 
+        await self._refreshed()
         with refusals():
             try:
                 found = await self._sending.thread(work)
@@ -137,6 +152,23 @@ class Feed:
             await self._answering.whole(send, 200, found.encode(), kind, headers)
         else:
             await self._sending.stream(send, found, (leads_to(found.to), NO_STORE))
+
+    # ------------------------------------------------------------------ below an upstream
+
+    async def _refreshed(self) -> errors.Error | None:
+        """Find out what the primary has now; what prevented that."""
+        return None if self._refreshing is None else await self._refreshing.now()
+
+    def _check_reach(self, replica: ReplicaOf, stale: errors.Error | None) -> None:
+        """Whether "nothing newer" is the truth. Raises HttpError."""
+        if stale is not None:
+            message = f"the upstream could not be asked: {stale}"
+            raise HttpError(503, "UPSTREAM_UNREACHABLE", message, RETRY_SOON)
+        if self._upstream is not None and replica.start > self._source.latest:
+            message = (
+                f"the replica is at {replica.start}, its upstream at {self._source.latest} only"
+            )
+            raise HttpError(503, "UPSTREAM_BEHIND", message, RETRY_SOON)
 
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""

@@ -29,7 +29,7 @@ from nearlite.errors import DamagedError, Error, SyncError
 from nearlite.failing import UnfoundedError
 from nearlite.http import Deadline, Response, Sent, Transport
 from nearlite.position import Position
-from nearlite.receiving import Meter, SetReader
+from nearlite.receiving import Meter, SetReader, as_of
 from nearlite.sync import Fetch, Local, Pull
 
 HEARTBEAT: Final = 10.0
@@ -72,7 +72,7 @@ class Followed(Protocol):
         """One pull, with what it knows to do about refusals."""
 
     def is_equal(self, position: Position, at: float) -> None:
-        """The primary said at that monotonic time that it stands there, and so does the replica."""
+        """The primary stood there at that monotonic time, and so does the replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +233,9 @@ class Live:
             )  # the primary is there: it must not stand still
             deadline.restart()
             if response.status == 204:
+                at = as_of(response)
                 response.read(0)
-                self._nothing(poll)
+                self._nothing(poll, at)
                 return None
             if response.status != 200:
                 self._refused(poll, response)
@@ -246,7 +247,7 @@ class Live:
             arrived = self._replica.receive(header, reader)
         try:
             with contextlib.closing(arrived):
-                following, moved, visible = self._apply(arrived, deadline, started)
+                following, moved, visible = self._apply(arrived, deadline)
         except UnfoundedError as error:
             self._replica.doubt(error)
             return None
@@ -256,7 +257,7 @@ class Live:
         return following
 
     def _apply(
-        self, arrived: Arrived, deadline: Deadline, at: float
+        self, arrived: Arrived, deadline: Deadline
     ) -> tuple[_Poll | None, Position | None, float]:
         """Apply it and ask for what comes after it; where that led, if it did, and when.
 
@@ -275,7 +276,7 @@ class Live:
                 following.sent.close()  # somebody else has moved the file, further or not so far
                 following = None
             if target.position.precedes(now.position):
-                self._replica.is_equal(target.position, at)
+                self._replica.is_equal(target.position, arrived.as_of)
         except BaseException:
             if following is not None:
                 following.sent.close()
@@ -288,10 +289,10 @@ class Live:
             return self._ask(since)
         return None
 
-    def _nothing(self, poll: _Poll) -> None:
-        """The time of a poll is over."""
+    def _nothing(self, poll: _Poll, at: float) -> None:
+        """The time of a poll is over; at that monotonic time the primary stood where the replica stands."""
         poll.pull.nothing_new()
-        self._replica.is_equal(poll.since.position, time.monotonic())
+        self._replica.is_equal(poll.since.position, at)
         # One that stops answers at once, and so does a server that knows nothing of waiting.
         self._worked(eager=time.monotonic() - poll.at < poll.wait / 2)
 

@@ -69,6 +69,15 @@ class Routes:
         self.guard = guard
         self._working: set[asyncio.Task[None]] = set()
 
+    @property
+    def displaced(self) -> bool:
+        """Whether the database's file was replaced or removed under the server."""
+        return self._executor.displaced
+
+    async def close(self) -> None:
+        """Finish what is queued, roll back what is open."""
+        await self._executor.close()
+
     # ------------------------------------------------------------------ pipelines
 
     async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,7 +15,7 @@ from nearlite import errors
 from nearlite.asked import NO_STORE, PRIVATE, ReplicaOf, leads_to, refusals, refuse_if_full
 from nearlite.exchange import PIECE, Answering, Headers, Send, Whole
 from nearlite.position import Position
-from nearlite.source import PageSet, Source, State
+from nearlite.source import PageSet, Source, State, Upstream
 from nearlite.wire import PAGE_SET_TYPE
 
 SET: Final = PAGE_SET_TYPE.encode()
@@ -38,10 +38,14 @@ class Sending:
       source: the primary.
       answering: sends.
       folder: for unlinked files.
+      upstream: of a replica that serves replicas.
     """
 
-    def __init__(self, source: Source, answering: Answering, folder: Path) -> None:
+    def __init__(
+        self, source: Source, answering: Answering, folder: Path, upstream: Upstream | None
+    ) -> None:
         self._source = source
+        self._upstream = upstream
         self._folder = folder
         self._answering = answering
         self._loop = asyncio.get_running_loop()
@@ -77,15 +81,20 @@ class Sending:
         near = here.generation == start.generation and here.frame - start.frame <= _NEAR
         return near and here.lineage == start.lineage
 
-    @staticmethod
-    def told(to: Position) -> Headers:
+    def told(self, to: Position) -> Headers:
         """Headers of changes that lead to a position."""
-        return (leads_to(to), PRIVATE)
+        return (leads_to(to), PRIVATE, *self.age())
 
-    @staticmethod
-    def nothing(replica: ReplicaOf) -> Whole:
+    def nothing(self, replica: ReplicaOf) -> Whole:
         """The answer to a replica where there is nothing newer."""
-        return Whole(204, b"", SET, (leads_to(replica.start), NO_STORE))
+        return Whole(204, b"", SET, (leads_to(replica.start), NO_STORE, *self.age()))
+
+    def age(self) -> Headers:
+        """How long ago what is answered was known to be the primary's state."""
+        if self._upstream is None:
+            return ()
+        age = self._upstream.age
+        return ((b"nearlite-age", b"inf" if age is None else b"%.3f" % age),)
 
     async def stream(
         self,

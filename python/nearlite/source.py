@@ -1,4 +1,4 @@
-"""What feeds replicas, as the server sees it: a primary."""
+"""What feeds replicas, as the server sees it: a primary, or a replica that serves replicas."""
 
 from __future__ import annotations
 
@@ -93,3 +93,14 @@ class Source(Protocol):
 
     def subscribe(self, callback: Callable[[Position], None]) -> Callable[[], None]:
         """Call back after commits, on the committing thread."""
+
+
+class Upstream(Protocol):
+    """What a replica that serves replicas knows of the one above it."""
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since it was last known to equal the primary; None: not since it was opened."""
+
+    def refresh(self) -> None:
+        """Bring it to where the primary stands now."""

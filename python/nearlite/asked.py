@@ -7,11 +7,12 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qs
 
 from nearlite import errors
-from nearlite.exchange import HttpError, Scope
+from nearlite.exchange import HttpError
 from nearlite.position import Position
 
 MAX_WAIT: Final = 25.0
@@ -19,6 +20,7 @@ MAX_WAIT: Final = 25.0
 SEEN_SECONDS: Final = 60.0
 """A replica counts as seen for so long after its last request."""
 _SEEN_MAX: Final = 10_000
+_KEPT: Final = 64  # questions
 _HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 NO_STORE: Final = (b"cache-control", b"no-store")
 PRIVATE: Final = (b"cache-control", b"private")
@@ -47,13 +49,13 @@ class Seen:
 
     def __init__(self) -> None:
         self._seen: dict[object, float] = {}
+        self._many = _SEEN_MAX
 
-    def note(self, scope: Scope) -> None:
-        """One has asked."""
-        client = scope.get("client")
-        self._seen[tuple(client) if client else None] = time.monotonic()
-        if len(self._seen) > _SEEN_MAX:
-            self.count()
+    def note(self, address: object) -> None:
+        """One has asked; `address` as ASGI has it."""
+        self._seen[address if isinstance(address, tuple) else str(address)] = time.monotonic()
+        if len(self._seen) > self._many:
+            self._many = max(_SEEN_MAX, 2 * self.count())
 
     def count(self) -> int:
         """How many there are."""
@@ -97,10 +99,22 @@ def refuse_if_full(error: OSError | errors.OperationalError) -> None:
         ) from error
 
 
-def query_of(scope: Scope) -> dict[str, str]:
+def query_of(query: bytes) -> dict[str, str]:
     """The parameters of a request; the last of each name."""
-    text = scope.get("query_string", b"").decode("latin-1")
+    text = query.decode("latin-1")
     return {key: values[-1] for key, values in parse_qs(text).items()} if text else {}
+
+
+@lru_cache(_KEPT)  # many ask the same
+def poll_of(position: str, query: bytes) -> tuple[ReplicaOf, float]:
+    """What ``GET changes/{position}?{query}`` asks, and for how many seconds it waits.
+
+    Raises:
+      HttpError: it is no good question.
+    """
+    given = query_of(query)
+    replica = replica_of(position_of(position), given.get("hash"), given)
+    return replica, _seconds(given.get("wait"))
 
 
 def replica_of(start: Position, state_hash: str | None, query: dict[str, str]) -> ReplicaOf:
@@ -134,7 +148,7 @@ def page_of(text: str | None) -> int:
     return int(text)
 
 
-def seconds_of(text: str | None) -> float:
+def _seconds(text: str | None) -> float:
     """How long a poll waits, at most MAX_WAIT. Raises HttpError: it is no number."""
     if text is None:
         return 0.0

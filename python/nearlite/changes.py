@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
 from nearlite import errors
 from nearlite.asked import (
     NO_STORE,
-    PRIVATE,
     RETRY_SOON,
     ReplicaOf,
     Seen,
     leads_to,
     page_of,
-    position_of,
+    poll_of,
     query_of,
     refusals,
-    refuse_if_full,
-    replica_of,
-    seconds_of,
 )
-from nearlite.exchange import JSON, Answering, Headers, HttpError, Scope, Send
+from nearlite.exchange import JSON, Answering, Client, HttpError, Receive, Scope, Send, Whole
 from nearlite.leaving import Leaving
-from nearlite.polls import Polls
+from nearlite.polls import Poll, Polls
 from nearlite.refreshing import Refreshing
 from nearlite.sending import Sending
 from nearlite.shown import Shown
 from nearlite.source import PageSet, Source, Upstream
-from nearlite.wire import DIFFERENCES_TYPE, PAGE_SET_TYPE, Ask, Differences, RequestError, Status
+from nearlite.wire import DIFFERENCES_TYPE, Ask, Differences, RequestError, Status
+
+CHANGES: Final = "/nl/v1/changes/"
+Guard = Callable[[Scope, Send, Awaitable[None]], Awaitable[None]]
 
 
 class Feed:
@@ -35,6 +38,8 @@ class Feed:
       source: the primary, or a replica that serves replicas.
       answering: sends.
       version: of this program, told in status.
+      guard: awaits a handler and answers its exceptions.
+      folder: of the source's log, for unlinked files.
       upstream: of such a replica.
 
     Attributes:
@@ -47,15 +52,19 @@ class Feed:
         source: Source,
         answering: Answering,
         version: str,
+        *,
+        guard: Guard,
+        folder: Path,
         upstream: Upstream | None = None,
     ) -> None:
         self._source = source
         self._upstream = upstream
         self._refreshing = None if upstream is None else Refreshing(upstream.refresh)
+        self._guard = guard
         self._answering = answering
         self._version = version
         self._seen = Seen()
-        self._sending = Sending(source, answering)
+        self._sending = Sending(source, answering, folder, upstream)
         self.polls = Polls(source, self._sending)
         self.shown = Shown(source, self._sending, answering, self._seen)
 
@@ -71,46 +80,62 @@ class Feed:
             replicas=self._seen.count(),
             version=self._version,
         )
-        headers = (leads_to(state.position), NO_STORE, *self._age())
+        headers = (leads_to(state.position), NO_STORE, *self._sending.age())
         await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
 
     async def snapshot(self, scope: Scope, send: Send) -> None:
         """``GET snapshot?from=&z=``."""
-        self._seen.note(scope)
-        query = query_of(scope)
+        self._seen.note(scope.get("client"))
+        query = query_of(scope.get("query_string", b""))
         compress = query.get("z") == "1"
         first = page_of(query.get("from"))
-        try:
+        with refusals():
             answer = await self._sending.thread(
                 lambda: self._source.snapshot(compress=compress, first=first)
             )
-        except (OSError, errors.OperationalError) as error:
-            refuse_if_full(error)
-            raise
         await self._sending.stream(send, answer, (leads_to(answer.to), NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
         """``GET changes/{position}?hash=&wait=&z=&v=``."""
-        self._seen.note(scope)
-        query = query_of(scope)
-        replica = replica_of(position_of(text), query.get("hash"), query)
-        wait = seconds_of(query.get("wait"))
+        self._seen.note(scope.get("client"))
+        replica, wait = poll_of(text, scope.get("query_string", b""))
         stale = None if wait > 0 else await self._refreshed()
-        answer = await self._sending.newer(replica)
-        if answer is None and wait > 0:
-            answer = await self.polls.wait(replica, wait, leaving)
-        if answer is None:
-            if wait == 0:
-                self._check_reach(replica, stale)
-            headers = (leads_to(replica.start), NO_STORE, *self._age())
-            await self._answering.whole(send, 204, b"", PAGE_SET_TYPE.encode(), headers)
+        found = await self.polls.wait(replica, wait, leaving)
+        if not isinstance(found, Whole):
+            await self._sending.stream(send, found, self._sending.told(found.to))
             return
-        await self._sending.stream(send, answer, (leads_to(answer.to), PRIVATE, *self._age()))
+        if found.status == 204 and wait == 0:
+            self._check_reach(replica, stale)
+        await self._answering.whole(
+            send, found.status, found.body, found.content_type, found.headers
+        )
+
+    def poll(self, target: bytes, client: Client) -> bool:
+        """The same for a client on a short cut, without a task unless the answer is large.
+
+        Returns:
+          False when nothing was done: it goes the usual way, and is told there what is wrong with it.
+        """
+        path, _, query = target.partition(b"?")
+        try:
+            replica, wait = poll_of(path.decode("ascii").removeprefix(CHANGES), query)
+        except (HttpError, UnicodeDecodeError):
+            return False
+        if wait == 0 and self._upstream is not None:
+            return False  # which has to be asked first
+        self._seen.note(client.address)
+        self.polls.enrol(_Connected(client, self), replica, wait)
+        return True
+
+    async def take(self, scope: Scope, send: Send, answer: PageSet) -> None:
+        """Send what a poll has brought."""
+        headers = self._sending.told(answer.to)
+        await self._guard(scope, send, self._sending.stream(send, answer, headers))
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
-        self._seen.note(scope)
-        compress = query_of(scope).get("z") == "1"
+        self._seen.note(scope.get("client"))
+        compress = query_of(scope.get("query_string", b"")).get("z") == "1"
 
         def work() -> PageSet | Differences:
             return self._source.repair(Ask.decode(body), compress=compress)
@@ -145,13 +170,29 @@ class Feed:
             )
             raise HttpError(503, "UPSTREAM_BEHIND", message, RETRY_SOON)
 
-    def _age(self) -> Headers:
-        """How long ago what is answered was known to be the primary's state."""
-        if self._upstream is None:
-            return ()
-        age = self._upstream.age
-        return ((b"nearlite-age", b"inf" if age is None else b"%.3f" % age),)
-
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
         self.polls.stop()
+
+
+class _Connected(Poll):
+    """A connection of our own server waits."""
+
+    __slots__ = ("_client", "_feed")
+
+    def __init__(self, client: Client, feed: Feed) -> None:
+        self._client = client
+        self._feed = feed
+        client.wait(self._leave)
+
+    def _leave(self) -> None:
+        self._feed.polls.leave(self)
+
+    def answer(self, whole: Whole) -> None:
+        self._client.send(whole)
+
+    def take(self, answer: PageSet) -> None:
+        async def rest(scope: Scope, _receive: Receive, send: Send) -> None:
+            await self._feed.take(scope, send, answer)
+
+        self._client.proceed(rest)

@@ -8,6 +8,7 @@ then the rest is read ahead, into memory or an unlinked file.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from nearlite._native.tail import Reader, chunk_pages
 from nearlite.generation import Generations
 from nearlite.logstate import now_ms
 from nearlite.position import Position
-from nearlite.wire import NOWHERE, Ask, Differences, pack_compact
+from nearlite.wire import NOWHERE, Ask, Behind, Differences, pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview
@@ -57,11 +58,13 @@ class Answer:
       to: the position it leads to.
       size: bytes, or None when it is compressed while it is sent.
       patience: seconds after which `read_ahead` is due; None: it holds nothing that others wait for.
+      transactions: how many of the primary's it brings; None: nobody counted them.
 
     Iterating yields the bytes, once; `close` releases what an answer not read to its end holds.
     """
 
     patience: float | None = None
+    transactions: int | None = None
 
     def __init__(self, to: Position, size: int | None, chunks: Iterator[bytes]) -> None:
         self.to = to
@@ -188,8 +191,8 @@ class Answers:
     def __init__(self, generations: Generations) -> None:
         self._g = generations
         self._tail = generations.tail
-        self._cache: dict[Key, bytes] = {}
-        self.commit_ms = now_ms()
+        self._cache: dict[Key, tuple[bytes, int]] = {}
+        self.commit_ms = _written_ms(generations.log.database)
 
     def changes(
         self,
@@ -221,10 +224,11 @@ class Answers:
         if start == to:
             return None
         key = (start, to, compress, compact)
-        data = self._cache.get(key)
-        if data is not None:
-            return Answer(to, len(data), iter((data,)))
-        if not self._g.select(start):
+        kept = self._cache.get(key)
+        if kept is not None:
+            return _whole(to, *kept)
+        transactions = self._g.select(start)
+        if transactions is None:
             raise self._gone(start)
         head = self.header(start, known)
         told: bytes | None = None
@@ -234,9 +238,22 @@ class Answers:
                 told = pack_compact(told)
         made = told or self._of_selection(head, compress=compress, wait=wait)
         if isinstance(made, Answer):
+            made.transactions = transactions
             return made
-        self._remember(key, made)
-        return Answer(to, len(made), iter((made,)))
+        self._remember(key, made, transactions)
+        return _whole(to, made, transactions)
+
+    def ahead_of(self, start: Position) -> Behind | None:
+        """What `Primary.ahead_of` answers; inside begin/end."""
+        to = self._g.position
+        if start.lineage != to.lineage or start > to or self._g.history(start) is None:
+            return None
+        transactions = self._g.select(start)
+        if transactions is None:
+            return None
+        # A roll alone moves the position, and changes nothing that anybody would miss.
+        pages = self._tail.selected() if transactions else 0
+        return Behind(transactions, pages * self._tail.page_size)
 
     def _of_selection(self, head: SetHeader, *, compress: bool, wait: bool) -> Answer | bytes:
         """The set of the pages that were gathered; a small one as its bytes.
@@ -274,7 +291,7 @@ class Answers:
             self._check_history(ask.claimed, to)
         if ask.since == NOWHERE:
             self._tail.select()
-        elif ask.since.lineage != to.lineage or ask.since > to or not self._g.select(ask.since):
+        elif ask.since.lineage != to.lineage or ask.since > to or self._g.select(ask.since) is None:
             raise self._gone(ask.since)
         bits = self._tail.compare(ask.runs, ask.ranges)
         if ask.ranges:
@@ -335,12 +352,29 @@ class Answers:
             snapshot=start is None,
         )
 
-    def _remember(self, key: Key, data: bytes) -> None:
+    def _remember(self, key: Key, data: bytes, transactions: int) -> None:
         if len(data) > _CACHED_BYTES:
             return
         while len(self._cache) >= _CACHED:
             self._cache.pop(next(iter(self._cache)))
-        self._cache[key] = data
+        self._cache[key] = data, transactions
+
+
+def _written_ms(database: Path) -> int:
+    """When the newest commit was made, as far as the files tell: at the start nobody has seen one."""
+    times = []
+    for path in (database, database.with_name(f"{database.name}-wal")):
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            if stat.st_size > 0:
+                times.append(stat.st_mtime_ns // 1_000_000)
+    return min(max(times, default=now_ms()), now_ms())
+
+
+def _whole(to: Position, data: bytes, transactions: int) -> Answer:
+    answer = Answer(to, len(data), iter((data,)))
+    answer.transactions = transactions
+    return answer
 
 
 def snapshot_runs(pages: int, page_size: int, start: int = 1) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from nearlite.wire import (
     DIFFERENCES_TYPE,
     PAGE_SET_TYPE,
     Ask,
+    Behind,
     Differences,
     RequestError,
     Status,
@@ -60,6 +61,10 @@ class PageSet(Protocol):
     @property
     def size(self) -> int | None:
         """Bytes, when known from the beginning."""
+
+    @property
+    def transactions(self) -> int | None:
+        """How many of the primary's it brings, when known."""
 
     def __iter__(self) -> Iterator[bytes]:
         """Its bytes, once."""
@@ -123,6 +128,12 @@ class Source(Protocol):
     ) -> PageSet | None:
         """From a position to now; None when there is nothing newer."""
 
+    def ahead_of(self, start: Position) -> tuple[State, Behind | None]:
+        """Where it stands, and how far that is ahead of a position, where that is known."""
+
+    def clock(self) -> int:
+        """Milliseconds since 1970, by the clock that `commit_ms` is of."""
+
     def snapshot(self, *, compress: bool = False, first: int = 1) -> PageSet:
         """All pages from that one on."""
 
@@ -176,9 +187,16 @@ class Feed:
 
     # ------------------------------------------------------------------ routes
 
-    async def status(self, send: Send, *, head: bool) -> None:
-        """``GET status``."""
-        state = self.state()
+    async def status(self, scope: Scope, send: Send) -> None:
+        """``GET status?from=``."""
+        head = scope["method"] == "HEAD"
+        text, behind = _query(scope).get("from"), None
+        if text is None:
+            state = self.state()
+        else:
+            start = _position(text)
+            with _refusals():  # for a full disk
+                state, behind = await self._thread(lambda: self._source.ahead_of(start))
         status = Status(
             position=state.position,
             hash=state.hash,
@@ -187,6 +205,8 @@ class Feed:
             commit_ms=state.commit_ms,
             replicas=self._replicas(),
             version=self._version,
+            now_ms=self._source.clock(),
+            behind=behind,
         )
         headers = (_at(state.position), _NO_STORE)
         await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
@@ -222,10 +242,18 @@ class Feed:
                 self._waiting -= 1
         if answer is None:
             await self._answering.whole(
-                send, 204, b"", PAGE_SET_TYPE.encode(), (_at(replica.start), _NO_STORE)
+                send,
+                204,
+                b"",
+                PAGE_SET_TYPE.encode(),
+                (_at(replica.start), self._clock(), _NO_STORE),
             )
             return
-        await self._stream(send, answer, (_at(answer.to), _PRIVATE))
+        headers = (_at(answer.to), *_brings(answer), self._clock(), _PRIVATE)
+        await self._stream(send, answer, headers)
+
+    def _clock(self) -> tuple[bytes, bytes]:
+        return (b"nearlite-clock", b"%d" % self._source.clock())
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
@@ -298,7 +326,7 @@ class Feed:
             log.exception(_UNSHOWN)
             at = _UNKNOWN
         prefix = answer_prefix(body)
-        fields = _fields(at, headers, inside=replica is None)
+        fields = _fields(at, (*headers, *_brings(answer)), inside=replica is None)
         if answer is None:
             await self._answering.whole(send, 200, prefix, _ANSWER, fields)
         else:
@@ -329,7 +357,8 @@ class Feed:
         if answer is not None:
             whole += b"".join(answer)
             answer.close()
-        return whole, _ANSWER, _fields(at, headers, inside=replica is None)
+        fields = _fields(at, (*headers, *_brings(answer)), inside=replica is None)
+        return whole, _ANSWER, fields
 
     def position(self) -> tuple[bytes, bytes]:
         """The header that tells the position of the newest commit; never raises."""
@@ -497,6 +526,13 @@ _UNKNOWN: Final = (b"nearlite-position", b"unknown")
 
 def _at(position: Position) -> tuple[bytes, bytes]:
     return (b"nearlite-position", str(position).encode())
+
+
+def _brings(answer: PageSet | None) -> Headers:
+    """How many transactions a page set brings, where that is known."""
+    if answer is None or answer.transactions is None:
+        return ()
+    return ((b"nearlite-transactions", b"%d" % answer.transactions),)
 
 
 @contextlib.contextmanager

@@ -199,7 +199,9 @@ def status(
         found = inspection.file_status(existing(target))
         if against is None or found["kind"] != "replica":
             return found
-        primary = inspection.primary_status(against, token=token, timeout=timeout)
+        primary = inspection.primary_status(
+            against, token=token, timeout=timeout, since=found["position"]
+        )
         return inspection.compare(found, primary)
 
     if watch:

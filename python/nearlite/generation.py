@@ -181,11 +181,16 @@ class Generations:
         index = self._index_of(old)
         return index.lookup(start.frame) if index else None
 
-    def select(self, start: Position) -> bool:
-        """Gather the pages changed since `start`; False when the log no longer tells."""
+    def select(self, start: Position) -> int | None:
+        """Gather the pages changed since `start`.
+
+        Returns:
+          How many transactions changed them, what other programs did while nobody looked counted as
+          one; None when the log no longer tells.
+        """
         self.tail.select()
         state = self.state
-        after = start.frame
+        after, transactions = start.frame, 0
         if start.generation < state.generation:
             for old in state.archived:
                 if old.generation < start.generation:
@@ -194,12 +199,15 @@ class Generations:
                 if old.generation > start.generation or not unchanged:
                     index = self._index_of(old)
                     if index is None:
-                        return False
+                        return None
                     first = old.generation == start.generation
                     self.tail.select_pairs(index.pairs, start.frame if first else 0)
+                    # The first entry of an index is where its generation began.
+                    since = start.frame if first else index.start
+                    transactions += index.transactions(since) + old.foreign
             after = state.base.frame
         self.tail.select_frames(after)
-        return True
+        return transactions + self.tail.transactions(after)
 
     def frame_of(self, start: Position) -> int | None:
         """The frame of the running generation at which the database is as it was at `start`.

@@ -62,6 +62,9 @@ class Followed(Protocol):
     def stands_at(self, deadline: Deadline) -> Local:
         """Where it stands; the file has been found to be what it says."""
 
+    def hears(self, response: Response, header: SetHeader | None, at: float) -> None:
+        """The head of an answer came at that monotonic time; `header`: a page set comes with it."""
+
     def receive(self, header: SetHeader, reader: SetReader) -> Arrived:
         """Receive a set to its end."""
 
@@ -234,6 +237,7 @@ class Live:
             deadline.restart()
             if response.status == 204:
                 response.read(0)
+                self._replica.hears(response, None, started)
                 self._nothing(poll)
                 return None
             if response.status != 200:
@@ -243,6 +247,7 @@ class Live:
             reader = SetReader(response, meter, poll.pull.stands)
             header = reader.header()
             poll.pull.header(header)  # raises unless it leads on from there
+            self._replica.hears(response, header, started)
             arrived = self._replica.receive(header, reader)
         try:
             with contextlib.closing(arrived):

@@ -33,7 +33,7 @@ from nearlite.logstate import RETAIN_SECONDS, Durability, now_ms
 from nearlite.position import Position
 from nearlite.roll import Roller
 from nearlite.startup import StartUp
-from nearlite.wire import Ask, Differences
+from nearlite.wire import Ask, Behind, Differences
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 _LOG = logging.getLogger("nearlite")
@@ -311,6 +311,17 @@ class Primary:
                 start, state_hash, compress=compress, compact=compact, wait=wait
             )
         )
+
+    def ahead_of(self, start: Position) -> tuple[PrimaryState, Behind | None]:
+        """Where it stands, and how far that is ahead of a position; None where the log does not tell.
+
+        That is another history, or one that is not kept any more: nothing is refused.
+        """
+        return self._answered(lambda _: (self._state(), self._answers.ahead_of(start)))
+
+    def clock(self) -> int:
+        """Milliseconds since 1970, by the clock that the times of commits are of."""
+        return now_ms()
 
     def repair(self, ask: Ask, *, compress: bool = False) -> Answer | Differences:
         """What differs between a replica's pages and those of now.

@@ -292,7 +292,7 @@ class App:
         feed = self._feed
         assert feed is not None
         if name == "status":
-            await feed.status(send, head=scope["method"] == "HEAD")
+            await feed.status(scope, send)
         elif scope["method"] == "HEAD":
             raise _not_allowed(b"GET, OPTIONS")
         elif name.startswith("changes/"):

@@ -54,6 +54,13 @@ def reads(serve: Serve, folder: Path) -> Open:
 @contextmanager
 def writes(serve: Serve, folder: Path) -> Open:
     """Single-row autocommit inserts: requests per second."""
+    with notes_written(serve, folder) as (_, sample):
+        yield sample
+
+
+@contextmanager
+def notes_written(serve: Serve, folder: Path) -> Iterator[tuple[Server, Callable[[], Sample]]]:
+    """The same, with the server they are sent to."""
     with _notes(serve, folder) as server:
 
         def rows() -> int:
@@ -70,7 +77,7 @@ def writes(serve: Serve, folder: Path) -> Open:
             assert written > 0.9 * run.requests
             return run.per_second * written / run.requests
 
-        yield sample
+        yield server, sample
 
 
 def bench_pipeline_reads(pairs: Pairs, tmp_path: Path) -> None:

@@ -235,6 +235,8 @@ class Live:
                 self._replica.timeout
             )  # the primary is there: it must not stand still
             deadline.restart()
+            # The next one is about to be sent; what is told to others on the way shall say so.
+            self.is_open = self.is_open or response.status in (200, 204)
             if response.status == 204:
                 response.read(0)
                 self._replica.hears(response, None, started)

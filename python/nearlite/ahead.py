@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from nearlite import wire
@@ -24,6 +25,8 @@ from nearlite.sync import Local, refusal
 
 _STATUS_LIMIT: Final = 64 * 1024  # bytes of a status answer
 _TELLINGS: Final = 16
+_COUNTED: Final = 10_000
+"""Positions whose transactions are known at most."""
 _DIGITS: Final = 15  # milliseconds of thirty thousand years
 
 
@@ -41,11 +44,15 @@ class Clock:
         """An answer whose head came at the monotonic time `at` says that it is `ms` there."""
         self._differences.append(at - ms / 1000)
 
-    def seconds_since(self, ms: int) -> float:
-        """What has passed since then; by this machine's clock where the primary never told its own."""
+    def now_ms(self) -> int:
+        """What it is there; by this machine's own clock where the primary never told."""
         differences = tuple(self._differences)  # other threads add to it
         now = time.monotonic() - min(differences) if differences else time.time()
-        return max(0.0, now - ms / 1000)
+        return int(now * 1000)
+
+    def seconds_since(self, ms: int) -> float:
+        """What has passed since then."""
+        return max(0.0, (self.now_ms() - ms) / 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +85,17 @@ class _Told:
 
 
 class Ahead:
-    """What the primary said last. Any thread: each telling replaces the one before as a whole."""
+    """What the primary said last. Any thread: each telling replaces the one before as a whole.
+
+    Attributes:
+      counts: transactions at the last positions that were brought, from some beginning on: what one that
+        serves replicas tells them. None: nobody wants to know.
+    """
 
     def __init__(self) -> None:
         self._clock = Clock()
         self._told: _Told | None = None
+        self.counts: dict[Position, int] | None = None
 
     def clock(self, response: Response, at: float) -> None:
         """The head of an answer came at that monotonic time."""
@@ -100,7 +113,32 @@ class Ahead:
             header.count * header.page_size,
             header.commit_ms,
         )
+        if self.counts is not None:
+            self._count(self.counts, header, transactions)
         return transactions
+
+    def _count(
+        self, counts: dict[Position, int], header: SetHeader, transactions: int | None
+    ) -> None:
+        before = counts.get(header.start)
+        if before is not None and transactions is not None:
+            counts[header.target] = before + transactions
+            if len(counts) > _COUNTED:
+                self.counts = dict(islice(counts.items(), _COUNTED // 2, None))
+        elif transactions is not None:  # it does not go on from what came before
+            self.counts = {header.start: 0, header.target: transactions}
+        else:
+            self.counts = {}
+
+    def between(self, start: Position, to: Position) -> int | None:
+        """How many transactions lie between two positions that were brought here; None: not known."""
+        counts = self.counts or {}
+        before, after = counts.get(start), counts.get(to)
+        return None if before is None or after is None else after - before
+
+    def now_ms(self) -> int:
+        """The primary's clock, milliseconds since 1970."""
+        return self._clock.now_ms()
 
     def status(self, start: Position, status: wire.Status, at: float) -> None:
         """It was asked how far it is ahead of `start`."""

@@ -1,4 +1,4 @@
-"""Page sets of the primary, encoded: from the position of a replica to now.
+"""Page sets, encoded: from the position of a replica to now.
 
 Small ones are one call of C and kept for others who ask the same. Large ones are read through a handle
 of their own, beside commits and small answers, and are sent while they are being read. A client's pace
@@ -8,13 +8,12 @@ then the rest is read ahead, into memory or an unlinked file.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 from nearlite import errors
 from nearlite._native.frames import (
@@ -24,8 +23,7 @@ from nearlite._native.frames import (
     chunk_size,
     lock_page,
 )
-from nearlite._native.tail import Reader, chunk_pages
-from nearlite.generation import Generations
+from nearlite._native.tail import Reader, Tail, chunk_pages
 from nearlite.logstate import now_ms
 from nearlite.position import Position
 from nearlite.wire import NOWHERE, Ask, Behind, Differences, pack_compact
@@ -179,6 +177,33 @@ def _failing(error: Exception) -> Iterator[bytes]:
     yield b""
 
 
+class History(Protocol):
+    """How the frames of a database and the positions of its lineage belong together."""
+
+    tail: Tail
+    folder: Path
+    """For unlinked files."""
+
+    @property
+    def position(self) -> Position:
+        """Of the last frame taken."""
+
+    def history(self, start: Position) -> int | None:
+        """State hash at a position of this lineage, or None when it is not (or no longer) known."""
+
+    def select(self, start: Position) -> bool:
+        """Gather the pages changed since `start`; False when that is no longer known."""
+
+    def transactions(self, start: Position) -> int | None:
+        """How many of the primary's transactions came after `start`; None: nobody counted them."""
+
+    def frame_of(self, start: Position) -> int | None:
+        """The frame of this WAL at which the database is as it was at `start`, if there is one."""
+
+    def ahead(self, start: Position) -> errors.SyncError:
+        """What it means that a replica stands at `start`, which is later than `position`."""
+
+
 class Answers:
     """Builds page sets inside a read transaction of the tail.
 
@@ -188,11 +213,11 @@ class Answers:
       commit_ms: when the newest commit was first seen.
     """
 
-    def __init__(self, generations: Generations) -> None:
-        self._g = generations
-        self._tail = generations.tail
-        self._cache: dict[Key, tuple[bytes, int]] = {}
-        self.commit_ms = _written_ms(generations.log.database)
+    def __init__(self, history: History) -> None:
+        self._h = history
+        self._tail = history.tail
+        self._cache: dict[Key, tuple[bytes, int | None]] = {}
+        self.commit_ms = now_ms()
 
     def changes(
         self,
@@ -203,7 +228,7 @@ class Answers:
         compact: bool,
         wait: bool,
     ) -> Answer | None:
-        """What `Primary.changes` answers; inside begin/end.
+        """What `Origin.changes` answers; inside begin/end.
 
         Args:
           start, state_hash, compress, compact: as there.
@@ -212,7 +237,7 @@ class Answers:
         Raises:
           BusyError: a commit came in between: begin again.
         """
-        to = self._g.position
+        to = self._h.position
         known = self._known(start, to)
         if state_hash is not None and state_hash != known:
             raise errors.StateMismatchError(
@@ -227,9 +252,9 @@ class Answers:
         kept = self._cache.get(key)
         if kept is not None:
             return _whole(to, *kept)
-        transactions = self._g.select(start)
-        if transactions is None:
+        if not self._h.select(start):
             raise self._gone(start)
+        transactions = self._h.transactions(start)
         head = self.header(start, known)
         told: bytes | None = None
         if compact:
@@ -244,16 +269,16 @@ class Answers:
         return _whole(to, made, transactions)
 
     def ahead_of(self, start: Position) -> Behind | None:
-        """What `Primary.ahead_of` answers; inside begin/end."""
-        to = self._g.position
-        if start.lineage != to.lineage or start > to or self._g.history(start) is None:
+        """What `Origin.ahead_of` answers; inside begin/end."""
+        to = self._h.position
+        if start.lineage != to.lineage or start > to or self._h.history(start) is None:
             return None
-        transactions = self._g.select(start)
-        if transactions is None:
+        if not self._h.select(start):
             return None
+        transactions = self._h.transactions(start)
         # A roll alone moves the position, and changes nothing that anybody would miss.
-        pages = self._tail.selected() if transactions else 0
-        return Behind(transactions, pages * self._tail.page_size)
+        pages = 0 if transactions == 0 or start == to else self._tail.selected()
+        return Behind(0 if start == to else transactions, pages * self._tail.page_size)
 
     def _of_selection(self, head: SetHeader, *, compress: bool, wait: bool) -> Answer | bytes:
         """The set of the pages that were gathered; a small one as its bytes.
@@ -267,20 +292,20 @@ class Answers:
         head = head.replace(count=count)
         if count * self._tail.page_size > _AT_ONCE and not wait:
             reader = self._tail.detach()
-            return LargeAnswer(reader, head, self._g.log.folder, compress=compress)
+            return LargeAnswer(reader, head, self._h.folder, compress=compress)
         pieces = _pieces(self._tail, head, compress=compress)
         if count * self._tail.page_size > _IN_MEMORY:
-            spool, size = _spool(pieces, self._g.log.folder)
+            spool, size = _spool(pieces, self._h.folder)
             return Answer(head.target, size, _read_out(spool))
         return b"".join(bytes(piece) for piece in pieces)
 
     def repair(self, ask: Ask, *, compress: bool, wait: bool) -> Answer | Differences:
-        """What `Primary.repair` answers; inside begin/end.
+        """What `Origin.repair` answers; inside begin/end.
 
         Raises:
           BusyError: as in `changes`.
         """
-        to = self._g.position
+        to = self._h.position
         if ask.page_size != self._tail.page_size:
             raise errors.LineageError(
                 f"the replica has pages of {ask.page_size} bytes, this primary of "
@@ -291,7 +316,7 @@ class Answers:
             self._check_history(ask.claimed, to)
         if ask.since == NOWHERE:
             self._tail.select()
-        elif ask.since.lineage != to.lineage or ask.since > to or self._g.select(ask.since) is None:
+        elif ask.since.lineage != to.lineage or ask.since > to or not self._h.select(ask.since):
             raise self._gone(ask.since)
         bits = self._tail.compare(ask.runs, ask.ranges)
         if ask.ranges:
@@ -303,7 +328,7 @@ class Answers:
 
     def _compact(self, start: Position, head: SetHeader, most: int) -> bytes | None:
         """The selection told from what the reader has, if it is at most so many pages."""
-        frame = self._g.frame_of(start)
+        frame = self._h.frame_of(start)
         if frame is None or self._tail.selected() > most:
             return None
         return self._tail.compact(head, frame)
@@ -311,13 +336,12 @@ class Answers:
     def _known(self, start: Position, to: Position) -> int:
         """State hash at `start`, or why it cannot be served."""
         self._check_history(start, to)
-        known = self._g.history(start)
+        known = self._h.history(start)
         if known is None:
             raise self._gone(start)
         return known
 
-    @staticmethod
-    def _check_history(start: Position, to: Position) -> None:
+    def _check_history(self, start: Position, to: Position) -> None:
         """Refuse a replica that may hold what this primary does not."""
         if start.lineage != to.lineage:
             raise errors.LineageError(
@@ -326,10 +350,7 @@ class Answers:
                 action="bootstrap a new replica",
             )
         if start > to:
-            raise errors.PrimaryRestoredError(
-                f"the replica is at {start}, the primary at {to}: it was restored to an older state",
-                action="bootstrap the replica again, or restore the newer primary",
-            )
+            raise self._h.ahead(start)
 
     @staticmethod
     def _gone(start: Position) -> errors.HistoryGoneError:
@@ -345,14 +366,14 @@ class Answers:
             pages=self._tail.pages,
             count=0,
             start=start or Position(0, 0, 0),
-            target=self._g.position,
+            target=self._h.position,
             hash_start=hash_start,
             hash_target=self._tail.hash,
             commit_ms=self.commit_ms,
             snapshot=start is None,
         )
 
-    def _remember(self, key: Key, data: bytes, transactions: int) -> None:
+    def _remember(self, key: Key, data: bytes, transactions: int | None) -> None:
         if len(data) > _CACHED_BYTES:
             return
         while len(self._cache) >= _CACHED:
@@ -360,18 +381,7 @@ class Answers:
         self._cache[key] = data, transactions
 
 
-def _written_ms(database: Path) -> int:
-    """When the newest commit was made, as far as the files tell: at the start nobody has seen one."""
-    times = []
-    for path in (database, database.with_name(f"{database.name}-wal")):
-        with contextlib.suppress(FileNotFoundError):
-            stat = path.stat()
-            if stat.st_size > 0:
-                times.append(stat.st_mtime_ns // 1_000_000)
-    return min(max(times, default=now_ms()), now_ms())
-
-
-def _whole(to: Position, data: bytes, transactions: int) -> Answer:
+def _whole(to: Position, data: bytes, transactions: int | None) -> Answer:
     answer = Answer(to, len(data), iter((data,)))
     answer.transactions = transactions
     return answer

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from nearlite import errors
 from nearlite._native import faults
 from nearlite._native.tail import Tail, TailState
 from nearlite.log import Log
@@ -33,6 +34,7 @@ class Generations:
 
     def __init__(self, log: Log, tail: Tail) -> None:
         self.log = log
+        self.folder = log.folder
         self.tail = tail
         self.state: State
         self.journaled = 0
@@ -181,33 +183,47 @@ class Generations:
         index = self._index_of(old)
         return index.lookup(start.frame) if index else None
 
-    def select(self, start: Position) -> int | None:
-        """Gather the pages changed since `start`.
-
-        Returns:
-          How many transactions changed them, what other programs did while nobody looked counted as
-          one; None when the log no longer tells.
-        """
+    def select(self, start: Position) -> bool:
+        """Gather the pages changed since `start`; False when the log no longer tells."""
         self.tail.select()
-        state = self.state
-        after, transactions = start.frame, 0
-        if start.generation < state.generation:
-            for old in state.archived:
-                if old.generation < start.generation:
-                    continue
-                unchanged = not old.foreign and old.frame == start.frame
-                if old.generation > start.generation or not unchanged:
-                    index = self._index_of(old)
-                    if index is None:
-                        return None
-                    first = old.generation == start.generation
-                    self.tail.select_pairs(index.pairs, start.frame if first else 0)
-                    # The first entry of an index is where its generation began.
-                    since = start.frame if first else index.start
-                    transactions += index.transactions(since) + old.foreign
-            after = state.base.frame
-        self.tail.select_frames(after)
-        return transactions + self.tail.transactions(after)
+        for index in self._since(start):
+            if index is None:
+                return False
+            first = index.generation == start.generation
+            self.tail.select_pairs(index.pairs, start.frame if first else 0)
+        self.tail.select_frames(self._after(start))
+        return True
+
+    def transactions(self, start: Position) -> int | None:
+        """How many came after `start`; None when the log no longer tells.
+
+        What other programs did while nobody looked counts as one.
+        """
+        found = self.tail.transactions(self._after(start))
+        for index in self._since(start):
+            if index is None:
+                return None
+            # The first entry of an index is where its generation began.
+            first = index.generation == start.generation
+            found += index.transactions(start.frame if first else index.start)
+        return found + sum(
+            old.foreign for old in self.state.archived if old.generation >= start.generation
+        )
+
+    def _since(self, start: Position) -> Iterator[Index | None]:
+        """Indexes of closed generations that changed something after `start`; None for a missing one."""
+        for old in self.state.archived:
+            unchanged = not old.foreign and (old.generation, old.frame) == (
+                start.generation,
+                start.frame,
+            )
+            if old.generation >= start.generation and not unchanged:
+                yield self._index_of(old)
+
+    def _after(self, start: Position) -> int:
+        """The frame of the running generation after which all is newer than `start`."""
+        running = start.generation == self.state.generation
+        return start.frame if running else self.state.base.frame
 
     def frame_of(self, start: Position) -> int | None:
         """The frame of the running generation at which the database is as it was at `start`.
@@ -220,6 +236,14 @@ class Generations:
         if old is None or old.generation != self.state.generation - 1:
             return None
         return None if old.foreign or old.frame != start.frame else self.state.base.frame
+
+    def ahead(self, start: Position) -> errors.PrimaryRestoredError:
+        """A replica at `start` holds what this primary does not."""
+        return errors.PrimaryRestoredError(
+            f"the replica is at {start}, the primary at {self.position}: it was restored to an older "
+            "state",
+            action="bootstrap the replica again, or restore the newer primary",
+        )
 
     def _archived(self, generation: int) -> Archived | None:
         for old in reversed(self.state.archived):

@@ -29,7 +29,7 @@ from nearlite.errors import DamagedError, Error, SyncError
 from nearlite.failing import UnfoundedError
 from nearlite.http import Deadline, Response, Sent, Transport
 from nearlite.position import Position
-from nearlite.receiving import Meter, SetReader
+from nearlite.receiving import Meter, SetReader, as_of
 from nearlite.sync import Fetch, Local, Pull
 
 HEARTBEAT: Final = 10.0
@@ -75,7 +75,7 @@ class Followed(Protocol):
         """One pull, with what it knows to do about refusals."""
 
     def is_equal(self, position: Position, at: float) -> None:
-        """The primary said at that monotonic time that it stands there, and so does the replica."""
+        """The primary stood there at that monotonic time, and so does the replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +238,10 @@ class Live:
             # The next one is about to be sent; what is told to others on the way shall say so.
             self.is_open = self.is_open or response.status in (200, 204)
             if response.status == 204:
+                at = as_of(response)
                 response.read(0)
                 self._replica.hears(response, None, started)
-                self._nothing(poll)
+                self._nothing(poll, at)
                 return None
             if response.status != 200:
                 self._refused(poll, response)
@@ -253,7 +254,7 @@ class Live:
             arrived = self._replica.receive(header, reader)
         try:
             with contextlib.closing(arrived):
-                following, moved, visible = self._apply(arrived, deadline, started)
+                following, moved, visible = self._apply(arrived, deadline)
         except UnfoundedError as error:
             self._replica.doubt(error)
             return None
@@ -263,7 +264,7 @@ class Live:
         return following
 
     def _apply(
-        self, arrived: Arrived, deadline: Deadline, at: float
+        self, arrived: Arrived, deadline: Deadline
     ) -> tuple[_Poll | None, Position | None, float]:
         """Apply it and ask for what comes after it; where that led, if it did, and when.
 
@@ -282,7 +283,7 @@ class Live:
                 following.sent.close()  # somebody else has moved the file, further or not so far
                 following = None
             if target.position.precedes(now.position):
-                self._replica.is_equal(target.position, at)
+                self._replica.is_equal(target.position, arrived.as_of)
         except BaseException:
             if following is not None:
                 following.sent.close()
@@ -295,10 +296,10 @@ class Live:
             return self._ask(since)
         return None
 
-    def _nothing(self, poll: _Poll) -> None:
-        """The time of a poll is over."""
+    def _nothing(self, poll: _Poll, at: float) -> None:
+        """The time of a poll is over; at that monotonic time the primary stood where the replica stands."""
         poll.pull.nothing_new()
-        self._replica.is_equal(poll.since.position, time.monotonic())
+        self._replica.is_equal(poll.since.position, at)
         # One that stops answers at once, and so does a server that knows nothing of waiting.
         self._worked(eager=time.monotonic() - poll.at < poll.wait / 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -109,10 +110,12 @@ class Observed:
             self.publish()
 
     def is_equal(self, position: Position, at: float) -> None:
-        """The primary said at that monotonic time that it stands at `position`, and so does this file."""
+        """The primary stood at `position` at that monotonic time, and so does this file."""
         self.primary_position = position
-        self._equalled(at)
         self.tally.answered()
+        if math.isinf(at):  # the replica that serves this one does not know either
+            return
+        self._equalled(at)
         if at - self._published_at >= _PUBLISH_EVERY:
             self.publish()
         if at - self._touched_at >= _TOUCH_EVERY:  # other processes learn the lag from it

@@ -17,12 +17,12 @@ class Behind:
     """How far a position is behind the newest one.
 
     Attributes:
-      transactions: commits that are not in it.
+      transactions: commits that are not in it; None: nobody counted them.
       bytes: of the pages that they changed, each counted once; as differences and compressed they are
         less on the wire.
     """
 
-    transactions: int
+    transactions: int | None
     bytes: int
 
 

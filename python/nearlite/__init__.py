@@ -137,6 +137,7 @@ def asgi(
     durability: str = "full",
     roll_bytes: int = 16 << 20,
     foreign_keys: bool = False,
+    shared_cache: bool = False,
 ) -> App:
     """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
 
@@ -150,6 +151,8 @@ def asgi(
       durability: "full": answered writes survive a power cut; "normal": a crash of the process.
       roll_bytes: size of the WAL from which it is archived and emptied.
       foreign_keys: enforce them on every connection, as ``PRAGMA foreign_keys=ON`` would.
+      shared_cache: let an HTTP cache in front answer many live replicas with what one was answered
+        (docs/caching.md: it has to check tokens itself).
     """
     from pathlib import Path
 
@@ -167,6 +170,7 @@ def asgi(
         lambda: Primary.open(where, durability=level, roll_bytes=roll_bytes),  # type: ignore[arg-type]
         auth_token=auth_token,
         foreign_keys=foreign_keys,
+        shared_cache=shared_cache,
     )
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Final, Protocol, TypeVar
 from urllib.parse import parse_qs
 
-from nearlite import errors
+from nearlite import beats, errors
 from nearlite.exchange import JSON, Answering, Headers, HttpError, Scope, Send, header
 from nearlite.leaving import Leaving
 from nearlite.position import Position
@@ -160,12 +160,16 @@ class Feed:
       source: the primary.
       answering: sends.
       version: of this program, told in status.
+      shared_cache: a cache in front may answer many live replicas with what one was answered.
     """
 
-    def __init__(self, source: Source, answering: Answering, version: str) -> None:
+    def __init__(
+        self, source: Source, answering: Answering, version: str, *, shared_cache: bool = False
+    ) -> None:
         self._source = source
         self._answering = answering
         self._version = version
+        self._shared_cache = shared_cache
         self._loop = asyncio.get_running_loop()
         self._waiters: set[asyncio.Future[None]] = set()
         self._waiting = 0  # long polls under way
@@ -207,11 +211,12 @@ class Feed:
         await self._stream(send, answer, (_at(answer.to), _NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
-        """``GET changes/{position}?hash=&wait=&z=&v=``."""
+        """``GET changes/{position}?hash=&wait=&z=&v=&beat=``."""
         self._note(scope)
         query = _query(scope)
         replica = _replica_of(_position(text), query.get("hash"), query)
-        wait = _wait(query.get("wait"))
+        beat = beats.number(query.get("beat")) if self._shared_cache else None
+        wait = _wait(query.get("wait")) if beat is None else beats.left(beat, time.time())
         answer = await self._newer(replica)
         if answer is None and wait > 0:
             self._waiting += 1
@@ -221,11 +226,26 @@ class Feed:
             finally:
                 self._waiting -= 1
         if answer is None:
+            caching = self._caching(_NO_STORE, beat, over=True)
             await self._answering.whole(
-                send, 204, b"", PAGE_SET_TYPE.encode(), (_at(replica.start), _NO_STORE)
+                send, 204, b"", PAGE_SET_TYPE.encode(), (_at(replica.start), *caching)
             )
             return
-        await self._stream(send, answer, (_at(answer.to), _PRIVATE))
+        await self._stream(send, answer, (_at(answer.to), *self._caching(_PRIVATE, beat)))
+
+    def _caching(
+        self, alone: tuple[bytes, bytes], beat: int | None, *, over: bool = False
+    ) -> Headers:
+        """Headers that say who may store an answer to a poll, and which beat the next one belongs to.
+
+        Args:
+          alone: of one that is for its client alone.
+          beat, over: as for `beats.following`.
+        """
+        if not self._shared_cache or self._stopped:
+            return (alone,)
+        following = beats.following(beat, time.time(), over=over)
+        return (alone if beat is None else _PUBLIC, (b"nearlite-beat", b"%d" % following))
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
@@ -488,6 +508,7 @@ class Feed:
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _PRIVATE: Final = (b"cache-control", b"private")
+_PUBLIC: Final = (b"cache-control", beats.PUBLIC.encode())
 # A transaction is open on the stream: there is nothing of it to show yet.
 _INSIDE: Final = (b"nearlite-autocommit", b"0")
 _UNSHOWN: Final = "a write could not be shown to the replica that sent it"

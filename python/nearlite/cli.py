@@ -93,6 +93,12 @@ def cli(*, verbose: bool) -> None:
     show_default=True,
     help="Archive the WAL and start a new generation when it has grown to this size.",
 )
+@click.option(
+    "--shared-cache",
+    is_flag=True,
+    help="Let an HTTP cache in front answer many live replicas with what one was answered. It has to "
+    "check tokens itself.",
+)
 def serve(
     *,
     database: Path,
@@ -102,6 +108,7 @@ def serve(
     no_auth: bool,
     durability: Literal["full", "normal"],
     roll_bytes: int,
+    shared_cache: bool,
 ) -> None:
     """Serve DATABASE over HTTP; it is created when missing."""
     from nearlite import serve as http_server  # needs the server extra
@@ -114,7 +121,7 @@ def serve(
     with http_server.bind(host, port) as listening:
         # Opened here and not by the application: what prevents it is then one line, like any error.
         primary = Primary.open(str(database), durability=durability, roll_bytes=roll_bytes)
-        app = App(database, lambda: primary, auth_token=token)
+        app = App(database, lambda: primary, auth_token=token, shared_cache=shared_cache)
         listening.listen()  # from here on clients wait instead of being refused
         name = f"[{host}]" if ":" in host else host
         print(f"serving {database} at http://{name}:{listening.getsockname()[1]}", flush=True)

@@ -21,7 +21,7 @@ _TOUCH_EVERY: Final = 0.1  # seconds
 _PUBLISH_EVERY: Final = 1.0  # seconds
 _LONG: Final = float("inf")
 # Seconds: whoever follows has heard of the primary within them.
-_HEARD: Final = HEARTBEAT + 5.0
+_HEARD: Final = 2 * HEARTBEAT
 
 
 class Observed:
@@ -91,7 +91,9 @@ class Observed:
 
     def is_equal(self, position: Position, at: float) -> None:
         """The primary said at that monotonic time that it stands at `position`, and so does this file."""
-        self.primary_position = position
+        known = self.primary_position
+        if known is None or not position.precedes(known):  # what a cache has told may be older
+            self.primary_position = position
         self._equalled(at)
         self.tally.answered()
         if at - self._published_at >= _PUBLISH_EVERY:

@@ -44,6 +44,14 @@ from nearlite.streams import Limits, baton_key
 log = logging.getLogger("nearlite.server")
 
 _SLASHES: Final = re.compile(r"/{2,}")
+AUTHORIZED: Final = "/nl/v1/authorized"
+AUTHORIZED_SECONDS: Final = 10
+"""For so long a cache in front may take a token for good."""
+_FOR_THE_TOKEN: Final = (
+    (b"cache-control", b"public, max-age=%d, must-revalidate" % AUTHORIZED_SECONDS),
+    (b"vary", b"authorization"),
+)
+_FOR_NOBODY: Final = ((b"cache-control", b"no-store"),)
 
 
 class Owner(Upstream, Source, Protocol):
@@ -61,6 +69,7 @@ class App:
       open_owner: opens the primary; called in a thread at the first request or at startup.
       auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
       foreign_keys: enforcement on every connection from the beginning.
+      shared_cache: long polls of live replicas may be answered by a cache that stands in front.
       limits: of streams.
     """
 
@@ -71,12 +80,14 @@ class App:
         *,
         auth_token: str | None = None,
         foreign_keys: bool = False,
+        shared_cache: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self._path = path
         self._open_owner = open_owner
         self._token = auth_token.encode() if auth_token is not None else None
         self._foreign_keys = foreign_keys
+        self._shared_cache = shared_cache
         self._limits = limits or Limits()
         self._deadlines = Deadlines()
         self._answering = Answering(self._deadlines)
@@ -106,7 +117,9 @@ class App:
                 executor = Executor(
                     owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
                 )
-                feed = Feed(owner, self._answering, program_version())
+                feed = Feed(
+                    owner, self._answering, program_version(), shared_cache=self._shared_cache
+                )
                 self._routes = Routes(executor, feed, self._answering, self._deadlines, self._guard)
             except BaseException:
                 await loop.run_in_executor(None, owner.close)
@@ -211,6 +224,10 @@ class App:
             if feed is None:
                 raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
             await feed.repair(scope, send, await read_body(scope, receive, self._deadlines))
+        elif path == AUTHORIZED and method in ("GET", "HEAD"):
+            self._authorize(scope)
+            caching = _FOR_THE_TOKEN if self._shared_cache else _FOR_NOBODY
+            await self._answering.whole(send, 204, b"", headers=caching)
         elif path.startswith("/nl/v1/"):
             self._admit(scope)
             if method not in ("GET", "HEAD"):

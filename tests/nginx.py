@@ -93,6 +93,8 @@ def nginx(folder: Path, primary: int) -> Iterator[Nginx]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # It inherits sockets that are bound, as a new binary does from the old one: no port is guessed.
     listening = [socket.create_server(("127.0.0.1", 0), backlog=2048) for _ in range(2)]
+    for made in listening:
+        made.setblocking(False)  # it takes them as they are, and its workers compete in accept()
     port, told = (made.getsockname()[1] for made in listening)
     (folder / "example.conf").write_text(example(port, primary, folder))
     user = pwd.getpwuid(os.getuid()).pw_name

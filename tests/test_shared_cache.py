@@ -228,7 +228,7 @@ class Pollers:
 
 def test_a_thousand_replicas_cost_one_request_a_beat_and_one_a_commit(scene: Scene) -> None:
     live = [scene.live(f"live{n}.db") for n in range(REAL)]
-    eventually(lambda: scene.polls())
+    eventually(scene.polls)
     path = list(scene.polls())[-1]
     with closing(Pollers(scene.nginx.port, path, THOUSAND - REAL)) as pollers:
         # To the end of a beat with nothing: everybody goes on with one and the same poll.
@@ -259,7 +259,7 @@ def beat_of(path: str) -> str:
 def test_others_get_the_answer_when_the_one_who_asked_first_has_left(scene: Scene) -> None:
     path = scene.poll()
     with closing(Pollers(scene.nginx.port, path, 1)):
-        eventually(lambda: scene.polls())
+        eventually(scene.polls)
     with closing(Pollers(scene.nginx.port, path, 10)) as pollers:
         eventually(lambda: scene.nginx.at_work_on() >= 10)
         scene.remote().execute("INSERT INTO t VALUES(1)")

@@ -41,7 +41,9 @@ def left(beat: int, now: float) -> float:
     Args:
       now: seconds since 1970.
     """
-    if beat > now // SECONDS + 1:  # one ahead is our own, named by a timer that ended a moment early
+    if (
+        beat > now // SECONDS + 1
+    ):  # one ahead is our own, named by a timer that ended a moment early
         return 0.0
     return max(0.0, (beat + 1) * SECONDS - now)
 

@@ -338,6 +338,15 @@ def test_a_sync_brings_the_newest_whatever_is_stored(scene: Scene) -> None:
         assert con.sync().pages == 0
 
 
+def test_requests_of_their_own_do_not_wait_for_each_other(scene: Scene) -> None:
+    path = scene.poll().split("&beat=")[0] + "&wait=20"
+    with ThreadPoolExecutor(5) as pool:
+        replies = [pool.submit(scene.get, path) for _ in range(5)]
+        eventually(lambda: scene.seen[path] == 5)
+        scene.remote().execute("INSERT INTO t VALUES(1)")
+        assert [reply.result(20).headers["cache-control"] for reply in replies] == ["private"] * 5
+
+
 def test_freshness_primary_is_exact_beside_polls(scene: Scene) -> None:
     con, remote = scene.live(), scene.remote()
     con.freshness = "primary"
@@ -430,9 +439,10 @@ def test_a_primary_that_is_away_is_waited_for(scene: Scene) -> None:
 
 
 def test_a_cache_without_a_primary_is_no_answer_of_the_primary(scene: Scene) -> None:
-    con = scene.live()
+    con, path = scene.live(), scene.poll()
     scene.stop()
     scene._bound.close()
+    assert [scene.get(path, token).status for token in (TOKEN, "unheard of")] == [502, 502]
     for ask in (con.sync, lambda: con.execute("INSERT INTO t VALUES(1)")):
         with pytest.raises(nearlite.OfflineError, match="502"):
             ask()

@@ -21,7 +21,7 @@ from typing import Any
 
 from pairs import Pairs, Sample
 from peers import remove_database
-from systems import OURS
+from systems import OURS, nearlite_below
 
 Open = Iterator[Callable[[], Sample]]
 COMMITS = 300  # a sample
@@ -68,18 +68,21 @@ def _child(stack: ExitStack, program: str, *arguments: object) -> subprocess.Pop
 
 
 @contextmanager
-def visible(folder: Path) -> Open:
-    """Latencies of commits one after the other: p50 and p99, seconds."""
+def visible(folder: Path, *figures: str, levels: int = 0) -> Open:
+    """Latencies of commits one after the other: p50 and p99, seconds; through so many replicas between."""
     import nearlite
 
     path = folder / "replica.db"
     remove_database(path)
     with OURS.serve(folder) as server, ExitStack() as stack:
+        url = server.url
+        for level in range(levels):
+            url = stack.enter_context(nearlite_below(folder / f"level{level}", url)).url
         writer: Any = stack.enter_context(_closing(nearlite.connect(server.url)))
         writer.isolation_level = None
         writer.execute("CREATE TABLE tick(n INTEGER)")
         writer.execute("INSERT INTO tick VALUES(0)")
-        _child(stack, _REPLICA, path, server.url, writer.last_write_position)
+        _child(stack, _REPLICA, path, url, writer.last_write_position)
         reader = _child(stack, _READER, path)
         assert reader.stdout is not None
         lines = reader.stdout
@@ -97,7 +100,9 @@ def visible(folder: Path) -> Open:
 
         def sample() -> Sample:
             found = sorted(once() for _ in range(COMMITS))
-            return {"live": found[COMMITS // 2], "live_p99": found[COMMITS * 99 // 100]}
+            return dict(
+                zip(figures, (found[COMMITS // 2], found[COMMITS * 99 // 100]), strict=True)
+            )
 
         yield sample
 
@@ -111,4 +116,10 @@ def _closing(connection: Any) -> Iterator[Any]:
 
 
 def bench_commit_until_visible_on_a_live_replica(pairs: Pairs, tmp_path: Path) -> None:
-    pairs("live", "live_p99", ours=partial(visible, tmp_path), rounds=5)
+    keys = ("live", "live_p99")
+    pairs(*keys, ours=partial(visible, tmp_path, *keys), rounds=5)
+
+
+def bench_the_same_through_one_replica_in_between(pairs: Pairs, tmp_path: Path) -> None:
+    keys = ("live_tree", "live_tree_p99")
+    pairs(*keys, ours=partial(visible, tmp_path, *keys, levels=1), rounds=5)

@@ -116,6 +116,19 @@ FIGURES = (
         (_at_most(4e-3),),
     ),
     Figure(
+        "live_tree",
+        "the same, through one replica in between, p50",
+        MILLISECONDS,
+        "none in the registries",
+        (_at_most(2.2e-3),),
+    ),
+    Figure(
+        "live_tree_p99",
+        "the same, through one replica in between, p99",
+        MILLISECONDS,
+        "none in the registries",
+    ),
+    Figure(
         "point_select",
         "cached point select, local",
         MICROSECONDS,

@@ -25,6 +25,19 @@ def nearlite_serve(folder: Path, *, durability: str = "normal") -> Iterator[Serv
         yield server
 
 
+@contextmanager
+def nearlite_below(folder: Path, upstream: str) -> Iterator[Server]:
+    """A replica of `upstream` that serves replicas: a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "nearlite", "serve", str(folder / "replica.db")),
+        *("--listen", f"127.0.0.1:{port}", "--upstream", upstream),
+    ]
+    with serving(command, port, folder / "serve.log") as server:
+        yield server
+
+
 @dataclass(frozen=True, slots=True)
 class System:
     """A primary, and how to open an embedded replica of it.

@@ -8,6 +8,7 @@
 #include "nl.h"
 
 #include "bytes.h"
+#include "replica_header.h"
 
 /* ------------------------------------------------------------------ the base of a generation */
 
@@ -147,6 +148,23 @@ int nl_tail_lookup(const nl_tail *t, uint32_t frame, uint32_t *pages, uint64_t *
     *pages = c->pages;
     *hash = c->hash;
     return 1;
+}
+
+/* Every transaction of the applier ends with page 1. */
+int nl_tail_stands(nl_tail *t, uint32_t frame, nl_position *position, uint64_t *hash, nl_error *err)
+{
+    uint8_t page1[100];
+
+    if (frame <= t->start || tail_find_commit(t, frame) == NULL) {
+        return nl_fail(err, NL_E_MISUSE, "no such commit");
+    }
+    if (t->pgno[frame - t->start - 1] != 1) {
+        return nl_fail(err, NL_E_NOT_REPLICA, "a commit of the WAL is not a replica's");
+    }
+    int rc = tail_os_read(tail_wal(t)->pWalFd, page1, sizeof page1,
+                          tail_frame_offset(t, frame) + NL_FRAME_HEADER_SIZE);
+    if (rc != SQLITE_OK) return tail_sqlite(err, t, rc);
+    return nl_replica_header(page1, position, hash, err);
 }
 
 void nl_tail_table(const nl_tail *t, uint32_t first, uint32_t n, uint8_t *out)

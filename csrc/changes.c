@@ -15,6 +15,7 @@
 #include "nl.h"
 
 #include "fault.h"
+#include "replica_header.h"
 
 #define CHANGES_SORTED 96 /* page numbers kept sorted by insertion; more go into the bitmap */
 
@@ -139,6 +140,7 @@ static int changes_load(nl_tail *t, uint32_t at, uint32_t n, uint8_t *pages, nl_
         uint8_t *page = pages + (size_t)i * t->page_size;
         const int cut_off = pgno > t->pages; /* since the snapshot that carries it began */
         if (cut_off) memset(page, 0, t->page_size);
+        if (pgno == 1) nl_replica_neutral(page); /* a replica that serves replicas */
         t->image[i] = nl_page_hash(page, t->page_size, pgno);
         if (cut_off || t->image[i] == (t->expected ? t->expected[at + i] : t->table[pgno - 1])) {
             continue;

@@ -12,6 +12,8 @@
 */
 #include "nl.h"
 
+#include "replica_header.h"
+
 /* R's images of pages as of `frame` of this generation. */
 static int compact_read_bases(
     nl_tail *t, uint32_t frame, const uint32_t *pgnos, uint32_t n, uint8_t *out, nl_error *err)
@@ -22,6 +24,7 @@ static int compact_read_bases(
     hdr->mxFrame = frame;
     int rc = tail_read_pages(t, pgnos, 0, n, out, err);
     hdr->mxFrame = end;
+    if (rc == NL_OK && n > 0 && pgnos[0] == 1) nl_replica_neutral(out);
     return rc;
 }
 

@@ -644,6 +644,9 @@ int nl_tail_verify(nl_tail *t, uint64_t *hash, uint32_t *bad, nl_error *err);
 
 /* Size and state hash at a commit of this generation; answers 0 when `frame` is none. */
 int nl_tail_lookup(const nl_tail *t, uint32_t frame, uint32_t *pages, uint64_t *hash);
+/* On a replica: the primary's position and state hash at a commit of this generation but its first.
+** NL_E_NOT_REPLICA when it has not written them. */
+int nl_tail_stands(nl_tail *t, uint32_t frame, nl_position *position, uint64_t *hash, nl_error *err);
 /* Entries of the page-hash table, big-endian; 0 beyond the database. */
 void nl_tail_table(const nl_tail *t, uint32_t first, uint32_t n, uint8_t *out);
 /* Commits after a frame: frame u32, pages u32, hash u64, big-endian. Answers how many. out may be NULL. */

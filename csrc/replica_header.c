@@ -23,6 +23,12 @@ int nl_replica_header(const uint8_t *page1, nl_position *position, uint64_t *has
     return NL_OK;
 }
 
+void nl_replica_neutral(uint8_t *page1) {
+    if (page1[NL_WRITE_VERSION_OFFSET] != 3) return;
+    page1[NL_WRITE_VERSION_OFFSET] = 2;
+    memset(page1 + NL_REPLICA_HEADER_OFFSET, 0, NL_REPLICA_HEADER_SIZE);
+}
+
 int nl_replica_page_one(
     uint8_t *page1,
     uint32_t page_size,

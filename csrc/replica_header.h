@@ -30,4 +30,7 @@ int nl_replica_page_one(
     uint64_t hash,
     nl_error *err);
 
+/* A replica's page 1 as its primary has it, in place: the only form in which page 1 travels. */
+void nl_replica_neutral(uint8_t *page1);
+
 #endif

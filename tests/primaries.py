@@ -10,11 +10,12 @@ from typing import Any
 from serving import serving
 
 import nearlite
+from nearlite.applications import PrimaryApp
 from nearlite.primary import Primary
 from nearlite.server import App
 
 
-class Counting(App):
+class Counting(PrimaryApp):
     """Notes the path of every request to the database."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -107,8 +107,8 @@ def run_primary(
     pipe: Connection, path: str, port: int, durability: str, faults: Sequence[Fault]
 ) -> None:
     from nearlite import serve
+    from nearlite.applications import PrimaryApp
     from nearlite.primary import Primary
-    from nearlite.server import App
 
     def owner() -> Any:
         primary = Primary.open(path, durability=durability, roll_bytes=ROLL_BYTES)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def run_primary(
     with serve.bind("127.0.0.1", port) as listening:
         listening.listen(64)
         pipe.send(listening.getsockname()[1])
-        serve.server(App(Path(path), owner)).run(sockets=[listening])
+        serve.server(PrimaryApp(Path(path), owner)).run(sockets=[listening])
 
 
 class Primary:
@@ -136,6 +136,45 @@ class Primary:
         self.url = f"http://127.0.0.1:{self._port}"
 
     def kill(self) -> None:
+        self.process.kill()
+
+
+# ---------------------------------------------------------------- a replica that serves replicas
+
+
+def run_relay(pipe: Connection, path: str, port: int, url: str, faults: Sequence[Fault]) -> None:
+    from nearlite import serve
+    from nearlite.applications import RelayApp
+    from nearlite.relay import Relay
+
+    def relay() -> Any:
+        opened = Relay.open(path, url, roll_bytes=ROLL_BYTES)
+        _arm(faults)
+        return opened
+
+    with serve.bind("127.0.0.1", port) as listening:
+        listening.listen(64)
+        pipe.send(listening.getsockname()[1])
+        serve.server(RelayApp(Path(path), relay)).run(sockets=[listening])
+
+
+class Relay:
+    """A relay that keeps its port when it is started again."""
+
+    def __init__(self, path: Path, above: str) -> None:
+        self.path = path
+        self._above = above
+        self._port = 0
+        self.start()
+
+    def start(self, *faults: Fault) -> None:
+        """Start it, killed at those points later on."""
+        self.process = Process(run_relay, str(self.path), self._port, self._above, faults)
+        self._port = self.process.receive()
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def kill(self) -> None:
+        """SIGKILL."""
         self.process.kill()
 
 

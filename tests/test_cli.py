@@ -171,6 +171,55 @@ def test_a_second_server_on_the_same_file_is_refused(tmp_path):
     assert "data.db" in answer.stderr
 
 
+def test_serve_with_an_upstream_feeds_a_replica(url, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nearlite", "serve", tmp_path / "copy.db", "--upstream", url]
+        + ["--listen", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert f"a replica of {url.rstrip('/')}/, at http://127.0.0.1:" in line
+        below = line.split()[-1]
+        answer = run("sync", below, tmp_path / "replica.db")
+        assert answer.returncode == EXIT_OK, answer.stderr
+        with closing(sqlite3.connect(tmp_path / "replica.db")) as stock:
+            assert stock.execute("SELECT text FROM note LIMIT 2").fetchall() == [("one",), ("two",)]
+        own = json.loads(run("status", tmp_path / "copy.db", "--json").stdout)
+        assert json.loads(run("status", below, "--json").stdout)["position"] == own["position"]
+        twice = run("serve", tmp_path / "copy.db", "--upstream", url, "--listen", "127.0.0.1:0")
+        assert twice.returncode == EXIT_FAILED
+        assert "already served" in twice.stderr
+    finally:
+        process.terminate()
+        process.stdout.close()
+        assert process.wait(20) == EXIT_OK
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--sync-interval", "5"], "needs --upstream"),
+        (["--upstream-token", "x"], "needs --upstream"),
+        (["--upstream", "http://127.0.0.1:1", "--durability", "full"], "not a replica's"),
+        (["--upstream", "http://127.0.0.1:1", "--sync-interval", "0"], "neither 'live' nor"),
+    ],
+)
+def test_serve_refuses_options_that_would_do_nothing(tmp_path, options, text):
+    answer = run("serve", tmp_path / "copy.db", "--listen", "127.0.0.1:0", *options)
+    assert answer.returncode == EXIT_USAGE
+    assert text in answer.stderr
+
+
+def test_serve_without_its_upstream_and_without_a_file_says_so(tmp_path):
+    options = ["--upstream", "http://127.0.0.1:1", "--listen", "127.0.0.1:0"]
+    answer = run("serve", tmp_path / "copy.db", *options)
+    assert answer.returncode == EXIT_OFFLINE
+    assert answer.stderr.count("\n") == 1
+    assert not (tmp_path / "copy.db").exists()
+
+
 def test_status_tells_a_primary_a_replica_and_a_database_apart(url, tmp_path):
     run("sync", url, tmp_path / "replica.db")
     with closing(sqlite3.connect(tmp_path / "plain.db")) as stock:

@@ -80,7 +80,12 @@ def run_console(command, folder):
         return "".join("|".join(map(str, row)) + "\n" for row in stock.execute(words[2]))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")])
+def has_commands(page):
+    """Beside those that serve, which are the fixtures of the tests."""
+    return any(not command.startswith("nearlite serve") for command, _ in console_commands(page))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if has_commands(page)])
 def test_the_commands_of_a_page_print_what_it_says(page, url, tmp_path):
     script = "\n".join(blocks(page, "python")).replace(URL, url)
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=DEADLINE)

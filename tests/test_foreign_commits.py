@@ -47,13 +47,13 @@ def position(client: Client) -> str:
 
 def waiters(app: App, port: int, count: int) -> None:
     """Return when so many long polls are under way."""
-    feed = app._feed
-    assert feed is not None
+    assert app._feed is not None
+    polls = app._feed.polls
     for _ in range(10_000):
-        if feed._waiting == count:
+        if polls._waiting == count:
             return
         position(Client(port))
-    raise AssertionError(f"{feed._waiting} long polls are under way, not {count}")
+    raise AssertionError(f"{polls._waiting} long polls are under way, not {count}")
 
 
 def poll(port: int, since: str) -> socket.socket:
@@ -99,19 +99,19 @@ def test_a_replica_that_waits_receives_it(app: App, port: int, path: Path, tmp_p
 
 
 def test_nobody_looks_when_nobody_waits(app: App, port: int, path: Path) -> None:
-    feed = app._feed
-    assert feed is not None
+    assert app._feed is not None
+    polls = app._feed.polls
     waiting = poll(port, position(Client(port)))
     waiters(app, port, 1)
-    assert feed._watch is not None
+    assert polls._watch is not None
     with Stock(path) as other:
         other.execute("INSERT INTO t VALUES(1)")
     assert head(waiting).startswith(b"HTTP/1.1 200 ")
     for _ in range(200):  # requests, not sleeps: the watch ends with its next look
-        if feed._watch is None:
+        if polls._watch is None:
             break
         position(Client(port))
-    assert feed._watch is None
+    assert polls._watch is None
 
 
 def test_commits_of_another_program_alone_make_the_primary_roll(tmp_path: Path) -> None:

@@ -275,8 +275,8 @@ def test_a_replica_older_than_the_log_gets_what_differs(
 ) -> None:
     from serving import serving
 
+    from nearlite.applications import PrimaryApp
     from nearlite.primary import Primary
-    from nearlite.server import App
 
     path = tmp_path / "replica.db"
     with primaries.primary(tmp_path) as served:
@@ -294,7 +294,7 @@ def test_a_replica_older_than_the_log_gets_what_differs(
     for index in (tmp_path / "primary.db-nearlite").glob("*.index"):
         index.unlink()
     with serving(
-        App(tmp_path / "primary.db", lambda: Primary.open(tmp_path / "primary.db"))
+        PrimaryApp(tmp_path / "primary.db", lambda: Primary.open(tmp_path / "primary.db"))
     ) as port:
         replica = Replica(str(path), f"http://127.0.0.1:{port}")
         replica.open()

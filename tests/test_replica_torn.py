@@ -11,16 +11,16 @@ import pytest
 from serving import serving
 
 import nearlite
+from nearlite.applications import PrimaryApp
 from nearlite.background import Election
 from nearlite.bootstrap import Folder
 from nearlite.primary import Primary
-from nearlite.server import App
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "primary.db"
-    with serving(App(path, lambda: Primary.open(path))) as port:
+    with serving(PrimaryApp(path, lambda: Primary.open(path))) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -25,15 +25,15 @@ from test_background import count, eventually
 
 import nearlite
 from nearlite import beats, serve
+from nearlite.applications import PrimaryApp
 from nearlite.primary import Primary
-from nearlite.server import App
 
 TOKEN = "the token"
 REAL = 5
 THOUSAND = 1000
 
 
-class Noting(App):
+class Noting(PrimaryApp):
     """Counts requests to the database by path and query."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

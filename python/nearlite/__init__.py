@@ -11,7 +11,7 @@ import os
 import sqlite3 as _sqlite3
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from nearlite._native._lib import sqlite_version
 from nearlite.dbapi.binding import PrepareProtocol, adapters
@@ -48,6 +48,7 @@ from nearlite.errors import (
     StateMismatchError,
     SyncError,
     UnauthorizedError,
+    UpstreamBehindError,
     WaitTimeoutError,
     Warning,  # noqa: A004 - the name PEP 249 asks for
 )
@@ -138,8 +139,15 @@ def asgi(
     roll_bytes: int = 16 << 20,
     foreign_keys: bool = False,
     shared_cache: bool = False,
+    upstream: str | None = None,
+    upstream_token: str | Callable[[], str] | None = None,
+    sync_interval: float | Literal["live"] = "live",
+    **network: Any,
 ) -> App:
     """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
+
+    With `upstream` the database is a replica of the one there, and serves further replicas: its changes
+    are answered here, SQL by the primary.
 
     It owns the database from its first request (or its lifespan startup) until its lifespan
     shutdown; an application that it is mounted in calls ``await app.shutdown()`` itself. Needs
@@ -153,19 +161,48 @@ def asgi(
       foreign_keys: enforce them on every connection, as ``PRAGMA foreign_keys=ON`` would.
       shared_cache: let an HTTP cache in front answer many live replicas with what one was answered
         (docs/caching.md: it has to check tokens itself).
+      upstream: URL of a primary, or of a replica that serves replicas.
+      upstream_token: what is sent there, or a callable that answers it.
+      sync_interval: "live", or seconds between two looks there; for those who ask what is there now it is
+        looked in any case.
+      network: how the upstream is reached: ``verify``, ``cert``, ``proxy``, ``headers`` as for `connect`.
     """
     from pathlib import Path
 
-    from nearlite.primary import Primary
-    from nearlite.server import App
+    from nearlite.applications import PrimaryApp, RelayApp
 
     if durability not in ("full", "normal"):
         raise ProgrammingError(f"durability is 'full' or 'normal', not {durability!r}")
     if auth_token == "":
         raise ProgrammingError("the token is empty: anybody could send it")
     where = Path(path)
+    if upstream is not None:
+        from nearlite.background import check_interval
+        from nearlite.http import normalise_url
+        from nearlite.network import Network
+        from nearlite.relay import Relay
+
+        above, reached = normalise_url(upstream), Network.of(**network)
+        check_interval(sync_interval)
+        return RelayApp(
+            where,
+            lambda: Relay.open(
+                where,
+                above,
+                token=upstream_token,
+                network=reached,
+                sync_interval=sync_interval,
+                roll_bytes=roll_bytes,
+            ),
+            auth_token=auth_token,
+            shared_cache=shared_cache,
+        )
+    if network:
+        raise ProgrammingError(f"{min(network)} says how an upstream is reached, and there is none")
+    from nearlite.primary import Primary
+
     level = durability
-    return App(
+    return PrimaryApp(
         where,
         lambda: Primary.open(where, durability=level, roll_bytes=roll_bytes),  # type: ignore[arg-type]
         auth_token=auth_token,
@@ -213,6 +250,7 @@ __all__ = [
     "Timestamp",
     "TimestampFromTicks",
     "UnauthorizedError",
+    "UpstreamBehindError",
     "WaitTimeoutError",
     "Warning",
     "adapt",

@@ -1,4 +1,4 @@
-"""Page sets of the primary, encoded: from the position of a replica to now.
+"""Page sets, encoded: from the position of a replica to now.
 
 Small ones are one call of C and kept for others who ask the same. Large ones are read through a handle
 of their own, beside commits and small answers, and are sent while they are being read. A client's pace
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 from nearlite import errors
 from nearlite._native.frames import (
@@ -23,8 +23,7 @@ from nearlite._native.frames import (
     chunk_size,
     lock_page,
 )
-from nearlite._native.tail import Reader, chunk_pages
-from nearlite.generation import Generations
+from nearlite._native.tail import Reader, Tail, chunk_pages
 from nearlite.logstate import now_ms
 from nearlite.position import Position
 from nearlite.wire import NOWHERE, Ask, Differences, pack_compact
@@ -176,6 +175,30 @@ def _failing(error: Exception) -> Iterator[bytes]:
     yield b""
 
 
+class History(Protocol):
+    """How the frames of a database and the positions of its lineage belong together."""
+
+    tail: Tail
+    folder: Path
+    """For unlinked files."""
+
+    @property
+    def position(self) -> Position:
+        """Of the last frame taken."""
+
+    def history(self, start: Position) -> int | None:
+        """State hash at a position of this lineage, or None when it is not (or no longer) known."""
+
+    def select(self, start: Position) -> bool:
+        """Gather the pages changed since `start`; False when that is no longer known."""
+
+    def frame_of(self, start: Position) -> int | None:
+        """The frame of this WAL at which the database is as it was at `start`, if there is one."""
+
+    def ahead(self, start: Position) -> errors.SyncError:
+        """What it means that a replica stands at `start`, which is later than `position`."""
+
+
 class Answers:
     """Builds page sets inside a read transaction of the tail.
 
@@ -185,9 +208,9 @@ class Answers:
       commit_ms: when the newest commit was first seen.
     """
 
-    def __init__(self, generations: Generations) -> None:
-        self._g = generations
-        self._tail = generations.tail
+    def __init__(self, history: History) -> None:
+        self._h = history
+        self._tail = history.tail
         self._cache: dict[Key, bytes] = {}
         self.commit_ms = now_ms()
 
@@ -200,7 +223,7 @@ class Answers:
         compact: bool,
         wait: bool,
     ) -> Answer | None:
-        """What `Primary.changes` answers; inside begin/end.
+        """What `Origin.changes` answers; inside begin/end.
 
         Args:
           start, state_hash, compress, compact: as there.
@@ -209,7 +232,7 @@ class Answers:
         Raises:
           BusyError: a commit came in between: begin again.
         """
-        to = self._g.position
+        to = self._h.position
         known = self._known(start, to)
         if state_hash is not None and state_hash != known:
             raise errors.StateMismatchError(
@@ -224,7 +247,7 @@ class Answers:
         data = self._cache.get(key)
         if data is not None:
             return Answer(to, len(data), iter((data,)))
-        if not self._g.select(start):
+        if not self._h.select(start):
             raise self._gone(start)
         head = self.header(start, known)
         told: bytes | None = None
@@ -250,20 +273,20 @@ class Answers:
         head = head.replace(count=count)
         if count * self._tail.page_size > _AT_ONCE and not wait:
             reader = self._tail.detach()
-            return LargeAnswer(reader, head, self._g.log.folder, compress=compress)
+            return LargeAnswer(reader, head, self._h.folder, compress=compress)
         pieces = _pieces(self._tail, head, compress=compress)
         if count * self._tail.page_size > _IN_MEMORY:
-            spool, size = _spool(pieces, self._g.log.folder)
+            spool, size = _spool(pieces, self._h.folder)
             return Answer(head.target, size, _read_out(spool))
         return b"".join(bytes(piece) for piece in pieces)
 
     def repair(self, ask: Ask, *, compress: bool, wait: bool) -> Answer | Differences:
-        """What `Primary.repair` answers; inside begin/end.
+        """What `Origin.repair` answers; inside begin/end.
 
         Raises:
           BusyError: as in `changes`.
         """
-        to = self._g.position
+        to = self._h.position
         if ask.page_size != self._tail.page_size:
             raise errors.LineageError(
                 f"the replica has pages of {ask.page_size} bytes, this primary of "
@@ -274,7 +297,7 @@ class Answers:
             self._check_history(ask.claimed, to)
         if ask.since == NOWHERE:
             self._tail.select()
-        elif ask.since.lineage != to.lineage or ask.since > to or not self._g.select(ask.since):
+        elif ask.since.lineage != to.lineage or ask.since > to or not self._h.select(ask.since):
             raise self._gone(ask.since)
         bits = self._tail.compare(ask.runs, ask.ranges)
         if ask.ranges:
@@ -286,7 +309,7 @@ class Answers:
 
     def _compact(self, start: Position, head: SetHeader, most: int) -> bytes | None:
         """The selection told from what the reader has, if it is at most so many pages."""
-        frame = self._g.frame_of(start)
+        frame = self._h.frame_of(start)
         if frame is None or self._tail.selected() > most:
             return None
         return self._tail.compact(head, frame)
@@ -294,13 +317,12 @@ class Answers:
     def _known(self, start: Position, to: Position) -> int:
         """State hash at `start`, or why it cannot be served."""
         self._check_history(start, to)
-        known = self._g.history(start)
+        known = self._h.history(start)
         if known is None:
             raise self._gone(start)
         return known
 
-    @staticmethod
-    def _check_history(start: Position, to: Position) -> None:
+    def _check_history(self, start: Position, to: Position) -> None:
         """Refuse a replica that may hold what this primary does not."""
         if start.lineage != to.lineage:
             raise errors.LineageError(
@@ -309,10 +331,7 @@ class Answers:
                 action="bootstrap a new replica",
             )
         if start > to:
-            raise errors.PrimaryRestoredError(
-                f"the replica is at {start}, the primary at {to}: it was restored to an older state",
-                action="bootstrap the replica again, or restore the newer primary",
-            )
+            raise self._h.ahead(start)
 
     @staticmethod
     def _gone(start: Position) -> errors.HistoryGoneError:
@@ -328,7 +347,7 @@ class Answers:
             pages=self._tail.pages,
             count=0,
             start=start or Position(0, 0, 0),
-            target=self._g.position,
+            target=self._h.position,
             hash_start=hash_start,
             hash_target=self._tail.hash,
             commit_ms=self.commit_ms,

@@ -10,6 +10,7 @@ it costs that a primary can stand still without holding up the readers' checkpoi
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ class Arrived:
       compact: a set told from what the replica has, as it came; its pages are not made yet.
       whole: a small set as it came, nothing of it verified but its header.
       in_memory: otherwise the chunks, unless they are in a file.
+      as_of: monotonic time at which the primary stood at its end.
 
     Use :meth:`receive`; the caller closes it.
     """
@@ -50,6 +52,7 @@ class Arrived:
         self.compact: CompactSet | None = None
         self.whole: WholeSet | None = None
         self.in_memory: list[Chunk] | None = None
+        self.as_of = -math.inf
         self._file: IO[bytes] | None = None
 
     @classmethod
@@ -66,6 +69,7 @@ class Arrived:
           OSError: the file could not be written.
         """
         arrived = cls(header)
+        arrived.as_of = reader.as_of
         try:
             if reader.compact is not None or reader.whole is not None:
                 arrived.compact, arrived.whole = reader.compact, reader.whole

@@ -12,16 +12,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from nearlite._native.applier import sync_database
 from nearlite.bootstrap import Folder
 from nearlite.election import Election
-from nearlite.errors import Error
+from nearlite.errors import Error, ProgrammingError
 from nearlite.live import Followed, Live, as_sync_error
 from nearlite.tally import Tally
 from nearlite.telling import Told
 
+LIVE: Final = "live"
+"""The `sync_interval` of those who follow."""
 # Frames in the replica's WAL from which a checkpoint is worth its fsync (DESIGN section 9).
 CHECKPOINT_FRAMES = 1000
 _JOIN = 0.2  # seconds between two looks at a thread that is to end
@@ -45,6 +47,17 @@ class Work(Followed, Protocol):
         """Shorten the WAL."""
 
 
+def check_interval(interval: object) -> None:
+    """Raise ProgrammingError unless it is a `sync_interval`."""
+    if interval is None or interval == LIVE:
+        return
+    if isinstance(interval, (int, float)) and not isinstance(interval, bool) and interval > 0:
+        return
+    raise ProgrammingError(
+        f"sync_interval is a number of seconds above 0, 'live' or None, not {interval!r}"
+    )
+
+
 class Background:
     """Runs until :meth:`stop`; asked for work by its other methods."""
 
@@ -63,6 +76,14 @@ class Background:
         self._live: Live | None = None
         self._follower: threading.Thread | None = None
 
+    def at(self, interval: float | str | None) -> None:
+        """What a `sync_interval` that was checked says: "live", seconds, or nothing."""
+        if interval == LIVE:
+            self.follow()
+        elif interval is not None:
+            assert not isinstance(interval, str)
+            self.every(interval)
+
     def every(self, seconds: float) -> None:
         """Sync at once and then every `seconds`; the shortest interval asked for counts, live before all."""
         with self._wake:
@@ -70,6 +91,12 @@ class Background:
                 return
             if self._interval is None or seconds < self._interval:
                 self._interval = seconds
+            self._sync_now = True
+            self._notify()
+
+    def sync(self) -> None:
+        """Sync once, soon."""
+        with self._wake:
             self._sync_now = True
             self._notify()
 

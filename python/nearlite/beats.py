@@ -13,6 +13,7 @@ where the primary stands *now*. How old it may be is what its Cache-Control says
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -62,15 +63,15 @@ def following(beat: int | None, now: float, *, over: bool) -> int:
     return max(here, beat + over)
 
 
-def greatest_age(cache_control: str) -> float | None:
-    """Seconds that have passed at most since the primary gave an answer; None: nobody can say.
+def greatest_age(cache_control: str) -> float:
+    """Seconds for which a cache may have had an answer when it gives it out; infinite: nobody can say.
 
     Args:
       cache_control: of the answer.
     """
     directives = {directive.strip() for directive in cache_control.lower().split(",")}
-    if directives & {"private", "no-store"}:
+    if "public" not in directives:
         return 0.0
     ages = [_MAX_AGE.fullmatch(directive) for directive in directives]
     # A second more: caches that count whole ones store it to the end of the last.
-    return min((float(age[1]) + 1.0 for age in ages if age is not None), default=None)
+    return min((float(age[1]) + 1.0 for age in ages if age is not None), default=math.inf)

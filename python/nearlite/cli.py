@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 import nearlite
@@ -24,6 +25,7 @@ from nearlite.following import Download, follow_primary, say_synced
 from nearlite.options import (
     DATABASE,
     NEW_FILE,
+    Interval,
     Listen,
     Size,
     chosen_token,
@@ -94,12 +96,36 @@ def cli(*, verbose: bool) -> None:
     help="Archive the WAL and start a new generation when it has grown to this size.",
 )
 @click.option(
+    "--upstream",
+    metavar="URL",
+    help="DATABASE is a replica of the one at URL, and serves further replicas.",
+)
+@click.option(
+    "--upstream-token",
+    envvar="NEARLITE_UPSTREAM_TOKEN",
+    help="Bearer token for the upstream; see --auth-token.",
+)
+@click.option(
+    "--upstream-token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Read that token from a file.",
+)
+@click.option(
+    "--sync-interval",
+    type=Interval(),
+    default="live",
+    show_default=True,
+    help="With --upstream: live, or seconds between two looks there.",
+)
+@click.option(
     "--shared-cache",
     is_flag=True,
     help="Let an HTTP cache in front answer many live replicas with what one was answered. It has to "
     "check tokens itself.",
 )
+@click.pass_context
 def serve(
+    context: click.Context,
     *,
     database: Path,
     listen: tuple[str, int],
@@ -108,26 +134,61 @@ def serve(
     no_auth: bool,
     durability: Literal["full", "normal"],
     roll_bytes: int,
+    upstream: str | None,
+    upstream_token: str | None,
+    upstream_token_file: Path | None,
+    sync_interval: float | Literal["live"],
     shared_cache: bool,
 ) -> None:
-    """Serve DATABASE over HTTP; it is created when missing."""
+    """Serve DATABASE over HTTP; it is created when missing.
+
+    With --upstream it is a replica, and what it serves is further replicas: their changes come from
+    here, their SQL is run by the primary.
+    """
     from nearlite import serve as http_server  # needs the server extra
+    from nearlite.applications import PrimaryApp, RelayApp
     from nearlite.primary import Primary
+    from nearlite.relay import Relay
     from nearlite.server import App
 
+    _only_with_upstream(context, upstream)
     host, port = listen
     token = chosen_token(auth_token, auth_token_file)
     http_server.check_exposure(host, auth_token=token, no_auth=no_auth)
     with http_server.bind(host, port) as listening:
         # Opened here and not by the application: what prevents it is then one line, like any error.
-        primary = Primary.open(str(database), durability=durability, roll_bytes=roll_bytes)
-        app = App(database, lambda: primary, auth_token=token, shared_cache=shared_cache)
+        app: App
+        if upstream is None:
+            primary = Primary.open(str(database), durability=durability, roll_bytes=roll_bytes)
+            app = PrimaryApp(database, lambda: primary, auth_token=token, shared_cache=shared_cache)
+            what = str(database)
+        else:
+            relay = Relay.open(
+                database,
+                upstream,
+                token=chosen_token(upstream_token, upstream_token_file),
+                sync_interval=sync_interval,
+                roll_bytes=roll_bytes,
+            )
+            app = RelayApp(database, lambda: relay, auth_token=token, shared_cache=shared_cache)
+            what = f"{database}, a replica of {relay.upstream.transport.url},"
         listening.listen()  # from here on clients wait instead of being refused
         name = f"[{host}]" if ":" in host else host
-        print(f"serving {database} at http://{name}:{listening.getsockname()[1]}", flush=True)
+        print(f"serving {what} at http://{name}:{listening.getsockname()[1]}", flush=True)
         # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))
         http_server.server(app).run(sockets=[listening])
+
+
+def _only_with_upstream(context: click.Context, upstream: str | None) -> None:
+    """Raise UsageError for options that would be without effect."""
+    of_primary = ("durability",)
+    of_relay = ("upstream_token", "upstream_token_file", "sync_interval")
+    for name in of_relay if upstream is None else of_primary:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            wants = "needs --upstream" if upstream is None else "is the primary's, not a replica's"
+            raise click.UsageError(f"{option} {wants}")
 
 
 @cli.command()

@@ -27,6 +27,7 @@ from typing import Any, Final, Literal
 from nearlite._native import database as flags
 from nearlite._native.database import NO_PARAMETERS, Database, is_dml
 from nearlite.asking import NOTHING
+from nearlite.background import check_interval
 from nearlite.batches import Names
 from nearlite.dbapi.binding import encode
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
@@ -46,7 +47,7 @@ from nearlite.position import Position
 from nearlite.receiving import ProgressCallback
 from nearlite.remote import _token_of_environment
 from nearlite.replica import Replica
-from nearlite.replicating import LIVE, ReplicatingConnection
+from nearlite.replicating import ReplicatingConnection
 from nearlite.script import statements_of
 from nearlite.sharing import abandon, acquire, release
 from nearlite.upstream import SEND_BYTES, Notes, Stream
@@ -108,7 +109,7 @@ class ReplicaConnection(ReplicatingConnection):
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
         )
         checked(freshness)
-        _check_interval(sync_interval)
+        check_interval(sync_interval)
         path = _checked_path(database, uri=uri)
         token = auth_token or _token_of_environment
         # The replica is shared with other connections of this process; these are this one's own.
@@ -141,7 +142,7 @@ class ReplicaConnection(ReplicatingConnection):
             self._counting = self._database.prepare(_COUNTERS)
             self._opened()
             self._set_freshness(freshness)
-            self._sync_every(sync_interval)
+            self._replica.background.at(sync_interval)
         except BaseException:
             self._open = False
             self._release()
@@ -455,16 +456,6 @@ class ReplicaConnection(ReplicatingConnection):
         found = self._let_go.detach()
         if found is not None:
             release(*found[2])
-
-
-def _check_interval(interval: object) -> None:
-    if interval is None or interval == LIVE:
-        return
-    if isinstance(interval, (int, float)) and not isinstance(interval, bool) and interval > 0:
-        return
-    raise ProgrammingError(
-        f"sync_interval is a number of seconds above 0, 'live' or None, not {interval!r}"
-    )
 
 
 def _checked_path(database: Any, *, uri: bool) -> str:

@@ -112,6 +112,10 @@ class PrimaryRestoredError(SyncError):
     """The replica is ahead of the primary: the primary was restored from an older backup."""
 
 
+class UpstreamBehindError(SyncError):
+    """The replica is ahead of the replica that serves it, which has yet to receive what this one has."""
+
+
 class HistoryGoneError(SyncError):
     """The primary no longer keeps the history since this replica's position."""
 

@@ -29,7 +29,7 @@ PIECE: Final = 256 << 10
 _SMALL: Final = 32 << 10
 JSON: Final = b"application/json"
 
-_NO_STORE: Final = (b"cache-control", b"no-store")
+NO_STORE: Final = (b"cache-control", b"no-store")
 CORS: Final = (b"access-control-allow-origin", b"*")
 
 DELIVERY: Final = "nearlite.delivery"
@@ -254,7 +254,7 @@ class Answering:
         body = hrana.error_body(error.message, error.code)
         headers: Iterable[tuple[bytes, bytes]] = error.headers
         # Caches may keep some of them (404, 405, 410) as they like if nothing is said (RFC 9110, 15.1).
-        headers = (_NO_STORE, *headers)
+        headers = (NO_STORE, *headers)
         await self.whole(send, error.status, body, JSON, headers, head=head)
 
     async def _piece(self, send: Send, body: bytes, *, more: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from nearlite import errors
 from nearlite._native import faults
 from nearlite._native.tail import Tail, TailState
 from nearlite.log import Log
@@ -33,6 +34,7 @@ class Generations:
 
     def __init__(self, log: Log, tail: Tail) -> None:
         self.log = log
+        self.folder = log.folder
         self.tail = tail
         self.state: State
         self.journaled = 0
@@ -212,6 +214,14 @@ class Generations:
         if old is None or old.generation != self.state.generation - 1:
             return None
         return None if old.foreign or old.frame != start.frame else self.state.base.frame
+
+    def ahead(self, start: Position) -> errors.PrimaryRestoredError:
+        """A replica at `start` holds what this primary does not."""
+        return errors.PrimaryRestoredError(
+            f"the replica is at {start}, the primary at {self.position}: it was restored to an older "
+            "state",
+            action="bootstrap the replica again, or restore the newer primary",
+        )
 
     def _archived(self, generation: int) -> Archived | None:
         for old in reversed(self.state.archived):

@@ -156,6 +156,8 @@ class Sent:
     def __init__(self, transport: Transport, channel: Channel) -> None:
         self._transport = transport
         self._channel: Channel | None = channel
+        self.abort = channel.abort
+        """End it under whoever waits for the answer or reads it, on whatever thread."""
 
     def answer(self, deadline: Deadline) -> Response:
         """Wait for the head of the answer, once.
@@ -269,13 +271,21 @@ class Transport:
             channel.used = True
             return Response(self, channel, answer)
 
-    def send(self, path: str, deadline: Deadline) -> Sent:
-        """Send a GET, and do not wait for its answer.
+    def send(
+        self,
+        path: str,
+        deadline: Deadline,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Sent:
+        """Send a GET, or with a body a POST, and do not wait for its answer.
 
         Raises:
           OfflineError: it could not be sent.
         """
-        request = self._encode("GET", path, None, {})
+        method = "GET" if body is None else "POST"
+        request = self._encode(method, path, body, headers or {})
         channel = self._channel(deadline)
         try:
             channel.send(request, deadline)

@@ -34,7 +34,7 @@ from nearlite.errors import DamagedError, Error, SyncError
 from nearlite.failing import UnfoundedError
 from nearlite.http import Deadline, Response, Sent, Transport
 from nearlite.position import Position
-from nearlite.receiving import Meter, SetReader
+from nearlite.receiving import Meter, SetReader, as_of
 from nearlite.sync import Fetch, Local, Pull
 
 HEARTBEAT: Final = float(beats.SECONDS)
@@ -77,7 +77,7 @@ class Followed(Protocol):
         """One pull, with what it knows to do about refusals."""
 
     def is_equal(self, position: Position, at: float) -> None:
-        """The primary said at that monotonic time that it stands there, and so does the replica."""
+        """The primary stood there at that monotonic time, and so does the replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +107,6 @@ class _Poll:
     wait: float  # seconds that the primary may take to find something new
     beat: int | None  # that it belongs to
     at: float  # monotonic
-
-    def known_at(self, answered: float, cache_control: str) -> float | None:
-        """The earliest moment that an answer may tell of, monotonic; None: nobody can say.
-
-        Args:
-          answered: when it came, monotonic.
-          cache_control: its header.
-        """
-        age = 0.0 if self.beat is None else beats.greatest_age(cache_control)
-        return None if age is None else answered - age
 
 
 class Pauses:
@@ -256,10 +246,10 @@ class Live:
             )  # the primary is there: it must not stand still
             deadline.restart()
             self._beat = beats.number(response.header("nearlite-beat"))
-            known = poll.known_at(started, response.header("cache-control"))
             if response.status == 204:
+                at = as_of(response)
                 response.read(0)
-                self._nothing(poll, known)
+                self._nothing(poll, at)
                 return None
             if response.status != 200:
                 self._refused(poll, response)
@@ -271,7 +261,7 @@ class Live:
             arrived = self._replica.receive(header, reader)
         try:
             with contextlib.closing(arrived):
-                following, moved, visible = self._apply(arrived, deadline, known)
+                following, moved, visible = self._apply(arrived, deadline)
         except UnfoundedError as error:
             self._replica.doubt(error)
             return None
@@ -281,7 +271,7 @@ class Live:
         return following
 
     def _apply(
-        self, arrived: Arrived, deadline: Deadline, known: float | None
+        self, arrived: Arrived, deadline: Deadline
     ) -> tuple[_Poll | None, Position | None, float]:
         """Apply it and ask for what comes after it; where that led, if it did, and when.
 
@@ -299,8 +289,8 @@ class Live:
             elif now != target:
                 following.sent.close()  # somebody else has moved the file, further or not so far
                 following = None
-            if known is not None and target.position.precedes(now.position):
-                self._replica.is_equal(target.position, known)
+            if target.position.precedes(now.position):
+                self._replica.is_equal(target.position, arrived.as_of)
         except BaseException:
             if following is not None:
                 following.sent.close()
@@ -313,11 +303,10 @@ class Live:
             return self._ask(since)
         return None
 
-    def _nothing(self, poll: _Poll, known: float | None) -> None:
-        """The time of a poll is over."""
+    def _nothing(self, poll: _Poll, at: float) -> None:
+        """The time of a poll is over; at that monotonic time the primary stood where the replica stands."""
         poll.pull.nothing_new()
-        if known is not None:
-            self._replica.is_equal(poll.since.position, known)
+        self._replica.is_equal(poll.since.position, at)
         if poll.beat is not None:
             # Its end may be near from the beginning; what may not be is the same poll again.
             self._worked(eager=self._beat in (None, poll.beat))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -90,12 +91,14 @@ class Observed:
         wait_for(self, position, self.timeout if timeout is None else timeout)
 
     def is_equal(self, position: Position, at: float) -> None:
-        """The primary said at that monotonic time that it stands at `position`, and so does this file."""
+        """The primary stood at `position` at that monotonic time, and so does this file."""
         known = self.primary_position
         if known is None or not position.precedes(known):  # what a cache has told may be older
             self.primary_position = position
-        self._equalled(at)
         self.tally.answered()
+        self._equalled(at)
+        if math.isinf(at):
+            return
         if at - self._published_at >= _PUBLISH_EVERY:
             self.publish()
         if at - self._touched_at >= _TOUCH_EVERY:  # other processes learn the lag from it
@@ -103,6 +106,8 @@ class Observed:
             self.folder.touch_equal(time.monotonic() - at)
 
     def _equalled(self, at: float) -> None:
+        if math.isinf(at):  # the replica that serves this one does not know either
+            return
         self.equal_at = at if self.equal_at is None else max(at, self.equal_at)
 
     @property

@@ -52,6 +52,26 @@ class Listen(click.ParamType):  # type: ignore[type-arg]
         return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104
 
 
+class Interval(click.ParamType):  # type: ignore[type-arg]
+    """``live``, or a number of seconds."""
+
+    name = "live|seconds"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """Read it."""
+        if value == "live" or isinstance(value, float):
+            return value
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < 1e9:
+            self.fail(f"{value!r} is neither 'live' nor a number of seconds above 0", param, ctx)
+        return seconds
+
+
 def is_url(target: str) -> bool:
     """Whether a target names a primary rather than a file."""
     return target.startswith(("http://", "https://", "libsql://"))

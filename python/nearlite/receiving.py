@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from nearlite import wire
+from nearlite import beats, wire
 from nearlite._native.compact import Standing
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.errors import AnswerError
@@ -92,10 +93,25 @@ class Meter:
             self._tell(self._progress, now)
 
 
+def as_of(response: Response) -> float:
+    """Monotonic time at which the primary stood where an answer, just received, says.
+
+    A replica that serves replicas tells how long ago that was; one that a cache may have stored is older
+    by as much as it may have lain there.
+    """
+    try:
+        age = float(response.header("nearlite-age") or 0.0)
+    except ValueError:
+        return -math.inf
+    age += beats.greatest_age(response.header("cache-control"))
+    return time.monotonic() - age if age >= 0 else -math.inf
+
+
 class SetReader:
     """A page set out of a response: header first, then verified chunks.
 
     Attributes:
+      as_of: monotonic time at which the primary stood at its end.
       whole: a small set, read in one piece together with its header; a large one comes by its chunks,
         each used where it lies.
       compact: a set that is told from what the replica has, likewise.
@@ -108,6 +124,7 @@ class SetReader:
 
     def __init__(self, response: Response, meter: Meter, start: Standing | None = None) -> None:
         self._response = response
+        self.as_of = as_of(response)
         self._meter = meter
         self._before = meter.bytes
         self._start = start

@@ -51,7 +51,7 @@ from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.network import DEFAULT, Network
 from nearlite.observed import Observed
 from nearlite.position import Position
-from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
+from nearlite.receiving import Meter, ProgressCallback, SetReader, as_of, exactly
 from nearlite.repair import Repair, prepare_to_adopt
 from nearlite.seeding import SeedFile
 from nearlite.sync import (
@@ -134,6 +134,10 @@ class Replica(Observed):
         self._upkeep = Upkeep(path, wal_limit)
         self._check = FullCheck(path)
         self._compact = True  # page sets may be told from the pages of this file
+        self._serving: Callable[[], object] = _nothing  # told of what was applied
+        self._keep_short = self._upkeep.checkpoint
+        self.commit_ms = 0
+        """Milliseconds since 1970, by the primary's clock, of the newest commit in the last page set; 0: none came."""
         self.background = Background(self)
 
     def __repr__(self) -> str:
@@ -233,6 +237,16 @@ class Replica(Observed):
                 result.bytes,
                 result.seconds,
             )
+
+    def serve(self, *, applied: Callable[[], object], checkpoint: Callable[[], int]) -> None:
+        """Other replicas are served from this file, by what needs its WAL.
+
+        Args:
+          applied: called after everything that was applied here, on the thread that did; must not raise.
+          checkpoint: keeps the WAL short instead of this replica's upkeep; answers its bytes.
+        """
+        self._serving = applied
+        self._keep_short = checkpoint
 
     # ------------------------------------------------------------------ state
 
@@ -411,7 +425,7 @@ class Replica(Observed):
                     if response is not None:
                         response.close()
                     response = self.transport.request("GET", action.path, deadline=deadline)
-                    answered = time.monotonic()
+                    answered = as_of(response)
                     if response.status == 204:
                         response.read(0)
                         action = pull.nothing_new()
@@ -473,6 +487,11 @@ class Replica(Observed):
         self._check.again()
         _log.warning("%s", error)
 
+    def suspect(self) -> None:
+        """The file may not be what its header says: a sync looks at all of it, soon."""
+        self._check.again()
+        self.background.sync()
+
     def doubt(self, error: Error) -> None:
         """What a set was told from is not what it should be: it is asked for again, as whole pages."""
         self._ask_for_pages(error)
@@ -506,6 +525,8 @@ class Replica(Observed):
         finally:
             _give_back(self._applying)
         if state is not None:
+            self.commit_ms = arrived.header.commit_ms
+            self._equalled(arrived.as_of)
             self._applied(state)
             if self.listeners.any:
                 self.listeners.applied(arrived.header, state)
@@ -513,6 +534,7 @@ class Replica(Observed):
 
     def _applied(self, state: State) -> None:
         self.reached.note(state.position)
+        self._serving()
         self.wal_bytes = state.wal_frames * (state.page_size + 24)
         if state.wal_frames >= CHECKPOINT_FRAMES:
             self.background.checkpoint()
@@ -615,7 +637,7 @@ class Replica(Observed):
 
     def checkpoint(self) -> None:
         """Keep the replica's WAL short (rule B5). Only the background thread calls it."""
-        self.wal_bytes = self._upkeep.checkpoint()
+        self.wal_bytes = self._keep_short()
 
     def close(self) -> None:
         """Close the applier (checkpointing when it is the last user) and the connections."""

@@ -26,8 +26,6 @@ from nearlite.tally import Stats
 _HEADER: Final = Struct(">IIIQ")  # bytes 72..91 of a replica's page 1 (docs/formats.md)
 _PAGE_1: Final = "SELECT data FROM sqlite_dbpage('main') WHERE pgno = 1"
 
-LIVE: Final = "live"
-
 
 class _OutOfReach(dict[str, Statement]):
     """Compiled statements that a cursor does not find before the connection has been asked."""
@@ -84,14 +82,6 @@ class ReplicatingConnection(ForwardingConnection):
         """
         self._check_open()
         return self._replica.on_change(callback)
-
-    def _sync_every(self, interval: float | str | None) -> None:
-        """What `sync_interval` says."""
-        if interval == LIVE:
-            self._replica.follow()
-        elif interval is not None:
-            assert not isinstance(interval, str)
-            self._replica.background.every(interval)
 
     # ------------------------------------------------------------ how it stands
 

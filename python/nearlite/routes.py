@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from nearlite import hrana
-from nearlite.changes import Feed, ReplicaOf
+from nearlite.asked import ReplicaOf
 from nearlite.exchange import (
     JSON,
     Answering,
@@ -29,6 +29,7 @@ from nearlite.hrana import Planner, ProtocolError, Refused
 from nearlite.leaving import Leaving
 from nearlite.pipeline import Executor
 from nearlite.running import Ran, Running
+from nearlite.shown import Shown
 from nearlite.streams import Stream
 
 log = logging.getLogger("nearlite.server")
@@ -47,7 +48,7 @@ class Routes:
 
     Args:
       executor: runs SQL.
-      feed: knows what changed.
+      shown: answers what replicas write.
       answering: sends.
       deadlines: of bodies.
       guard: awaits a handler and answers its exceptions.
@@ -56,23 +57,32 @@ class Routes:
     def __init__(
         self,
         executor: Executor,
-        feed: Feed,
+        shown: Shown,
         answering: Answering,
         deadlines: Deadlines,
         guard: Callable[[Scope, Send, Awaitable[None]], Awaitable[None]],
     ) -> None:
         self._executor = executor
-        self.feed = feed
+        self.shown = shown
         self._answering = answering
         self._deadlines = deadlines
         self.guard = guard
         self._working: set[asyncio.Task[None]] = set()
 
+    @property
+    def displaced(self) -> bool:
+        """Whether the database's file was replaced or removed under the server."""
+        return self._executor.displaced
+
+    async def close(self) -> None:
+        """Finish what is queued, roll back what is open."""
+        await self._executor.close()
+
     # ------------------------------------------------------------------ pipelines
 
     async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``: `path` is one of VERSIONS."""
-        replica = self.feed.replica(scope) if path == SQL else None
+        replica = self.shown.replica(scope) if path == SQL else None
         body = await read_body(scope, receive, self._deadlines)
         if len(body) <= _LARGE_BODY:
             request = hrana.decode_pipeline(body)
@@ -91,7 +101,7 @@ class Routes:
         if self._executor.displaced or len(body) > _LARGE_BODY:
             return False
         try:
-            replica = self.feed.replica(scope) if path == SQL else None
+            replica = self.shown.replica(scope) if path == SQL else None
             request = hrana.decode_pipeline(body)
             running = Running(self._executor, VERSIONS[path], request, scope)
         except Exception:  # noqa: BLE001 - whatever it is, it is told the usual way
@@ -130,7 +140,7 @@ class Routes:
         text = header(scope, b"nearlite-read")
         if text is None:
             return
-        here = self.feed.state()
+        here = self.shown.state()
         position, _, state_hash = text.decode("latin-1").partition(" ")
         # The hash counts, too: a roll begins a new generation with the same content.
         if position != str(here.position) and state_hash != f"{here.hash:016x}":
@@ -148,7 +158,7 @@ class Routes:
         try:
             if path == SQL:
                 known = replica if ran.outside else None
-                await self.feed.answer(send, ran.answer, known, ran.headers)
+                await self.shown.answer(send, ran.answer, known, ran.headers)
             else:
                 await self._answering.whole(send, 200, ran.answer, headers=self.told(ran))
         except BaseException:
@@ -160,7 +170,7 @@ class Routes:
         """Headers of an answer without a page set: to clients of ours also where the database stands."""
         if not ran.headers or not ran.outside:
             return ran.headers
-        return (*ran.headers, self.feed.position())
+        return (*ran.headers, self.shown.position())
 
     # ------------------------------------------------------------------ streams
 
@@ -307,7 +317,7 @@ class _Run:
             routes.leave_now(stream, kept=ran.kept)
             if self._path == SQL:
                 known = self._replica if ran.outside else None
-                whole = routes.feed.answer_now(ran.answer, known, ran.headers)
+                whole = routes.shown.answer_now(ran.answer, known, ran.headers)
             else:
                 whole = ran.answer, JSON, routes.told(ran)
             if whole is not None:

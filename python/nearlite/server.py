@@ -11,15 +11,16 @@ import hmac
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from nearlite.changes import Feed, Source
-from nearlite.cold import cold_paths, program_version
+from nearlite.changes import Feed
+from nearlite.cold import cold_paths
 from nearlite.exchange import (
     CORS,
+    NO_STORE,
     Answering,
     Client,
     ClientGoneError,
@@ -37,9 +38,8 @@ from nearlite.exchange import (
 )
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
-from nearlite.pipeline import Executor, Upstream
-from nearlite.routes import CURSOR, REPAIR, VERSIONS, Routes
-from nearlite.streams import Limits, baton_key
+from nearlite.routes import CURSOR, REPAIR, VERSIONS
+from nearlite.source import Source
 
 log = logging.getLogger("nearlite.server")
 
@@ -51,52 +51,61 @@ _FOR_THE_TOKEN: Final = (
     (b"cache-control", b"public, max-age=%d, must-revalidate" % AUTHORIZED_SECONDS),
     (b"vary", b"authorization"),
 )
-_FOR_NOBODY: Final = ((b"cache-control", b"no-store"),)
 
 
-class Owner(Upstream, Source, Protocol):
-    """What is served: a primary."""
+class Served(Source, Protocol):
+    """What is served: a primary, or a replica that serves replicas."""
 
     def close(self) -> None:
         """End with a roll."""
 
 
+class SqlRoutes(Protocol):
+    """Where SQL that arrives is run."""
+
+    @property
+    def displaced(self) -> bool:
+        """Whether the database's file was replaced or removed under the server."""
+
+    async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """One of VERSIONS."""
+
+    async def cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """CURSOR."""
+
+    def short(self, path: str, scope: Scope, body: bytes, client: Client) -> bool:
+        """A pipeline that has come whole; False when nothing was done."""
+
+    async def close(self) -> None:
+        """Finish or end what is under way."""
+
+
 class App:
-    """One database behind HTTP. Build it with `nearlite.asgi`.
+    """One database behind HTTP: who may ask, what is asked for, and how it goes wrong.
 
     Args:
       path: the database file; the server's own things lie in the folder `path`-nearlite.
-      open_owner: opens the primary; called in a thread at the first request or at startup.
       auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
-      foreign_keys: enforcement on every connection from the beginning.
-      shared_cache: long polls of live replicas may be answered by a cache that stands in front.
-      limits: of streams.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
     """
 
     def __init__(
-        self,
-        path: Path,
-        open_owner: Callable[[], Owner],
-        *,
-        auth_token: str | None = None,
-        foreign_keys: bool = False,
-        shared_cache: bool = False,
-        limits: Limits | None = None,
+        self, path: Path, *, auth_token: str | None = None, shared_cache: bool = False
     ) -> None:
         self._path = path
-        self._open_owner = open_owner
-        self._token = auth_token.encode() if auth_token is not None else None
-        self._foreign_keys = foreign_keys
         self._shared_cache = shared_cache
-        self._limits = limits or Limits()
+        self._token = auth_token.encode() if auth_token is not None else None
         self._deadlines = Deadlines()
         self._answering = Answering(self._deadlines)
-        self._owner: Owner | None = None
-        self._executor: Executor | None = None
+        self._served: Served | None = None
         self._feed: Feed | None = None
         self._starting: asyncio.Lock | None = None
-        self._routes: Routes | None = None
+        self._routes: SqlRoutes | None = None
         self._cold = cold_paths()
+
+    async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
+        """Open what is served; what it raises leaves nothing open."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"<nearlite.App of {str(self._path)!r}>"
@@ -108,23 +117,8 @@ class App:
         if self._starting is None:
             self._starting = asyncio.Lock()
         async with self._starting:
-            if self._executor is not None:
-                return
-            loop = asyncio.get_running_loop()
-            owner = await loop.run_in_executor(None, self._open_owner)
-            try:
-                key = await loop.run_in_executor(None, baton_key, Path(f"{self._path}-nearlite"))
-                executor = Executor(
-                    owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
-                )
-                feed = Feed(
-                    owner, self._answering, program_version(), shared_cache=self._shared_cache
-                )
-                self._routes = Routes(executor, feed, self._answering, self._deadlines, self._guard)
-            except BaseException:
-                await loop.run_in_executor(None, owner.close)
-                raise
-            self._owner, self._executor, self._feed = owner, executor, feed
+            if self._routes is None:
+                self._served, self._feed, self._routes = await self._open()
 
     def stop_waiting(self) -> None:
         """Answer long polls now: the server is about to end."""
@@ -133,13 +127,13 @@ class App:
 
     async def shutdown(self) -> None:
         """Finish what is queued, roll back what is open, close the database; idempotent."""
-        executor, owner = self._executor, self._owner
-        self._executor = self._owner = self._routes = None
+        routes, served = self._routes, self._served
+        self._routes = self._served = None
         self.stop_waiting()
-        if executor is not None:
-            await executor.close()
-        if owner is not None:
-            await asyncio.get_running_loop().run_in_executor(None, owner.close)
+        if routes is not None:
+            await routes.close()
+        if served is not None:
+            await asyncio.get_running_loop().run_in_executor(None, served.close)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -168,7 +162,7 @@ class App:
         await self._guard(scope, send, self._handle(scope, receive, send))
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._executor is None:
+        if self._routes is None:
             await self.startup()
         await self._dispatch(scope, receive, send)
 
@@ -226,7 +220,7 @@ class App:
             await feed.repair(scope, send, await read_body(scope, receive, self._deadlines))
         elif path == AUTHORIZED and method in ("GET", "HEAD"):
             self._authorize(scope)
-            caching = _FOR_THE_TOKEN if self._shared_cache else _FOR_NOBODY
+            caching = _FOR_THE_TOKEN if self._shared_cache else (NO_STORE,)
             await self._answering.whole(send, 204, b"", headers=caching)
         elif path.startswith("/nl/v1/"):
             self._admit(scope)
@@ -238,8 +232,8 @@ class App:
 
     def _admit(self, scope: Scope) -> None:
         self._authorize(scope)
-        executor = self._executor
-        if executor is not None and executor.displaced:
+        routes = self._routes
+        if routes is not None and routes.displaced:
             raise HttpError(
                 503,
                 "DATABASE_REPLACED",

@@ -33,6 +33,7 @@ from nearlite.errors import (
     StateMismatchError,
     SyncError,
     UnauthorizedError,
+    UpstreamBehindError,
 )
 from nearlite.position import Position
 
@@ -277,7 +278,13 @@ def state_of_request(status: int, code: str) -> str:
     Our server refuses before it runs anything, with two exceptions: an answer that came out too large,
     and a failure of its own. Of a gateway in between (502, 504) nothing is known.
     """
-    before = code in ("SHUTTING_DOWN", "DISK_FULL", "DATABASE_REPLACED")
+    before = code in (
+        "SHUTTING_DOWN",
+        "DISK_FULL",
+        "DATABASE_REPLACED",
+        "UPSTREAM_UNREACHABLE",
+        "UPSTREAM_REFUSED",
+    )
     if code == "RESPONSE_TOO_LARGE" or (status >= 500 and not before):
         return "the request had been sent and may have been carried out"
     return "nothing was carried out"
@@ -334,4 +341,8 @@ def _refusal(status: int, code: str, message: str, state: str) -> SyncError:
         )
     if code == "DISK_FULL":
         return DiskFullError(text, state=state, action=MAKE_ROOM)
+    if code in ("UPSTREAM_UNREACHABLE", "UPSTREAM_LOST"):
+        return OfflineError(text, state=state, action="try again")
+    if code == "UPSTREAM_BEHIND":
+        return UpstreamBehindError(text, state=state, action="try again in a moment")
     return SyncError(text, state=state, action="see the primary's log" if status >= 500 else "")

@@ -24,6 +24,7 @@ from nearlite._native.frames import (
     CHUNK_MAX_PAGES,
     SetHeader,
 )
+from nearlite.position import Position
 
 WAL_HEADER_SIZE: Final[int] = lib.NL_WAL_HEADER_SIZE
 FRAME_HEADER_SIZE: Final[int] = lib.NL_FRAME_HEADER_SIZE
@@ -246,6 +247,19 @@ class Tail(Reader):
             return None
         value: int = self._hash[0]
         return value
+
+    def stands(self, frame: int) -> tuple[Position, int]:
+        """On a replica: the primary's position and state hash at a commit of this generation.
+
+        Args:
+          frame: of that commit; not the one the generation begins with.
+
+        Raises:
+          NotReplicaError: the commit has not written them.
+        """
+        at = ffi.new("nl_position *")
+        self._check(lib.nl_tail_stands(self._t, frame, at, self._hash, self._err))
+        return Position(at.lineage, at.generation, at.frame), self._hash[0]
 
     def table(self, first: int, n: int) -> bytes:
         """Entries of the page-hash table from page `first` on: 8 bytes each, big-endian."""

@@ -1,0 +1,98 @@
+"""The two applications: a primary behind HTTP, and a replica that serves replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from nearlite.changes import Feed
+from nearlite.cold import program_version
+from nearlite.passing import Passing
+from nearlite.pipeline import Executor, Upstream
+from nearlite.relay import Relay
+from nearlite.routes import Routes
+from nearlite.server import App, Served, SqlRoutes
+from nearlite.streams import Limits, baton_key
+
+
+class Owner(Upstream, Served, Protocol):
+    """A primary."""
+
+
+class PrimaryApp(App):
+    """One database behind HTTP. Build it with `nearlite.asgi`.
+
+    Args:
+      path: the database file; the server's own things lie in the folder `path`-nearlite.
+      open_owner: opens the primary; called in a thread at the first request or at startup.
+      auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      foreign_keys: enforcement on every connection from the beginning.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
+      limits: of streams.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        open_owner: Callable[[], Owner],
+        *,
+        auth_token: str | None = None,
+        foreign_keys: bool = False,
+        shared_cache: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(path, auth_token=auth_token, shared_cache=shared_cache)
+        self._open_owner = open_owner
+        self._foreign_keys = foreign_keys
+        self._limits = limits or Limits()
+
+    async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
+        loop = asyncio.get_running_loop()
+        owner = await loop.run_in_executor(None, self._open_owner)
+        try:
+            key = await loop.run_in_executor(None, baton_key, Path(f"{self._path}-nearlite"))
+            executor = Executor(
+                owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
+            )
+            feed = Feed(owner, self._answering, program_version(), shared_cache=self._shared_cache)
+            routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
+        except BaseException:
+            await loop.run_in_executor(None, owner.close)
+            raise
+        return owner, feed, routes
+
+
+class RelayApp(App):
+    """One replica behind HTTP: its changes, and its primary's SQL. Build it with `nearlite.asgi`.
+
+    Args:
+      path: the replica's file.
+      open_relay: opens it; called in a thread at the first request or at startup.
+      auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        open_relay: Callable[[], Relay],
+        *,
+        auth_token: str | None = None,
+        shared_cache: bool = False,
+    ) -> None:
+        super().__init__(path, auth_token=auth_token, shared_cache=shared_cache)
+        self._open_relay = open_relay
+
+    async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
+        relay = await asyncio.get_running_loop().run_in_executor(None, self._open_relay)
+        feed = Feed(
+            relay,
+            self._answering,
+            program_version(),
+            upstream=relay,
+            shared_cache=self._shared_cache,
+        )
+        routes = Passing(relay.upstream.transport, self._answering, self._deadlines)
+        return relay, feed, routes

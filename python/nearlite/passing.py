@@ -1,0 +1,260 @@
+"""SQL that reaches a replica which serves replicas: the primary runs it, here it is only handed on.
+
+Pipelines, cursors and batons go up as they came and their answers come down as they are; so an answer to
+``POST nl/v1/sql`` brings what was written from the primary to the replica that asked, past this one, which
+receives it a moment later (rule A9). Level by level the token is that of the level above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import msgspec
+
+from nearlite.errors import OfflineError
+from nearlite.exchange import (
+    Answering,
+    Client,
+    ClientGoneError,
+    Deadlines,
+    Headers,
+    HttpError,
+    Receive,
+    Scope,
+    Send,
+    expecting,
+    read_body,
+)
+from nearlite.http import Deadline, Response, Sent, Transport
+from nearlite.leaving import GoneError, Leaving, either
+from nearlite.wire import ANSWER_TYPE
+
+log = logging.getLogger("nearlite.server")
+
+_PATIENCE: Final = 3600.0
+"""Seconds that a statement may run on the primary; a client that leaves ends it sooner."""
+_AT_A_TIME: Final = 64
+"""Requests that are up there at once; those beyond wait for one to come back."""
+_WHOLE: Final = 1 << 20
+"""Bytes of an answer that is taken in one piece."""
+_PIECE: Final = 256 << 10
+_UP: Final = frozenset(
+    [
+        b"content-type",
+        b"nearlite-position",
+        b"nearlite-hash",
+        b"nearlite-counters",
+        b"nearlite-read",
+    ]
+)
+_DOWN: Final = (
+    "nearlite-position",
+    "nearlite-counters",
+    "nearlite-autocommit",
+    "cache-control",
+    "retry-after",
+)
+
+
+class _Baton(msgspec.Struct):
+    baton: str | None = None
+
+
+class Passing:
+    """Hands requests on to an upstream. Event loop thread only.
+
+    Args:
+      transport: to the upstream.
+      answering: sends.
+      deadlines: of bodies.
+    """
+
+    displaced = False
+
+    def __init__(self, transport: Transport, answering: Answering, deadlines: Deadlines) -> None:
+        self._transport = transport
+        self._answering = answering
+        self._deadlines = deadlines
+        self._threads = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="nearlite-up")
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``."""
+        await self._pass(path, scope, receive, send)
+
+    async def cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST v3/cursor``."""
+        await self._pass("/v3/cursor", scope, receive, send)
+
+    def short(self, _path: str, _scope: Scope, _body: bytes, _client: Client) -> bool:
+        """Nothing is answered at once: there is another server to be asked."""
+        return False
+
+    async def close(self) -> None:
+        """Let what is under way end; its answers go to nobody once the transport is closed."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # ------------------------------------------------------------------ one request
+
+    async def _pass(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(scope, receive, self._deadlines)
+        query: str = scope.get("query_string", b"").decode("latin-1")
+        target = path.lstrip("/") + (f"?{query}" if query else "")
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name in _UP
+        }
+        leaving = Leaving(receive)
+        try:
+            response, whole = await self._ask(target, body, headers, leaving)
+            try:
+                baton = await self._answer(response, whole, send)
+            finally:
+                await self._thread(response.close)
+        finally:
+            leaving.close()
+        client = expecting(scope)
+        if baton is not None and client is not None:
+            client.expect(lambda: self._soon(self._abandon(baton)))
+
+    async def _ask(
+        self, target: str, body: bytes, headers: dict[str, str], leaving: Leaving
+    ) -> tuple[Response, bytes | None]:
+        """The head of the answer, and its body if it is small.
+
+        Raises:
+          HttpError: there is none.
+          GoneError: the client has left; what it asked for is interrupted up there.
+        """
+        under_way: list[Sent] = []
+        left = threading.Event()
+
+        def work() -> tuple[Response, bytes | None]:
+            deadline = Deadline(_PATIENCE, renewed=True)
+            sent = self._transport.send(target, deadline, body=body, headers=headers)
+            under_way.append(sent)
+            if left.is_set():  # before it was on its way
+                sent.abort()
+            response = sent.answer(deadline)
+            length = response.length
+            if length is not None and length <= _WHOLE:
+                return response, response.read(_WHOLE)
+            return response, None
+
+        asked = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            if not await either(asked, leaving):
+                left.set()
+                for sent in under_way:
+                    sent.abort()
+                asked.add_done_callback(_forget)
+                raise GoneError
+            response, whole = await asked
+        except OfflineError as error:
+            raise _unreachable(error) from None
+        except RuntimeError:  # no new futures after shutdown
+            raise HttpError(503, "SHUTTING_DOWN", "The server is about to end") from None
+        if response.status in (401, 403):
+            raise HttpError(
+                502,
+                "UPSTREAM_REFUSED",
+                "The server above this one did not accept this one's token; nothing was carried out",
+            )
+        return response, whole
+
+    async def _answer(self, response: Response, whole: bytes | None, send: Send) -> str | None:
+        """Send it on; the baton in it, if it is in memory as a whole."""
+        kind = response.header("content-type").encode("latin-1")
+        headers = _down(response)
+        if whole is not None:
+            baton = _baton_of(whole, kind) if response.status == 200 else None
+            try:
+                await self._answering.whole(send, response.status, whole, kind, headers)
+            except BaseException:
+                if baton is not None:
+                    self._soon(self._abandon(baton))
+                raise
+            return baton
+        length = response.length
+        if length is not None:
+            headers = ((b"content-length", b"%d" % length), *headers)
+        await self._answering.start(send, response.status, kind, headers)
+        buffer = memoryview(bytearray(_PIECE))
+        while True:
+            try:
+                count = await self._thread(response.readinto, buffer)
+            except OfflineError as error:  # its client sees an answer that ends too early
+                raise ClientGoneError from error
+            if count == 0:
+                break
+            await self._answering.piece(send, bytes(buffer[:count]))
+        await self._answering.end(send)
+        return None
+
+    # ------------------------------------------------------------------ streams up there
+
+    async def _abandon(self, baton: str) -> None:
+        """End a stream whose baton has reached nobody: others wait for its transaction."""
+        body = msgspec.json.encode({"baton": baton, "requests": [{"type": "close"}]})
+        headers = {"Content-Type": "application/json"}
+
+        def work() -> None:
+            deadline = Deadline(self._transport.timeout)
+            with self._transport.send("v3/pipeline", deadline, body=body, headers=headers).answer(
+                deadline
+            ) as response:
+                response.error_body()
+
+        try:
+            await self._thread(work)
+        except Exception as error:  # noqa: BLE001 - it ends by itself, later
+            log.debug("an abandoned stream could not be ended: %s", error)
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    def _thread(self, work: Callable[..., Any], *args: Any) -> Awaitable[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+
+def _forget(asked: asyncio.Future[tuple[Response, bytes | None]]) -> None:
+    """Nobody wants what comes of it."""
+    if not asked.cancelled() and asked.exception() is None:
+        asked.result()[0].close()
+
+
+def _down(response: Response) -> Headers:
+    found = ((name, response.header(name)) for name in _DOWN)
+    return tuple((name.encode(), value.encode("latin-1")) for name, value in found if value)
+
+
+def _baton_of(body: bytes, kind: bytes) -> str | None:
+    """The baton in a pipeline's answer."""
+    if kind == ANSWER_TYPE.encode():
+        body = body[4 : 4 + int.from_bytes(body[:4], "big")]
+    try:
+        return msgspec.json.decode(body, type=_Baton).baton
+    except msgspec.MsgspecError:  # a cursor's, line by line, or another server's
+        return None
+
+
+def _unreachable(error: OfflineError) -> HttpError:
+    """What the client hears: whether it may have been carried out."""
+    if error.state == "nothing was sent":
+        return HttpError(
+            503,
+            "UPSTREAM_UNREACHABLE",
+            f"{error.message}; nothing was carried out",
+            ((b"retry-after", b"1"),),
+        )
+    return HttpError(
+        502, "UPSTREAM_LOST", f"{error.message}; what was asked for may have been carried out"
+    )

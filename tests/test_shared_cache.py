@@ -447,3 +447,29 @@ def test_a_cache_without_a_primary_is_no_answer_of_the_primary(scene: Scene) -> 
         with pytest.raises(nearlite.OfflineError, match="502"):
             ask()
     eventually(lambda: isinstance(con.last_sync_error, nearlite.OfflineError))
+
+
+def test_a_tree_may_have_a_cache_at_every_level(scene: Scene, tmp_path: Path) -> None:
+    relay = nearlite.asgi(
+        tmp_path / "relay.db",
+        auth_token=TOKEN,
+        upstream=scene.nginx.url,
+        upstream_token=TOKEN,
+        shared_cache=True,
+    )
+    with serving(relay) as port, nginx(tmp_path / "below", port) as below, ExitStack() as stack:
+        leaf, exact = (
+            stack.enter_context(closing(scene._connect(str(tmp_path / name), sync_url=below.url)))
+            for name in ("leaf.db", "exact.db")
+        )
+        leaf.follow()
+        exact.freshness = "primary"
+        known = exact.sync().position
+        remote = scene.remote()
+        for n in range(1, 6):
+            remote.execute("INSERT INTO t VALUES(1)")
+            assert count(exact) == n
+            eventually(lambda n=n: count(leaf) == n)
+        assert known < leaf.position == exact.position == remote.last_write_position
+        assert len(below.stored()) > 1  # the token's, and polls'
+    assert set(scene.polls().values()) == {1}

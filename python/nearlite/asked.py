@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -34,12 +34,14 @@ class ReplicaOf:
       state_hash: its state hash, if it told.
       compress: whether it takes compressed chunks.
       compact: whether it takes compact page sets.
+      beat: that its poll belongs to; None: the answer is for it alone.
     """
 
     start: Position
     state_hash: int | None
     compress: bool
     compact: bool
+    beat: int | None = None
 
 
 class Caching:
@@ -56,23 +58,29 @@ class Caching:
         """Polls are answered before their time now: that is nothing for others."""
         self._shared = False
 
-    def beat_of(self, query: dict[str, str]) -> int | None:
-        """The beat that a poll belongs to; None: it is its client's own."""
-        return beats.number(query.get("beat")) if self._shared else None
+    def poll_of(self, text: str, query: dict[str, str]) -> tuple[ReplicaOf, float]:
+        """Who polls from a position, and how many seconds. Raises HttpError."""
+        replica = replica_of(position_of(text), query.get("hash"), query)
+        beat = beats.number(query.get("beat")) if self._shared else None
+        if beat is None:
+            return replica, seconds_of(query.get("wait"))
+        return replace(replica, beat=beat), beats.left(beat, time.time())
 
     def headers(
-        self, alone: tuple[bytes, bytes], beat: int | None, *, over: bool = False
+        self, alone: tuple[bytes, bytes], replica: ReplicaOf, *, over: bool = False
     ) -> Headers:
         """Of an answer: who may store it, and which beat the next poll belongs to.
 
         Args:
           alone: Cache-Control of one that is for its client alone.
-          beat, over: as for `beats.following`.
+          replica: that polls.
+          over: there was nothing until the end.
         """
         if not self._shared:
             return (alone,)
-        following = beats.following(beat, time.time(), over=over)
-        return (alone if beat is None else _PUBLIC, (b"nearlite-beat", b"%d" % following))
+        following = beats.following(replica.beat, time.time(), over=over)
+        told = (b"nearlite-beat", b"%d" % following)
+        return (alone if replica.beat is None else _PUBLIC, told)
 
 
 class Seen:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
-from nearlite import beats, errors
+from nearlite import errors
 from nearlite.asked import (
     PRIVATE,
     RETRY_SOON,
@@ -13,12 +11,9 @@ from nearlite.asked import (
     Seen,
     leads_to,
     page_of,
-    position_of,
     query_of,
     refusals,
     refuse_if_full,
-    replica_of,
-    seconds_of,
 )
 from nearlite.exchange import JSON, NO_STORE, Answering, Headers, HttpError, Scope, Send
 from nearlite.leaving import Leaving
@@ -98,11 +93,8 @@ class Feed:
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
         """``GET changes/{position}?hash=&wait=&z=&v=&beat=``."""
         self._seen.note(scope)
-        query = query_of(scope)
-        replica = replica_of(position_of(text), query.get("hash"), query)
-        beat = self._caching.beat_of(query)
-        wait = seconds_of(query.get("wait")) if beat is None else beats.left(beat, time.time())
-        now = beat is None and wait == 0
+        replica, wait = self._caching.poll_of(text, query_of(scope))
+        now = replica.beat is None and wait == 0
         stale = await self._refreshed() if now else None
         answer = await self._sending.newer(replica)
         if answer is None and wait > 0:
@@ -110,11 +102,11 @@ class Feed:
         if answer is None:
             if now:
                 self._check_reach(replica, stale)
-            caching = self._caching.headers(NO_STORE, beat, over=True)
+            caching = self._caching.headers(NO_STORE, replica, over=True)
             headers = (leads_to(replica.start), *caching, *self._age())
             await self._answering.whole(send, 204, b"", PAGE_SET_TYPE.encode(), headers)
             return
-        caching = self._caching.headers(PRIVATE, beat)
+        caching = self._caching.headers(PRIVATE, replica)
         await self._sending.stream(send, answer, (leads_to(answer.to), *caching, *self._age()))
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:

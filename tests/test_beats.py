@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import history
 import pytest
@@ -18,6 +19,7 @@ from test_hostile import http
 from test_live import Scene
 
 from nearlite import beats
+from nearlite.spawn import primary
 
 NOW = 1_795_679_504.25
 HERE = int(NOW // beats.SECONDS)
@@ -147,6 +149,15 @@ def test_without_shared_cache_there_are_no_beats(client: Client) -> None:
     reply = client.request("GET", f"{path}&beat={now()}")
     assert (reply.status, reply.headers["cache-control"]) == (200, "private")
     assert "nearlite-beat" not in reply.headers
+
+
+def test_the_command_line_has_it(tmp_path: Path) -> None:
+    for options, beat in [((), False), (("--shared-cache",), True)]:
+        with primary(tmp_path / "served.db", "--durability", "normal", *options) as url:
+            client = Client(urlsplit(url).port or 0)
+            with closing(client):
+                reply = client.request("GET", here(client))
+        assert ("nearlite-beat" in reply.headers) == beat
 
 
 def test_whether_a_token_is_right_can_be_asked_alone(client: Client, shared: bool) -> None:

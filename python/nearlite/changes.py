@@ -13,7 +13,6 @@ from nearlite.asked import (
     page_of,
     query_of,
     refusals,
-    refuse_if_full,
 )
 from nearlite.exchange import JSON, NO_STORE, Answering, Headers, HttpError, Scope, Send
 from nearlite.leaving import Leaving
@@ -81,13 +80,10 @@ class Feed:
         query = query_of(scope)
         compress = query.get("z") == "1"
         first = page_of(query.get("from"))
-        try:
+        with refusals():
             answer = await self._sending.thread(
                 lambda: self._source.snapshot(compress=compress, first=first)
             )
-        except (OSError, errors.OperationalError) as error:
-            refuse_if_full(error)
-            raise
         await self._sending.stream(send, answer, (leads_to(answer.to), NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 from nearlite.changes import Feed
-from nearlite.cold import program_version
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
@@ -56,7 +55,7 @@ class PrimaryApp(App):
             executor = Executor(
                 owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
             )
-            feed = Feed(owner, self._answering, program_version(), shared_cache=self._shared_cache)
+            feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
         except BaseException:
             await loop.run_in_executor(None, owner.close)
@@ -87,12 +86,6 @@ class RelayApp(App):
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
         relay = await asyncio.get_running_loop().run_in_executor(None, self._open_relay)
-        feed = Feed(
-            relay,
-            self._answering,
-            program_version(),
-            upstream=relay,
-            shared_cache=self._shared_cache,
-        )
+        feed = self._feed_of(relay, relay)
         routes = Passing(relay.upstream.transport, self._answering, self._deadlines)
         return relay, feed, routes

@@ -172,7 +172,8 @@ def serve(
             )
             app = RelayApp(database, lambda: relay, auth_token=token, shared_cache=shared_cache)
             what = f"{database}, a replica of {relay.upstream.transport.url},"
-        listening.listen()  # from here on clients wait instead of being refused
+        http_server.raise_limit()
+        listening.listen(http_server.BACKLOG)  # from here on clients wait instead of being refused
         name = f"[{host}]" if ":" in host else host
         print(f"serving {what} at http://{name}:{listening.getsockname()[1]}", flush=True)
         # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.

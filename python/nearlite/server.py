@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from nearlite.changes import Feed
-from nearlite.cold import cold_paths
+from nearlite.changes import CHANGES, Feed
+from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
     CORS,
     NO_STORE,
@@ -39,7 +39,7 @@ from nearlite.exchange import (
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.routes import CURSOR, REPAIR, VERSIONS
-from nearlite.source import Source
+from nearlite.source import Source, Upstream
 
 log = logging.getLogger("nearlite.server")
 
@@ -106,6 +106,17 @@ class App:
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
         """Open what is served; what it raises leaves nothing open."""
         raise NotImplementedError
+
+    def _feed_of(self, served: Served, upstream: Upstream | None = None) -> Feed:
+        return Feed(
+            served,
+            self._answering,
+            program_version(),
+            guard=self._guard,
+            folder=Path(f"{self._path}-nearlite"),
+            upstream=upstream,
+            shared_cache=self._shared_cache,
+        )
 
     def __repr__(self) -> str:
         return f"<nearlite.App of {str(self._path)!r}>"
@@ -275,15 +286,22 @@ class App:
 
     def shortcut(self, scope: Scope) -> Shortcut | None:
         """What answers requests with this head where they are received, if they come whole."""
-        if scope["path"] not in VERSIONS or scope["method"] != "POST":
+        path, query = scope["path"], scope["query_string"]
+        polls = path.startswith(CHANGES) and scope["method"] == "GET"
+        if not polls and (path not in VERSIONS or scope["method"] != "POST"):
             return None
         try:
             self._admit(scope)
         except HttpError:
             return None
-        path, query = scope["path"], scope["query_string"]
 
-        def run(varying: Headers, body: bytes, client: Client) -> bool:
+        def poll(target: bytes, _varying: Headers, body: bytes, client: Client) -> bool:
+            feed, routes = self._feed, self._routes
+            if feed is None or routes is None or routes.displaced or body:
+                return False
+            return feed.poll(target, client)
+
+        def run(_target: bytes, varying: Headers, body: bytes, client: Client) -> bool:
             routes = self._routes
             if routes is None:
                 return False
@@ -295,7 +313,7 @@ class App:
             }
             return routes.short(path, head, body, client)
 
-        return run
+        return poll if polls else run
 
     # ------------------------------------------------------------------ native protocol
 

@@ -58,7 +58,7 @@ class Shown:
           HttpError: 409 when the replica belongs to another history, 507 when the disk is full: nothing
             may be written then.
         """
-        self._seen.note(scope)
+        self._seen.note(scope.get("client"))
         text = header(scope, b"nearlite-position")
         if text is None:
             raise HttpError(400, "BAD_REQUEST", "The header Nearlite-Position is missing")
@@ -82,7 +82,7 @@ class Shown:
                 "state; nothing was changed",
             )
         decoded = state_hash.decode("latin-1") if state_hash is not None else None
-        return replica_of(start, decoded, query_of(scope))
+        return replica_of(start, decoded, query_of(scope.get("query_string", b"")))
 
     async def answer(
         self, send: Send, body: bytes, replica: ReplicaOf | None, headers: Headers = ()

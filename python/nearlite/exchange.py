@@ -139,7 +139,8 @@ class Shortcut(Protocol):
         """Answer, or see to it; False when nothing was done: the request goes the usual way.
 
         Args:
-          target: path and query, as they were sent; of a long poll it may be another each time.
+          target: path and query as they were sent, of a long poll, where they are others each time;
+            otherwise perhaps nothing.
           varying: headers of ours (``Nearlite-*``), names in lowercase.
           body: as a whole.
           client: to be answered.

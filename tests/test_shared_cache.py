@@ -42,6 +42,17 @@ class Noting(PrimaryApp):
             self.__dict__["seen"][f"{scope['path']}?{query}" if query else scope["path"]] += 1
         await super().__call__(scope, receive, send)
 
+    def shortcut(self, scope: Any) -> Any:
+        short = super().shortcut(scope)
+
+        def noted(target: bytes, *rest: Any) -> bool:
+            taken: bool = short(target, *rest)
+            if taken and target:  # what is not taken comes the usual way
+                self.__dict__["seen"][target.decode()] += 1
+            return taken
+
+        return noted if short is not None else None
+
 
 class Scene:
     """A primary behind nginx, and connections to it that end with the scene.

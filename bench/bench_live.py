@@ -5,11 +5,7 @@ Python's own sqlite3 on the replica's file. The clock starts when the writer has
 and stops when a SELECT of the reader returns the new value; CLOCK_MONOTONIC is the same for all. No
 registry has a live embedded replica to compare with.
 
-And what a live replica costs its primary: the rate of writes from 16 connections with one over without,
-flat out and at 2,000 a second offered.
-
-Bad would be: a latency that knows of a polling interval, or a tail of tens of milliseconds; a primary that
-spends a third of its time on telling a replica what it has committed.
+Bad would be: a latency that knows of a polling interval, or a tail of tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -18,22 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_pipeline import notes_written
 from pairs import Pairs, Sample
-from peers import Server, remove_database
-from steady import SCHEMA, offer
-from systems import OURS, nearlite_below, nearlite_serve
+from peers import remove_database
+from systems import OURS, nearlite_below
 
 Open = Iterator[Callable[[], Sample]]
 COMMITS = 300  # a sample
-CONNECTIONS = 16
-OFFERED = 2000  # writes a second
-SECONDS = 3.0
 
 _REPLICA = """
 import sys, nearlite
@@ -132,67 +123,3 @@ def bench_commit_until_visible_on_a_live_replica(pairs: Pairs, tmp_path: Path) -
 def bench_the_same_through_one_replica_in_between(pairs: Pairs, tmp_path: Path) -> None:
     keys = ("live_tree", "live_tree_p99")
     pairs(*keys, ours=partial(visible, tmp_path, *keys, levels=1), rounds=5)
-
-
-# ---------------------------------------------------------------- what it costs the primary
-
-
-@contextmanager
-def _followed(server: Server, path: Path, *, live: bool) -> Iterator[None]:
-    """With a live replica in a process of its own, or without."""
-    import nearlite
-
-    with ExitStack() as stack:
-        if live:
-            remove_database(path)
-            with closing(nearlite.connect(server.url)) as connection, connection:
-                connection.execute("CREATE TABLE IF NOT EXISTS begun(x)")
-                connection.execute("INSERT INTO begun VALUES(1)")
-            _child(stack, _REPLICA, path, server.url, connection.last_write_position)
-        yield
-
-
-@contextmanager
-def flat_out(folder: Path, *, live: bool) -> Open:
-    """Single-row inserts, as many a second as there can be."""
-    path = folder / "replica.db"
-    with (
-        notes_written(nearlite_serve, folder) as (server, sample),
-        _followed(server, path, live=live),
-    ):
-        yield sample
-
-
-@contextmanager
-def offered(folder: Path, *, live: bool) -> Open:
-    """Transactions of five rows: how many of those offered were answered in their time."""
-    import nearlite
-
-    with nearlite_serve(folder) as server:
-        with closing(nearlite.connect(server.url, isolation_level=None)) as connection:
-            connection.executescript(SCHEMA)
-
-        def sample() -> Sample:
-            done = offer(server.url, rate=OFFERED, seconds=SECONDS, connections=CONNECTIONS)
-            return float(done["commits"]) / float(done["seconds"])
-
-        with _followed(server, folder / "replica.db", live=live):
-            yield sample
-
-
-def bench_writes_beside_a_live_replica(pairs: Pairs, tmp_path: Path) -> None:
-    pairs(
-        "live_writes",
-        ours=partial(flat_out, tmp_path / "with", live=True),
-        peer=partial(flat_out, tmp_path / "without", live=False),
-        rounds=5,
-    )
-
-
-def bench_offered_writes_beside_a_live_replica(pairs: Pairs, tmp_path: Path) -> None:
-    pairs(
-        "live_offered",
-        ours=partial(offered, tmp_path / "with", live=True),
-        peer=partial(offered, tmp_path / "without", live=False),
-        rounds=5,
-    )

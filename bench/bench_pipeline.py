@@ -54,13 +54,6 @@ def reads(serve: Serve, folder: Path) -> Open:
 @contextmanager
 def writes(serve: Serve, folder: Path) -> Open:
     """Single-row autocommit inserts: requests per second."""
-    with notes_written(serve, folder) as (_, sample):
-        yield sample
-
-
-@contextmanager
-def notes_written(serve: Serve, folder: Path) -> Iterator[tuple[Server, Callable[[], Sample]]]:
-    """The same, with the server they are sent to."""
     with _notes(serve, folder) as server:
 
         def rows() -> int:
@@ -77,7 +70,7 @@ def notes_written(serve: Serve, folder: Path) -> Iterator[tuple[Server, Callable
             assert written > 0.9 * run.requests
             return run.per_second * written / run.requests
 
-        yield server, sample
+        yield sample
 
 
 def bench_pipeline_reads(pairs: Pairs, tmp_path: Path) -> None:

@@ -68,6 +68,19 @@ def _at_most(limit: float) -> Bar:
     return Bar("at most", limit)
 
 
+def _fanout(count: int, seconds: float) -> tuple[Figure, ...]:
+    def figure(part: str, title: str, *bars: Bar) -> Figure:
+        return Figure(f"fanout_{count}{part}", title, MILLISECONDS, "none in the registries", bars)
+
+    reached = f"commit sent -> {count:,} waiting replicas have it"
+    return (
+        figure("", f"{reached}, last", _at_most(seconds)),
+        figure("_p50", f"{reached}, p50"),
+        figure("_p99", f"{reached}, p99"),
+        figure("_writer", f"a commit while {count:,} are told of another"),
+    )
+
+
 FIGURES = (
     Figure(
         "apply_pwrite",
@@ -116,6 +129,25 @@ FIGURES = (
         "none in the registries",
         (_at_most(4e-3),),
     ),
+    *(
+        figure
+        for count, seconds in ((2_000, 0.2), (10_000, 1.0))
+        for figure in _fanout(count, seconds)
+    ),
+    Figure(
+        "live_flat_out",
+        "pipeline writes, 16 connections, with one live replica",
+        PER_SECOND,
+        "without",
+        (_times(0.8),),
+    ),
+    Figure(
+        "live_offered",
+        "the same, 2,000 commits/s offered",
+        PER_SECOND,
+        "without",
+        (_times(0.95),),
+    ),
     Figure(
         "live_tree",
         "the same, through one replica in between, p50",
@@ -128,20 +160,6 @@ FIGURES = (
         "the same, through one replica in between, p99",
         MILLISECONDS,
         "none in the registries",
-    ),
-    Figure(
-        "live_writes",
-        "writes, 16 connections, beside one live replica",
-        PER_SECOND,
-        "without a replica",
-        (_times(0.8),),
-    ),
-    Figure(
-        "live_offered",
-        "the same, 2,000/s offered",
-        PER_SECOND,
-        "without a replica",
-        (_times(0.95),),
     ),
     Figure(
         "steady_lag",

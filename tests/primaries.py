@@ -29,7 +29,8 @@ class Counting(PrimaryApp):
 
         def noted(*args: Any) -> bool:
             seen = self.__dict__["seen"]
-            seen.append(path)
+            target = args[0].decode().partition("?")[0]  # of a long poll it is another each time
+            seen.append(target or path)
             taken = short(*args) if short is not None else False
             if not taken:
                 seen.pop()

@@ -51,14 +51,14 @@ def port(app: App) -> Iterator[int]:
 @contextlib.contextmanager
 def holding(app: App) -> Iterator[None]:
     """The server sees nothing of what is done inside the block until it ends."""
-    assert app._executor is not None
+    assert app._routes._executor is not None
     entered, left = threading.Event(), threading.Event()
 
     def hold() -> None:
         entered.set()
         left.wait(20)
 
-    app._executor._loop.call_soon_threadsafe(hold)
+    app._routes._executor._loop.call_soon_threadsafe(hold)
     assert entered.wait(20)
     try:
         yield

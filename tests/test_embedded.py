@@ -246,7 +246,7 @@ def test_a_roll_of_the_log_is_no_change(tmp_path):
         con.execute("begin")
         assert rows(con, "select a from t") == [(1,)]
         before = con.position
-        assert served.app._owner.roll()
+        assert served.app._served.roll()
         con.execute("update t set a = a + 1")
         con.execute("commit")
         assert con.position.generation > before.generation

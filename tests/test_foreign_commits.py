@@ -50,10 +50,10 @@ def waiters(app: App, port: int, count: int) -> None:
     assert app._feed is not None
     polls = app._feed.polls
     for _ in range(10_000):
-        if polls._waiting == count:
+        if polls.waiting == count:
             return
         position(Client(port))
-    raise AssertionError(f"{polls._waiting} long polls are under way, not {count}")
+    raise AssertionError(f"{polls.waiting} long polls are under way, not {count}")
 
 
 def poll(port: int, since: str) -> socket.socket:

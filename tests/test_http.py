@@ -85,6 +85,30 @@ def test_a_dead_kept_alive_connection_is_replaced_for_a_repeatable_request() -> 
         assert transport.request("GET", "b").read(100) == b"two"
 
 
+def test_a_request_that_was_answered_can_be_aborted_no_more() -> None:
+    """Its connection is somebody else's by then."""
+    with server(serving(b"one", b"two")) as url, closing(Transport(url)) as transport:
+        sent = transport.send("a", Deadline(5))
+        with sent.answer(Deadline(5)) as response:
+            assert response.read(10) == b"one"
+        other = transport.send("b", Deadline(5))
+        sent.abort()
+        with other.answer(Deadline(5)) as response:
+            assert response.read(10) == b"two"
+
+
+def test_a_request_under_way_is_aborted_on_another_thread() -> None:
+    def silent(connection: socket.socket) -> None:
+        request_of(connection)
+        connection.recv(1)
+
+    with server(silent) as url, closing(Transport(url)) as transport:
+        sent = transport.send("a", Deadline(30))
+        threading.Timer(0.0, sent.abort).start()
+        with pytest.raises(OfflineError):
+            sent.answer(Deadline(30))
+
+
 def test_a_write_is_never_sent_twice() -> None:
     seen: list[bytes] = []
 

@@ -13,7 +13,7 @@ CSRC = ROOT / "csrc"
 
 # From the bottom up; a room imports from rooms before it and from itself.
 ROOMS = [
-    "errors position zstd spawn options script delivery",
+    "errors position beats zstd spawn options script delivery",
     "_native",
     "message wire sync btree",
     "channel network hrana guard",

@@ -9,6 +9,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -345,6 +346,34 @@ def test_a_client_that_leaves_gives_up_its_transaction(tree: Tree) -> None:
     other = Client(top.port)
     answer = other.pipeline(execute("INSERT INTO t(b) VALUES('x')"), {"type": "close"})
     assert answer["results"][0]["type"] == "ok"
+
+
+def test_the_end_of_a_transaction_overtakes_those_who_wait_for_it(tree: Tree) -> None:
+    """However many there are: their requests take up all that go up at once, a baton's goes beside them."""
+    top = tree.primary()
+    made(tree, top)
+    low = tree.below(top)
+    holder = Client(low.port)
+    answer = holder.pipeline(execute("BEGIN IMMEDIATE"), execute("INSERT INTO t(b) VALUES(0)"))
+    arrived = threading.Semaphore(0)
+
+    def write() -> None:
+        client = Client(low.port)
+        body = json.dumps({"requests": [execute("INSERT INTO t(b) VALUES(1)")]}).encode()
+        client.connection.request("POST", "/v3/pipeline", body)
+        arrived.release()
+        found = json.loads(client.connection.getresponse().read())
+        assert found["results"][0]["type"] == "ok", found
+
+    with ThreadPoolExecutor(80) as pool:
+        writing = [pool.submit(write) for _ in range(80)]
+        for _ in writing:
+            arrived.acquire()
+        done = holder.pipeline(execute("COMMIT"), {"type": "close"}, baton=answer["baton"])
+        assert done["results"][0]["type"] == "ok"
+        for one in writing:
+            one.result(30)
+    assert Client(top.port).rows("SELECT count(*) FROM t") == [[81]]
 
 
 def test_a_statement_of_a_client_that_leaves_is_interrupted(tree: Tree) -> None:

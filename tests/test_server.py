@@ -264,6 +264,21 @@ def test_short_reads_are_not_held_up_by_long_ones(client: Client, shared: int) -
     assert client.rows("SELECT 1") == [[1]]
 
 
+def test_an_endless_write_ends_with_its_client(client: Client, shared: int) -> None:
+    """Nobody else may have to wait for it for ever."""
+    endless = (
+        "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) "
+        "INSERT INTO t(b) SELECT max(i) FROM c"
+    )
+    leaving = Client(shared)
+    body = json.dumps({"requests": [execute(endless), CLOSE]}).encode()
+    leaving.connection.request("POST", "/v3/pipeline", body)
+    leaving.connection.close()
+    answer = client.pipeline(execute("INSERT INTO t(b) VALUES (5)"), CLOSE)
+    assert answer["results"][0]["type"] == "ok"
+    assert client.rows("SELECT count(*) FROM t WHERE b > 1000000") == [[0]]
+
+
 def test_a_result_of_many_megabytes_is_answered(client: Client) -> None:
     sql = (
         "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 40) "
@@ -523,8 +538,8 @@ def test_idle_streams_end_and_their_clients_do_not_notice(tmp_path: Path) -> Non
         client = Client(port)
         baton = client.pipeline(execute("SELECT 1"))["baton"]
         deadline = time.monotonic() + 10
-        assert app._executor is not None
-        while len(app._executor.streams):
+        assert app._routes._executor is not None
+        while len(app._routes._executor.streams):
             assert time.monotonic() < deadline
             client.request("GET", "/health")
         assert rows(outcome(client.pipeline(execute("SELECT 2"), baton=baton)["results"][0])) == [

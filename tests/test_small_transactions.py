@@ -46,7 +46,7 @@ def test_a_small_transaction_needs_no_thread(tmp_path: Path) -> None:
     app = app_of(tmp_path / "data.db", durability="normal")
     with serving(app) as port:
         client = opened(port)
-        executor = app._executor
+        executor = app._routes._executor
         assert executor is not None
         executor._pool.shutdown()  # whatever asks for a thread fails from here on
         begun = begin(client, "INSERT INTO t(b) VALUES('quick')")
@@ -62,7 +62,7 @@ def test_a_commit_that_is_synced_leaves_the_event_loop(tmp_path: Path) -> None:
     with serving(app) as port:
         client = opened(port)
         begun = begin(client, "INSERT INTO t(b) VALUES(2)")
-        executor = app._executor
+        executor = app._routes._executor
         assert executor is not None
         threads: list[str] = []
         submit = executor._pool.submit
@@ -95,7 +95,7 @@ def test_a_lock_of_another_program_is_waited_for_beside_everybody_else(
     app = app_of(tmp_path / "data.db", durability="normal")
     with serving(app) as port:
         client = opened(port)
-        executor = app._executor
+        executor = app._routes._executor
         assert executor is not None
         # An event loop that waits, waits longer than the client.
         for session in executor._lending.spare:
@@ -157,7 +157,7 @@ def test_a_connection_with_settings_serves_others_without_them(tmp_path: Path) -
     with serving(app) as port:
         client = opened(port)
         client.run("CREATE TABLE c(a REFERENCES t)", "CREATE TABLE p(a CHECK(a > 0))")
-        executor = app._executor
+        executor = app._routes._executor
         assert executor is not None
         (session,) = executor._lending.spare
 

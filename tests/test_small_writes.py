@@ -155,7 +155,7 @@ def test_what_steps_do_not_count_leaves_the_event_loop(
     with serving(app) as port:
         client = Client(port)
         client.run("CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")
-        executor = app._executor
+        executor = app._routes._executor
         assert executor is not None
         assert executor._slow_sessions == []
         assert client.rows("SELECT length(hex(zeroblob(20000000)))") == [[40000000]]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 from nearlite.changes import Feed
-from nearlite.cold import program_version
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
@@ -29,6 +28,7 @@ class PrimaryApp(App):
       open_owner: opens the primary; called in a thread at the first request or at startup.
       auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
       foreign_keys: enforcement on every connection from the beginning.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of streams.
     """
 
@@ -39,9 +39,10 @@ class PrimaryApp(App):
         *,
         auth_token: str | None = None,
         foreign_keys: bool = False,
+        shared_cache: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(path, auth_token=auth_token)
+        super().__init__(path, auth_token=auth_token, shared_cache=shared_cache)
         self._open_owner = open_owner
         self._foreign_keys = foreign_keys
         self._limits = limits or Limits()
@@ -54,7 +55,7 @@ class PrimaryApp(App):
             executor = Executor(
                 owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
             )
-            feed = Feed(owner, self._answering, program_version())
+            feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
         except BaseException:
             await loop.run_in_executor(None, owner.close)
@@ -69,16 +70,22 @@ class RelayApp(App):
       path: the replica's file.
       open_relay: opens it; called in a thread at the first request or at startup.
       auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
     """
 
     def __init__(
-        self, path: Path, open_relay: Callable[[], Relay], *, auth_token: str | None = None
+        self,
+        path: Path,
+        open_relay: Callable[[], Relay],
+        *,
+        auth_token: str | None = None,
+        shared_cache: bool = False,
     ) -> None:
-        super().__init__(path, auth_token=auth_token)
+        super().__init__(path, auth_token=auth_token, shared_cache=shared_cache)
         self._open_relay = open_relay
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
         relay = await asyncio.get_running_loop().run_in_executor(None, self._open_relay)
-        feed = Feed(relay, self._answering, program_version(), upstream=relay)
+        feed = self._feed_of(relay, relay)
         routes = Passing(relay.upstream.transport, self._answering, self._deadlines)
         return relay, feed, routes

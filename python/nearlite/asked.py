@@ -6,12 +6,13 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qs
 
-from nearlite import errors
-from nearlite.exchange import Headers, HttpError, Scope
+from nearlite import beats, errors
+from nearlite.exchange import NO_STORE, Headers, HttpError
 from nearlite.position import Position
 from nearlite.source import PageSet
 
@@ -20,9 +21,10 @@ MAX_WAIT: Final = 25.0
 SEEN_SECONDS: Final = 60.0
 """A replica counts as seen for so long after its last request."""
 _SEEN_MAX: Final = 10_000
+_KEPT: Final = 64  # questions
 _HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
-NO_STORE: Final = (b"cache-control", b"no-store")
 PRIVATE: Final = (b"cache-control", b"private")
+_PUBLIC: Final = (b"cache-control", beats.PUBLIC.encode())
 RETRY_SOON: Final = ((b"retry-after", b"1"),)
 
 
@@ -35,12 +37,53 @@ class ReplicaOf:
       state_hash: its state hash, if it told.
       compress: whether it takes compressed chunks.
       compact: whether it takes compact page sets.
+      beat: that its poll belongs to; None: the answer is for it alone.
     """
 
     start: Position
     state_hash: int | None
     compress: bool
     compact: bool
+    beat: int | None = None
+
+
+class Caching:
+    """Who may store what polls are answered.
+
+    Args:
+      shared: a cache in front may answer many live replicas with what one was answered.
+    """
+
+    def __init__(self, *, shared: bool) -> None:
+        self._shared = shared
+
+    def stop(self) -> None:
+        """Polls are answered before their time now: that is nothing for others."""
+        self._shared = False
+
+    def poll(self, replica: ReplicaOf, wait: float) -> tuple[ReplicaOf, float]:
+        """Who polls, and how many seconds: until the end of its beat, or as it says itself."""
+        if replica.beat is None:
+            return replica, wait
+        if not self._shared:
+            return replace(replica, beat=None), wait
+        return replica, beats.left(replica.beat, time.time())
+
+    def of_changes(self, replica: ReplicaOf) -> Headers:
+        """Headers of an answer that brings something."""
+        return self._headers(PRIVATE, replica, over=False)
+
+    def of_nothing(self, replica: ReplicaOf) -> Headers:
+        """Of one that says, at the end of a poll, that there is nothing newer."""
+        return self._headers(NO_STORE, replica, over=True)
+
+    def _headers(self, alone: tuple[bytes, bytes], replica: ReplicaOf, *, over: bool) -> Headers:
+        """Who may store it, and which beat the next poll belongs to; `alone`: its client only."""
+        if not self._shared:
+            return (alone,)
+        following = beats.following(replica.beat, time.time(), over=over)
+        told = (b"nearlite-beat", b"%d" % following)
+        return (alone if replica.beat is None else _PUBLIC, told)
 
 
 class Seen:
@@ -48,13 +91,13 @@ class Seen:
 
     def __init__(self) -> None:
         self._seen: dict[object, float] = {}
+        self._many = _SEEN_MAX
 
-    def note(self, scope: Scope) -> None:
-        """One has asked."""
-        client = scope.get("client")
-        self._seen[tuple(client) if client else None] = time.monotonic()
-        if len(self._seen) > _SEEN_MAX:
-            self.count()
+    def note(self, address: object) -> None:
+        """One has asked; `address` as ASGI has it."""
+        self._seen[address if isinstance(address, tuple) else str(address)] = time.monotonic()
+        if len(self._seen) > self._many:
+            self._many = max(_SEEN_MAX, 2 * self.count())
 
     def count(self) -> int:
         """How many there are."""
@@ -105,10 +148,23 @@ def refuse_if_full(error: OSError | errors.OperationalError) -> None:
         ) from error
 
 
-def query_of(scope: Scope) -> dict[str, str]:
+def query_of(query: bytes) -> dict[str, str]:
     """The parameters of a request; the last of each name."""
-    text = scope.get("query_string", b"").decode("latin-1")
+    text = query.decode("latin-1")
     return {key: values[-1] for key, values in parse_qs(text).items()} if text else {}
+
+
+@lru_cache(_KEPT)  # many ask the same
+def poll_of(position: str, query: bytes) -> tuple[ReplicaOf, float]:
+    """What ``GET changes/{position}?{query}`` asks, and for how many seconds it waits.
+
+    Raises:
+      HttpError: it is no good question.
+    """
+    given = query_of(query)
+    replica = replica_of(position_of(position), given.get("hash"), given)
+    beat = beats.number(given.get("beat"))
+    return replace(replica, beat=beat), _seconds(given.get("wait"))
 
 
 def replica_of(start: Position, state_hash: str | None, query: dict[str, str]) -> ReplicaOf:
@@ -142,7 +198,7 @@ def page_of(text: str | None) -> int:
     return int(text)
 
 
-def seconds_of(text: str | None) -> float:
+def _seconds(text: str | None) -> float:
     """How long a poll waits, at most MAX_WAIT. Raises HttpError: it is no number."""
     if text is None:
         return 0.0

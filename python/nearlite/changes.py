@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
 from nearlite import errors
 from nearlite.asked import (
-    NO_STORE,
-    PRIVATE,
     RETRY_SOON,
+    Caching,
     ReplicaOf,
     Seen,
-    brings,
     leads_to,
     page_of,
+    poll_of,
     position_of,
     query_of,
     refusals,
-    refuse_if_full,
-    replica_of,
-    seconds_of,
 )
-from nearlite.exchange import JSON, Answering, Headers, HttpError, Scope, Send
+from nearlite.exchange import (
+    JSON,
+    NO_STORE,
+    Answering,
+    Client,
+    HttpError,
+    Receive,
+    Scope,
+    Send,
+    Whole,
+)
 from nearlite.leaving import Leaving
-from nearlite.polls import Polls
+from nearlite.polls import Poll, Polls
 from nearlite.refreshing import Refreshing
 from nearlite.sending import Sending
 from nearlite.shown import Shown
 from nearlite.source import PageSet, Source, Upstream
-from nearlite.wire import DIFFERENCES_TYPE, PAGE_SET_TYPE, Ask, Differences, RequestError, Status
+from nearlite.wire import DIFFERENCES_TYPE, Ask, Differences, RequestError, Status
+
+CHANGES: Final = "/nl/v1/changes/"
+Guard = Callable[[Scope, Send, Awaitable[None]], Awaitable[None]]
 
 
 class Feed:
@@ -36,7 +49,10 @@ class Feed:
       source: the primary, or a replica that serves replicas.
       answering: sends.
       version: of this program, told in status.
+      guard: awaits a handler and answers its exceptions.
+      folder: of the source's log, for unlinked files.
       upstream: of such a replica.
+      shared_cache: a cache in front may answer many live replicas with what one was answered.
 
     Attributes:
       polls: who waits.
@@ -48,21 +64,27 @@ class Feed:
         source: Source,
         answering: Answering,
         version: str,
+        *,
+        guard: Guard,
+        folder: Path,
         upstream: Upstream | None = None,
+        shared_cache: bool = False,
     ) -> None:
         self._source = source
         self._upstream = upstream
         self._refreshing = None if upstream is None else Refreshing(upstream.refresh)
+        self._guard = guard
         self._answering = answering
         self._version = version
         self._seen = Seen()
-        self._sending = Sending(source, answering)
+        self._caching = Caching(shared=shared_cache)
+        self._sending = Sending(source, answering, folder, upstream, self._caching)
         self.polls = Polls(source, self._sending)
         self.shown = Shown(source, self._sending, answering, self._seen)
 
     async def status(self, scope: Scope, send: Send) -> None:
         """``GET status?from=``."""
-        text, behind = query_of(scope).get("from"), None
+        text, behind = query_of(scope.get("query_string", b"")).get("from"), None
         if text is None:
             state = self._sending.state()
         else:
@@ -84,50 +106,64 @@ class Feed:
             behind=behind,
         )
         head = scope["method"] == "HEAD"
-        headers = (leads_to(state.position), NO_STORE, *self._age())
+        headers = (leads_to(state.position), NO_STORE, *self._sending.age())
         await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
 
     async def snapshot(self, scope: Scope, send: Send) -> None:
         """``GET snapshot?from=&z=``."""
-        self._seen.note(scope)
-        query = query_of(scope)
+        self._seen.note(scope.get("client"))
+        query = query_of(scope.get("query_string", b""))
         compress = query.get("z") == "1"
         first = page_of(query.get("from"))
-        try:
+        with refusals():
             answer = await self._sending.thread(
                 lambda: self._source.snapshot(compress=compress, first=first)
             )
-        except (OSError, errors.OperationalError) as error:
-            refuse_if_full(error)
-            raise
         await self._sending.stream(send, answer, (leads_to(answer.to), NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
-        """``GET changes/{position}?hash=&wait=&z=&v=``."""
-        self._seen.note(scope)
-        query = query_of(scope)
-        replica = replica_of(position_of(text), query.get("hash"), query)
-        wait = seconds_of(query.get("wait"))
-        stale = None if wait > 0 else await self._refreshed()
-        answer = await self._sending.newer(replica)
-        if answer is None and wait > 0:
-            answer = await self.polls.wait(replica, wait, leaving)
-        if answer is None:
-            if wait == 0:
-                self._check_reach(replica, stale)
-            headers = (leads_to(replica.start), self._clock(), NO_STORE, *self._age())
-            await self._answering.whole(send, 204, b"", PAGE_SET_TYPE.encode(), headers)
+        """``GET changes/{position}?hash=&wait=&z=&v=&beat=``."""
+        self._seen.note(scope.get("client"))
+        replica, wait = self._caching.poll(*poll_of(text, scope.get("query_string", b"")))
+        now = wait == 0 and replica.beat is None
+        stale = await self._refreshed() if now else None
+        found = await self.polls.wait(replica, wait, leaving)
+        if not isinstance(found, Whole):
+            await self._sending.stream(send, found, self._sending.told(replica, found))
             return
-        headers = (leads_to(answer.to), *brings(answer), self._clock(), PRIVATE, *self._age())
-        await self._sending.stream(send, answer, headers)
+        if found.status == 204 and now:
+            self._check_reach(replica, stale)
+        await self._answering.whole(
+            send, found.status, found.body, found.content_type, found.headers
+        )
 
-    def _clock(self) -> tuple[bytes, bytes]:
-        return (b"nearlite-clock", b"%d" % self._source.clock())
+    def poll(self, target: bytes, client: Client) -> bool:
+        """The same for a client on a short cut, without a task unless the answer is large.
+
+        Returns:
+          False when nothing was done: it goes the usual way, and is told there what is wrong with it.
+        """
+        path, _, query = target.partition(b"?")
+        try:
+            asked = poll_of(path.decode("ascii").removeprefix(CHANGES), query)
+        except (HttpError, UnicodeDecodeError):
+            return False
+        replica, wait = self._caching.poll(*asked)
+        if wait == 0 and replica.beat is None and self._upstream is not None:
+            return False  # which has to be asked first
+        self._seen.note(client.address)
+        self.polls.enrol(_Connected(client, self), replica, wait)
+        return True
+
+    async def take(self, scope: Scope, send: Send, replica: ReplicaOf, answer: PageSet) -> None:
+        """Send what a poll has brought."""
+        headers = self._sending.told(replica, answer)
+        await self._guard(scope, send, self._sending.stream(send, answer, headers))
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
-        self._seen.note(scope)
-        compress = query_of(scope).get("z") == "1"
+        self._seen.note(scope.get("client"))
+        compress = query_of(scope.get("query_string", b"")).get("z") == "1"
 
         def work() -> PageSet | Differences:
             return self._source.repair(Ask.decode(body), compress=compress)
@@ -162,13 +198,32 @@ class Feed:
             )
             raise HttpError(503, "UPSTREAM_BEHIND", message, RETRY_SOON)
 
-    def _age(self) -> Headers:
-        """How long ago what is answered was known to be the primary's state."""
-        if self._upstream is None:
-            return ()
-        age = self._upstream.age
-        return ((b"nearlite-age", b"inf" if age is None else b"%.3f" % age),)
-
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
+        self._caching.stop()
         self.polls.stop()
+
+
+class _Connected(Poll):
+    """A connection of our own server waits."""
+
+    __slots__ = ("_client", "_feed")
+
+    def __init__(self, client: Client, feed: Feed) -> None:
+        self._client = client
+        self._feed = feed
+        client.wait(self._leave)
+
+    def _leave(self) -> None:
+        self._feed.polls.leave(self)
+
+    def answer(self, whole: Whole) -> None:
+        self._client.send(whole)
+
+    def take(self, answer: PageSet) -> None:
+        replica = self.group.replica
+
+        async def rest(scope: Scope, _receive: Receive, send: Send) -> None:
+            await self._feed.take(scope, send, replica, answer)
+
+        self._client.proceed(rest)

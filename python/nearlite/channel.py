@@ -109,6 +109,8 @@ class Channel:
         self._line = _Line(self._sock)
         self._reader = io.BufferedReader(self._line, 64 * 1024)
         self.used = False
+        self.lease = 0
+        """How often it has been given back: who has it now."""
 
     def exchange(self, request: bytes, deadline: Deadline) -> Answer:
         """Send a whole request, read the answer's head."""

@@ -28,10 +28,12 @@ from nearlite.exchange import (
     Message,
     Scope,
     Shortcut,
+    Whole,
 )
 
-CONNECTIONS: Final = 2048
-"""HTTP connections at a time; requests of those beyond are answered 503."""
+CONNECTIONS: Final = 32_768
+"""HTTP connections at a time, if there are descriptors for them; requests of those beyond are answered 503."""
+_BEYOND: Final = 16  # connections that are heard to be told so; more are closed at once
 _HEAD_SECONDS: Final = 30.0  # for the head of a connection's first request
 _HEAD_BYTES: Final = 64 << 10
 _HEAD_BEGINS: Final = b"HTTP/1.1 "
@@ -45,6 +47,8 @@ _VARYING: Final = re.compile(
     rb"\r\n(content-length|nearlite-(?:position|hash|counters|read)): *([^\r\n]*)(?=\r\n)",
     re.IGNORECASE,
 )
+# Long polls differ in what they ask about: where the replica stands.
+_POLL: Final = b"GET /nl/v1/changes/"
 _HELD: Final = 64 << 10  # bytes of further requests that wait in memory for an answer
 _SIMPLE: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\naccess-control-allow-origin: *\r\n"
 
@@ -109,9 +113,16 @@ class _Known:
     def __init__(self) -> None:
         self._heads: dict[tuple[bytes, ...], Shortcut] = {}
 
-    def find(self, data: bytes) -> tuple[Shortcut, Headers, bytes] | None:
-        """What answers a request that is complete, its varying headers, and its body; if its head is known."""
+    def find(self, data: bytes) -> tuple[Shortcut, bytes, Headers, bytes] | None:
+        """What answers a request that is complete, its target, its varying headers, and its body.
+
+        None if its head is not known.
+        """
         end = data.find(b"\r\n\r\n") + 2
+        if data.startswith(_POLL):
+            at = data.find(b" ", len(_POLL))
+            shortcut = self._heads.get((_POLL, data[at:]))
+            return None if shortcut is None else (shortcut, data[4:at], (), b"")
         parts = _VARYING.split(data[:end])
         shortcut = self._heads.get(_key(parts))
         if shortcut is None:
@@ -127,7 +138,7 @@ class _Known:
             else:
                 return None
         body = data[end + 2 :]
-        return None if len(body) != size else (shortcut, varying, body)
+        return None if len(body) != size else (shortcut, b"", varying, body)
 
     def note(self, head: bytes, shortcut: Shortcut) -> None:
         """Remember one; `head` ends with an empty line."""
@@ -135,7 +146,11 @@ class _Known:
             return
         if len(self._heads) >= _KNOWN:
             self._heads.clear()
-        self._heads[_key(_VARYING.split(head[:-2]))] = shortcut
+        if head.startswith(_POLL):
+            key: tuple[bytes, ...] = _POLL, head[head.find(b" ", len(_POLL)) :]
+        else:
+            key = _key(_VARYING.split(head[:-2]))
+        self._heads[key] = shortcut
 
 
 def _key(parts: list[bytes]) -> tuple[bytes, ...]:
@@ -143,13 +158,16 @@ def _key(parts: list[bytes]) -> tuple[bytes, ...]:
     return (*parts[::3], *parts[1::3])
 
 
-def protocol(shortcut_of: Callable[[Scope], Shortcut | None]) -> Any:
+def protocol(shortcut_of: Callable[[Scope], Shortcut | None], *, most: int) -> Any:
     """What uvicorn makes of each connection of a server.
 
     Args:
       shortcut_of: the short cut of requests with a head, if there is one.
+      most: connections that there are descriptors for.
     """
-    return partial(_Connection, known=_Known(), shortcut_of=shortcut_of)
+    return partial(
+        _Connection, known=_Known(), shortcut_of=shortcut_of, most=min(most, CONNECTIONS)
+    )
 
 
 class _Connection(HttpToolsProtocol):
@@ -161,6 +179,7 @@ class _Connection(HttpToolsProtocol):
     Args:
       known: of the server.
       shortcut_of: the short cut of requests with a head, if there is one.
+      most: connections of the server at a time.
     """
 
     app: Any
@@ -171,11 +190,13 @@ class _Connection(HttpToolsProtocol):
         *args: Any,
         known: _Known,
         shortcut_of: Callable[[Scope], Shortcut | None],
+        most: int,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._known = known
         self._shortcut_of = shortcut_of
+        self._most = most
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_head = True
         self._ended = False  # a message ended within the data that is being parsed
@@ -188,6 +209,7 @@ class _Connection(HttpToolsProtocol):
         self._taken: bytes | None = None  # a request of a known head that is being answered
         self._held = bytearray()  # what came behind it
         self._ends = False  # the connection is to be closed behind its answer
+        self._left: Callable[[], None] | None = None  # to be called if the client leaves
         self._used = 0.0  # clock of the latest answer
         self._stuck = 0  # bytes that the client had not taken at the last look
 
@@ -199,12 +221,18 @@ class _Connection(HttpToolsProtocol):
         self._extensions = {DELIVERY: self.delivery}
         super().connection_made(gathering)  # type: ignore[arg-type]
         # uvicorn's own limit would answer 503 on connections that were there before, too.
-        self.limit_concurrency = 0 if len(self.connections) > CONNECTIONS else None
+        beyond = len(self.connections) - self._most
+        self.limit_concurrency = 0 if beyond > 0 else None
+        if beyond > _BEYOND:
+            transport.abort()
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_done()
         self.delivery.end()
+        if self._left is not None:
+            left, self._left = self._left, None
+            left()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
@@ -228,12 +256,12 @@ class _Connection(HttpToolsProtocol):
         if not self._begun and (self.cycle is None or self.cycle.response_complete):
             found = self._known.find(data)
             if found is not None and self._may_shorten():
-                shortcut, varying, body = found
+                shortcut, target, varying, body = found
                 if self._head_timer is not None:
                     self._head_done()
                     self._in_head = True
                 self._taken = data
-                if shortcut(varying, body, self):
+                if shortcut(target, varying, body, self):
                     return
                 self._taken = None
         self._parse(data)
@@ -285,21 +313,20 @@ class _Connection(HttpToolsProtocol):
             self._known.note(data[:end], shortcut)
         varying = [field for field in scope["headers"] if field[0].startswith(_OURS)]
         self._cycle = cycle  # behind it there may be others by the time of its answer
-        return shortcut(varying, body, self)
+        return shortcut(self.url, varying, body, self)
 
     # ------------------------------------------------------------------ answers
 
     def answer(self, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
         """Answer the request that was taken, with status 200."""
         transport = self.transport
-        known = self._taken is not None
         if transport.is_closing():
             self.delivery.wrote(0)
         else:
             head = _SIMPLE % (content_type, len(body))
             for name, value in headers:
                 head += b"%b: %b\r\n" % (name, value)
-            ends = self._ends or (not known and not self._cycle.keep_alive)
+            ends = self._is_last()
             if ends:
                 head += b"connection: close\r\n"
             if len(body) <= _GATHERED:
@@ -310,10 +337,36 @@ class _Connection(HttpToolsProtocol):
                 self._watch()
             if ends:
                 transport.close()
-        if known:
+        self._answered()
+
+    def send(self, whole: Whole) -> None:
+        """Answer the request that was taken with what others are sent, too."""
+        self._left = None
+        transport = self.transport
+        if transport.is_closing():
+            self.delivery.wrote(0)
+        elif self._is_last():
+            transport.whole(whole.last())
+            transport.close()
+        else:
+            transport.whole(whole.told)
+            if len(whole.told) > _GATHERED:
+                self._watch()
+        self._answered()
+
+    def wait(self, left: Callable[[], None]) -> None:
+        """The answer of the request that was taken takes a while; call `left` if the client leaves."""
+        self._left = left
+
+    def _is_last(self) -> bool:
+        """Whether the connection is to be closed behind the answer of the request that was taken."""
+        return self._ends or (self._taken is None and not self._cycle.keep_alive)
+
+    def _answered(self) -> None:
+        if self._taken is not None:
             self._taken = None
             self._used = self.loop.time()
-            if self.timeout_keep_alive_task is None and not transport.is_closing():
+            if self.timeout_keep_alive_task is None and not self.transport.is_closing():
                 self._keep(self.timeout_keep_alive)
             self._go_on()
         else:
@@ -322,6 +375,7 @@ class _Connection(HttpToolsProtocol):
 
     def proceed(self, application: Application) -> None:
         """An ASGI application answers it, in a task."""
+        self._left = None
         if self._taken is None:
             super()._start_asgi_task(self._cycle, application)  # type: ignore[arg-type]
             return

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from http import HTTPStatus
 from typing import Any, Final, Protocol, TypeVar
 
 from nearlite import hrana
@@ -29,6 +30,7 @@ PIECE: Final = 256 << 10
 _SMALL: Final = 32 << 10
 JSON: Final = b"application/json"
 
+NO_STORE: Final = (b"cache-control", b"no-store")
 CORS: Final = (b"access-control-allow-origin", b"*")
 
 DELIVERY: Final = "nearlite.delivery"
@@ -53,6 +55,49 @@ def failed() -> HttpError:
     return HttpError(500, "INTERNAL_ERROR", "The server failed; its log says why")
 
 
+class Whole:
+    """An answer that is complete. Its bytes are made once, for all who are sent it.
+
+    Attributes:
+      status, body, content_type, headers: as `Answering.whole` has them.
+      told: all of it in HTTP/1.1, for a connection that stays open.
+    """
+
+    __slots__ = ("body", "content_type", "headers", "status", "told")
+
+    def __init__(
+        self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers = ()
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+        self.headers = tuple(headers)
+        self.told = self._tell(self.headers)
+
+    def last(self) -> bytes:
+        """The same for a connection that is closed behind it."""
+        return self._tell((*self.headers, (b"connection", b"close")))
+
+    def _tell(self, headers: Headers) -> bytes:
+        phrase = HTTPStatus(self.status).phrase.encode()
+        lines = [b"HTTP/1.1 %d %b" % (self.status, phrase)]
+        for name, value in (
+            (b"content-type", self.content_type),
+            (b"content-length", b"%d" % len(self.body)),
+            CORS,
+            *headers,
+        ):
+            lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join((*lines, b"", self.body))
+
+
+def refused(error: HttpError) -> Whole:
+    """A request that is answered with an error body."""
+    body = hrana.error_body(error.message, error.code)
+    # Caches may keep some of them (404, 405, 410) as they like if nothing is said (RFC 9110, 15.1).
+    return Whole(error.status, body, JSON, (NO_STORE, *error.headers))
+
+
 class ClientGoneError(Exception):
     """The client has disconnected, or was cut off: there is nobody to answer."""
 
@@ -68,10 +113,16 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Client(Expecting, Protocol):
-    """Whoever sent a request that took a short cut. Either method is called, once."""
+    """Whoever sent a request that took a short cut. One of `answer`, `send`, `proceed` is called, once."""
 
     def answer(self, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
         """Answer with status 200."""
+
+    def send(self, whole: Whole) -> None:
+        """Answer with what others are sent, too."""
+
+    def wait(self, left: Callable[[], None]) -> None:
+        """The answer takes a while: call `left` if the client leaves before."""
 
     @property
     def address(self) -> object:
@@ -84,10 +135,12 @@ class Client(Expecting, Protocol):
 class Shortcut(Protocol):
     """Answers requests that have the same head, but for our own headers, without ASGI."""
 
-    def __call__(self, varying: Headers, body: bytes, client: Client) -> bool:
+    def __call__(self, target: bytes, varying: Headers, body: bytes, client: Client, /) -> bool:
         """Answer, or see to it; False when nothing was done: the request goes the usual way.
 
         Args:
+          target: path and query as they were sent, of a long poll, where they are others each time;
+            otherwise perhaps nothing.
           varying: headers of ours (``Nearlite-*``), names in lowercase.
           body: as a whole.
           client: to be answered.
@@ -250,9 +303,8 @@ class Answering:
 
     async def error(self, send: Send, error: HttpError, *, head: bool = False) -> None:
         """Send an error body."""
-        body = hrana.error_body(error.message, error.code)
-        headers: Iterable[tuple[bytes, bytes]] = error.headers
-        await self.whole(send, error.status, body, JSON, tuple(headers), head=head)
+        told = refused(error)
+        await self.whole(send, told.status, told.body, JSON, told.headers, head=head)
 
     async def _piece(self, send: Send, body: bytes, *, more: bool) -> None:
         try:

@@ -28,6 +28,9 @@ from nearlite.statements import Kind, Prepared
 
 READ_STEPS: Final = 200_000
 """Virtual machine steps that a read inside a group may take: some 2 ms."""
+WRITE_STEPS: Final = 20_000_000
+"""Of a write inside a group: a second or two. One that takes more is begun again alone, where it ends when its
+client leaves: inside a group it could not be stopped, and all others would wait for it."""
 LASTING_SECONDS: Final = 0.05
 """A write that took more processor time than this runs outside of groups from then on."""
 
@@ -87,7 +90,7 @@ class Group:
       session: a writing connection.
       hurried: the session has a step budget. A read that takes more leaves the group; a write is stopped
         with OverrunError, and the transaction is to be rolled back. Otherwise a write takes as many
-        steps as it needs, and a read READ_STEPS.
+        steps as it needs up to WRITE_STEPS, and a read READ_STEPS.
 
     Attributes:
       lasting: texts that have been seen to last.
@@ -97,6 +100,8 @@ class Group:
     def __init__(self, session: Session, *, hurried: bool = False) -> None:
         self._session = session
         self._hurried = hurried
+        if not hurried:
+            session.native.set_budget(WRITE_STEPS)
         self.lasting: OrderedDict[str, None] = OrderedDict()
         self.patience = LASTING_SECONDS
 
@@ -221,10 +226,10 @@ class Group:
             raise _LeaveError from None
         finally:
             if not self._hurried:
-                native.set_budget(-1)
+                native.set_budget(WRITE_STEPS)
 
     def write(self, prepared: Prepared, step: Step, shape: int | None, index: int) -> bytes:
-        """Run a writing statement, uninterrupted but for a budget; without one it is noted when it lasts."""
+        """Run a writing statement, uninterrupted but for a budget; it is noted when it lasts."""
         # Of this thread's own time: a machine that is busy with others makes nothing last.
         began = 0.0 if self._hurried else time.thread_time()
         try:
@@ -233,6 +238,11 @@ class Group:
             if not self._session.native.in_transaction:
                 raise LostError from None
             raise
+        except OverrunError:
+            if self._hurried:
+                raise
+            self._session.rollback()
+            raise LostError from None
         finally:
             if not self._hurried and time.thread_time() - began > self.patience:
                 self.lasting[step.sql] = None

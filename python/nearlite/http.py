@@ -156,8 +156,7 @@ class Sent:
     def __init__(self, transport: Transport, channel: Channel) -> None:
         self._transport = transport
         self._channel: Channel | None = channel
-        self.abort = channel.abort
-        """End it under whoever waits for the answer or reads it, on whatever thread."""
+        self._lease = channel, channel.lease
 
     def answer(self, deadline: Deadline) -> Response:
         """Wait for the head of the answer, once.
@@ -174,6 +173,13 @@ class Sent:
             raise self._transport.offline(reason_of(error), sent=True) from error
         channel.used = True
         return Response(self._transport, channel, answer)
+
+    def abort(self) -> None:
+        """End it under whoever waits for the answer or reads it, on whatever thread.
+
+        Without effect when the answer has been read to its end: the connection is somebody else's then.
+        """
+        self._transport.abort(*self._lease)
 
     def close(self) -> None:
         """Nobody wants the answer: the connection ends. Without effect after :meth:`answer`."""
@@ -361,10 +367,17 @@ class Transport:
     def release(self, channel: Channel) -> None:
         """Keep a connection whose answer was read to its end."""
         with self._lock:
+            channel.lease += 1
             if not self._closed and self._pid == os.getpid() and len(self._idle) < 8:
                 self._idle.append(channel)
                 return
         channel.close()
+
+    def abort(self, channel: Channel, lease: int) -> None:
+        """End a connection under the thread that uses it, if it has not been given back since."""
+        with self._lock:
+            if channel.lease == lease:
+                channel.abort()
 
     def close(self) -> None:
         """Close the idle connections, and end the requests under way of other threads at once."""

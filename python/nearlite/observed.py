@@ -27,7 +27,7 @@ _LONG: Final = float("inf")
 _LARGE: Final = 1 << 20
 """Bytes of pages: a set of more takes long enough for others to see that it comes."""
 # Seconds: whoever follows has heard of the primary within them.
-_HEARD: Final = HEARTBEAT + 5.0
+_HEARD: Final = 2 * HEARTBEAT
 
 
 class Observed:
@@ -111,11 +111,13 @@ class Observed:
 
     def is_equal(self, position: Position, at: float) -> None:
         """The primary stood at `position` at that monotonic time, and so does this file."""
-        self.primary_position = position
+        known = self.primary_position
+        if known is None or not position.precedes(known):  # what a cache has told may be older
+            self.primary_position = position
         self.tally.answered()
-        if math.isinf(at):  # the replica that serves this one does not know either
-            return
         self._equalled(at)
+        if math.isinf(at):
+            return
         if at - self._published_at >= _PUBLISH_EVERY:
             self.publish()
         if at - self._touched_at >= _TOUCH_EVERY:  # other processes learn the lag from it
@@ -123,6 +125,8 @@ class Observed:
             self.folder.touch_equal(time.monotonic() - at)
 
     def _equalled(self, at: float) -> None:
+        if math.isinf(at):  # the replica that serves this one does not know either
+            return
         self.equal_at = at if self.equal_at is None else max(at, self.equal_at)
 
     @property

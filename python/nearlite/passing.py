@@ -40,6 +40,11 @@ _PATIENCE: Final = 3600.0
 """Seconds that a statement may run on the primary; a client that leaves ends it sooner."""
 _AT_A_TIME: Final = 64
 """Requests that are up there at once; those beyond wait for one to come back."""
+_OF_STREAMS: Final = 160
+"""Requests with a baton, beside them: more than a primary has connections, so that the end of a transaction
+never waits for those who wait for that end."""
+_GLANCE: Final = 256 << 10
+"""Bytes of a body in which it is looked whether there is a baton; a larger one counts as having one."""
 _WHOLE: Final = 1 << 20
 """Bytes of an answer that is taken in one piece."""
 _PIECE: Final = 256 << 10
@@ -82,6 +87,7 @@ class Passing:
         self._answering = answering
         self._deadlines = deadlines
         self._threads = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="nearlite-up")
+        self._of_streams = ThreadPoolExecutor(_OF_STREAMS, thread_name_prefix="nearlite-up")
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +104,8 @@ class Passing:
 
     async def close(self) -> None:
         """Let what is under way end; its answers go to nobody once the transport is closed."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._of_streams):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------------ one request
 
@@ -148,13 +155,15 @@ class Passing:
                 return response, response.read(_WHOLE)
             return response, None
 
-        asked = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        goes_on = len(body) > _GLANCE or _baton_of(body) is not None
+        threads = self._of_streams if goes_on else self._threads
+        asked = asyncio.get_running_loop().run_in_executor(threads, work)
         try:
             if not await either(asked, leaving):
                 left.set()
                 for sent in under_way:
                     sent.abort()
-                asked.add_done_callback(_forget)
+                asked.add_done_callback(self._forget)
                 raise GoneError
             response, whole = await asked
         except OfflineError as error:
@@ -174,7 +183,7 @@ class Passing:
         kind = response.header("content-type").encode("latin-1")
         headers = _down(response)
         if whole is not None:
-            baton = _baton_of(whole, kind) if response.status == 200 else None
+            baton = _baton_in(response, whole)
             try:
                 await self._answering.whole(send, response.status, whole, kind, headers)
             except BaseException:
@@ -200,6 +209,16 @@ class Passing:
 
     # ------------------------------------------------------------------ streams up there
 
+    def _forget(self, asked: asyncio.Future[tuple[Response, bytes | None]]) -> None:
+        """Nobody wants what comes of it."""
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        response, whole = asked.result()
+        response.close()
+        baton = None if whole is None else _baton_in(response, whole)
+        if baton is not None:  # it was quicker than its end
+            self._soon(self._abandon(baton))
+
     async def _abandon(self, baton: str) -> None:
         """End a stream whose baton has reached nobody: others wait for its transaction."""
         body = msgspec.json.encode({"baton": baton, "requests": [{"type": "close"}]})
@@ -223,13 +242,7 @@ class Passing:
         task.add_done_callback(self._under_way.discard)
 
     def _thread(self, work: Callable[..., Any], *args: Any) -> Awaitable[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
-
-
-def _forget(asked: asyncio.Future[tuple[Response, bytes | None]]) -> None:
-    """Nobody wants what comes of it."""
-    if not asked.cancelled() and asked.exception() is None:
-        asked.result()[0].close()
+        return asyncio.get_running_loop().run_in_executor(self._of_streams, work, *args)
 
 
 def _down(response: Response) -> Headers:
@@ -237,13 +250,20 @@ def _down(response: Response) -> Headers:
     return tuple((name.encode(), value.encode("latin-1")) for name, value in found if value)
 
 
-def _baton_of(body: bytes, kind: bytes) -> str | None:
-    """The baton in a pipeline's answer."""
-    if kind == ANSWER_TYPE.encode():
+def _baton_in(response: Response, body: bytes) -> str | None:
+    """The baton in the answer to a pipeline."""
+    if response.status != 200:
+        return None
+    if response.header("content-type") == ANSWER_TYPE:
         body = body[4 : 4 + int.from_bytes(body[:4], "big")]
+    return _baton_of(body)
+
+
+def _baton_of(body: bytes) -> str | None:
+    """The baton in a request or an answer as JSON."""
     try:
         return msgspec.json.decode(body, type=_Baton).baton
-    except msgspec.MsgspecError:  # a cursor's, line by line, or another server's
+    except msgspec.MsgspecError:  # a cursor's answer, line by line, or what is no request at all
         return None
 
 

@@ -41,6 +41,8 @@ INLINE_STEPS: Final = 50_000
 """Virtual machine steps of a read on the event loop: some 0.5 ms."""
 INLINE_BYTES: Final = 1 << 20
 """Bytes of its result."""
+_INTERRUPT_EVERY: Final = 0.05
+"""Seconds until what a client that has left is still running is interrupted again."""
 BUSY_MS: Final = 5000
 """Milliseconds that a statement in a thread waits for other programs' locks."""
 _SLOW_READERS: Final = 8
@@ -285,8 +287,10 @@ class Executor:
         """Run work on a session in a thread; when the client leaves, it is interrupted."""
         future = self._loop.run_in_executor(self._pool, work)
         if not await either(future, leaving):
-            session.database.interrupt()
-            await asyncio.wait({future})
+            # Again and again: it may not have begun yet, or be between two statements.
+            while not future.done():
+                session.database.interrupt()
+                await asyncio.wait({future}, timeout=_INTERRUPT_EVERY)
             future.exception()
             raise GoneError
         return future.result()
@@ -558,12 +562,16 @@ class Executor:
         self._closed = True
         self._tick.cancel()
         for stream in list(self._lending.owners):
-            if stream.session is not None and stream.busy:
-                stream.session.database.interrupt()
-            elif stream.session is not None:
+            if stream.session is not None and not stream.busy:
                 self._owned.end_transaction(stream)
-        await self._loop.run_in_executor(None, self._writer.stop)
-        await self._loop.run_in_executor(None, self._pool.shutdown)
+        for end in (self._writer.stop, self._pool.shutdown):
+            ended = self._loop.run_in_executor(None, end)
+            while not ended.done():
+                for stream in list(self._lending.owners):
+                    if stream.session is not None and stream.busy:
+                        stream.session.database.interrupt()
+                await asyncio.wait({ended}, timeout=_INTERRUPT_EVERY)
+            ended.result()
         for session in [self._reader, self._quick, *self._slow_sessions]:
             session.close()
         self._lending.close()

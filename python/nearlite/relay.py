@@ -25,7 +25,7 @@ from nearlite.http import Token
 from nearlite.log import Log
 from nearlite.logformat import HashTable
 from nearlite.network import DEFAULT, Network
-from nearlite.origin import Origin
+from nearlite.origin import Origin, OriginState
 from nearlite.position import Position
 from nearlite.replica import Replica
 from nearlite.trail import SUFFIX, Stretch, Trail
@@ -70,6 +70,7 @@ class Relay(Origin):
         self._retry_after = _RETRY_FIRST
         self._closed = False
         self._lost = False  # the tail has no base
+        self._still: OriginState | None = None
         trail.count = replica.ahead.between
         replica.serve(applied=self._applied, checkpoint=self._keep_short)
 
@@ -157,6 +158,10 @@ class Relay(Origin):
                 _LOG.exception("%s: what was applied cannot be served", self.path)
         if self._roll_due:
             self._replica.background.checkpoint()
+
+    @property
+    def _frozen(self) -> OriginState | None:
+        return self._still
 
     def _damaged(self, error: HashError) -> Exception:
         """It mends itself; nobody is given what it has meanwhile."""
@@ -277,12 +282,14 @@ class Relay(Origin):
             return None
         try:
             trail.take()
+            self._still = self._state()  # nobody applies until the end: it needs no lock to be told
             ended = trail.stretch()
             table = tail.table(1, tail.pages)
             tail.roll_finish()
         except BusyError:
             return None
         finally:
+            self._still = None
             tail.roll_abort()
         return ended, table, trail.turn(ended, self._held())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
+import resource
 import socket
 import threading
 from typing import Final
@@ -19,6 +21,12 @@ log = logging.getLogger("nearlite.server")
 
 SHUTDOWN_SECONDS: Final = 5
 """Requests under way may take so long to end after SIGTERM."""
+BACKLOG: Final = 16_384
+"""Connections that may wait to be accepted, if the system allows so many: all replicas come back at once."""
+_RESERVED: Final = 512  # descriptors, or a quarter of them: database connections, archives
+_FEW: Final = 4096  # descriptors
+_ENDLESS: Final = 1 << 20  # descriptors, where the system names no limit
+_PORTABLE: Final = 10_240  # and where it has one all the same
 _KEEP_ALIVE: Final = 75  # seconds; longer than what proxies and HTTP clients keep
 
 
@@ -94,11 +102,39 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
+def raise_limit() -> None:
+    """Let the process have as many descriptors as it may: each client that waits holds one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (_ENDLESS, _PORTABLE) if hard == resource.RLIM_INFINITY else (hard,):
+        if soft == resource.RLIM_INFINITY or soft >= wanted:
+            break
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            break
+    if room() < _FEW - _RESERVED:
+        log.warning(
+            "this process may open %d files, so at most %d clients can be connected, and each live "
+            "replica is one all the time; raise the limit where it is started (ulimit -n, "
+            "LimitNOFILE=)",
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            room(),
+        )
+
+
+def room() -> int:
+    """Connections that there are descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _ENDLESS
+    return soft - min(_RESERVED, soft // 4)
+
+
 def server(app: App) -> uvicorn.Server:
     """The configured server, not yet running."""
     config = uvicorn.Config(
         app,
-        http=protocol(getattr(app, "shortcut", _no_shortcut)),
+        http=protocol(getattr(app, "shortcut", _no_shortcut), most=room()),
+        backlog=BACKLOG,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from nearlite.changes import Feed
-from nearlite.cold import cold_paths
+from nearlite.changes import CHANGES, Feed
+from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
     CORS,
+    NO_STORE,
     Answering,
     Client,
     ClientGoneError,
@@ -38,11 +39,18 @@ from nearlite.exchange import (
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.routes import CURSOR, REPAIR, VERSIONS
-from nearlite.source import Source
+from nearlite.source import Source, Upstream
 
 log = logging.getLogger("nearlite.server")
 
 _SLASHES: Final = re.compile(r"/{2,}")
+AUTHORIZED: Final = "/nl/v1/authorized"
+AUTHORIZED_SECONDS: Final = 10
+"""For so long a cache in front may take a token for good."""
+_FOR_THE_TOKEN: Final = (
+    (b"cache-control", b"public, max-age=%d, must-revalidate" % AUTHORIZED_SECONDS),
+    (b"vary", b"authorization"),
+)
 
 
 class Served(Source, Protocol):
@@ -78,10 +86,14 @@ class App:
     Args:
       path: the database file; the server's own things lie in the folder `path`-nearlite.
       auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
     """
 
-    def __init__(self, path: Path, *, auth_token: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, auth_token: str | None = None, shared_cache: bool = False
+    ) -> None:
         self._path = path
+        self._shared_cache = shared_cache
         self._token = auth_token.encode() if auth_token is not None else None
         self._deadlines = Deadlines()
         self._answering = Answering(self._deadlines)
@@ -94,6 +106,17 @@ class App:
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
         """Open what is served; what it raises leaves nothing open."""
         raise NotImplementedError
+
+    def _feed_of(self, served: Served, upstream: Upstream | None = None) -> Feed:
+        return Feed(
+            served,
+            self._answering,
+            program_version(),
+            guard=self._guard,
+            folder=Path(f"{self._path}-nearlite"),
+            upstream=upstream,
+            shared_cache=self._shared_cache,
+        )
 
     def __repr__(self) -> str:
         return f"<nearlite.App of {str(self._path)!r}>"
@@ -206,6 +229,10 @@ class App:
             if feed is None:
                 raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
             await feed.repair(scope, send, await read_body(scope, receive, self._deadlines))
+        elif path == AUTHORIZED and method in ("GET", "HEAD"):
+            self._authorize(scope)
+            caching = _FOR_THE_TOKEN if self._shared_cache else (NO_STORE,)
+            await self._answering.whole(send, 204, b"", headers=caching)
         elif path.startswith("/nl/v1/"):
             self._admit(scope)
             if method not in ("GET", "HEAD"):
@@ -259,15 +286,22 @@ class App:
 
     def shortcut(self, scope: Scope) -> Shortcut | None:
         """What answers requests with this head where they are received, if they come whole."""
-        if scope["path"] not in VERSIONS or scope["method"] != "POST":
+        path, query = scope["path"], scope["query_string"]
+        polls = path.startswith(CHANGES) and scope["method"] == "GET"
+        if not polls and (path not in VERSIONS or scope["method"] != "POST"):
             return None
         try:
             self._admit(scope)
         except HttpError:
             return None
-        path, query = scope["path"], scope["query_string"]
 
-        def run(varying: Headers, body: bytes, client: Client) -> bool:
+        def poll(target: bytes, _varying: Headers, body: bytes, client: Client) -> bool:
+            feed, routes = self._feed, self._routes
+            if feed is None or routes is None or routes.displaced or body:
+                return False
+            return feed.poll(target, client)
+
+        def run(_target: bytes, varying: Headers, body: bytes, client: Client) -> bool:
             routes = self._routes
             if routes is None:
                 return False
@@ -279,7 +313,7 @@ class App:
             }
             return routes.short(path, head, body, client)
 
-        return run
+        return poll if polls else run
 
     # ------------------------------------------------------------------ native protocol
 

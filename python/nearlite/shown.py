@@ -8,7 +8,6 @@ from typing import Final
 
 from nearlite import errors
 from nearlite.asked import (
-    NO_STORE,
     ReplicaOf,
     Seen,
     brings,
@@ -18,7 +17,7 @@ from nearlite.asked import (
     refusals,
     replica_of,
 )
-from nearlite.exchange import Answering, Headers, HttpError, Scope, Send, header
+from nearlite.exchange import NO_STORE, Answering, Headers, HttpError, Scope, Send, header
 from nearlite.sending import IN_ONE_PIECE, Sending
 from nearlite.source import Source, State
 from nearlite.wire import ANSWER_TYPE, answer_prefix
@@ -60,7 +59,7 @@ class Shown:
           HttpError: 409 when the replica belongs to another history, 507 when the disk is full: nothing
             may be written then.
         """
-        self._seen.note(scope)
+        self._seen.note(scope.get("client"))
         text = header(scope, b"nearlite-position")
         if text is None:
             raise HttpError(400, "BAD_REQUEST", "The header Nearlite-Position is missing")
@@ -84,7 +83,7 @@ class Shown:
                 "state; nothing was changed",
             )
         decoded = state_hash.decode("latin-1") if state_hash is not None else None
-        return replica_of(start, decoded, query_of(scope))
+        return replica_of(start, decoded, query_of(scope.get("query_string", b"")))
 
     async def answer(
         self, send: Send, body: bytes, replica: ReplicaOf | None, headers: Headers = ()

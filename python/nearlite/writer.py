@@ -16,8 +16,8 @@ alone:
   transaction (RAISE(ROLLBACK), OR ROLLBACK), pragmas, savepoints, transactions left open, reads
   that last. When the group's transaction is lost to such a statement, the earlier requests, which nobody has
   been told about, are executed again in a new one.
-* a write inside a group is never interrupted, because that rolls back everybody; a statement that
-  has been seen to last is kept out of groups instead.
+* a write inside a group is not interrupted, because that rolls back everybody; a statement that
+  has been seen to last is kept out of groups instead, and one that lasts for seconds is begun again alone.
 
 Small groups that nothing syncs are committed on the event loop (atonce.py); what is stopped there comes
 here.

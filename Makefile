@@ -14,6 +14,8 @@ endif
 # Two at least: crash tests wait for processes more than they compute.
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -lt 2 ] && echo 2 || echo $$n)
 TESTS ?= tests
+LASTING = HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -m soak -n $(JOBS) --dist load --maxschedchunk 1 \
+  -p no:cacheprovider -o faulthandler_timeout=0
 BENCH ?=
 
 .PHONY: help build demo test lint types sanitize fuzz soak bench wheel format clean distclean
@@ -69,8 +71,11 @@ fuzz: .venv/ready ## Fuzz the C decoders with libFuzzer, SECONDS each (default 6
 	@$(PY) build_ffi.py --sources
 	$(MAKE) -C csrc/fuzz SECONDS=$(or $(SECONDS),60)
 
-soak: build ## Ten thousand crashes and long runs of readers; takes hours
-	HYPOTHESIS_PROFILE=nightly NL_SOAK=1 $(PY) -m pytest -n $(JOBS) --dist loadgroup -p no:cacheprovider $(TESTS)
+soak: build ## Readers, crashes and random histories for an hour, SECONDS of it; a line for each at the end
+	@PYTHON=$(PYTHON) sh .ci/packages test
+	@# The last sixth with SQLite's asserts, for those who read while page sets are applied.
+	NL_SOAK=1 NL_SOAK_SECONDS=$$(( $(or $(SECONDS),3600) * 5 / 6 )) $(LASTING) $(TESTS)
+	NL_SOAK=1 NL_SOAK_SECONDS=$$(( $(or $(SECONDS),3600) / 6 )) NEARLITE_FFI=test $(LASTING) --core $(TESTS)
 
 bench: build ## Measure against peers in one run; BENCH="-k name" for some
 	@sh .ci/packages build bench

@@ -11,11 +11,14 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import pytest
+from pairs import Pairs, Sample
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from nearlite import zstd
@@ -181,3 +184,41 @@ def bench_delta(benchmark: BenchmarkFixture, people: People, name: str, way: str
     benchmark.extra_info["whole set, median"] = median(map(_set_size, commits))
     benchmark.extra_info["xor + zstd, median"] = median(len(_xor(commit)) for commit in commits)
     print(f"\n{name}, {way}: {benchmark.extra_info}")
+
+
+FIGURE_OF = {"one row": "delta_row", "one integer": "delta_integer", "100 rows": "delta_rows"}
+
+
+@contextmanager
+def told(people: People, name: str, raw: list[float]) -> Iterator[Callable[[], Sample]]:
+    """Bytes of the whole body, median of some commits; `raw`: of their frames."""
+    make, count = WORKLOADS[name]
+
+    def sample() -> Sample:
+        commits = [people.commit(make(people)) for _ in range(count)]
+        frames = (
+            sum(base != image for base, image in zip(c.bases, c.images, strict=True))
+            for c in commits
+        )
+        raw.append(float(median(frames) * (PAGE_SIZE + 24)))
+        return float(median(map(_set_size, commits)))
+
+    yield sample
+
+
+@contextmanager
+def as_frames(raw: list[float]) -> Iterator[Callable[[], Sample]]:
+    """The frames of the commits that were told last."""
+    yield lambda: raw[-1]
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def bench_bytes(pairs: Pairs, people: People, name: str) -> None:
+    raw: list[float] = []
+    pairs(
+        FIGURE_OF[name],
+        ours=partial(told, people, name, raw),
+        peer=partial(as_frames, raw),
+        rounds=3,
+        warmup=0,
+    )

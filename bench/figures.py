@@ -40,6 +40,7 @@ MICROSECONDS = Unit("us", 1e6)
 PER_SECOND = Unit("/s", 1, more_is_better=True, digits=0)
 FRAMES = Unit("frames/s", 1, more_is_better=True, digits=0)
 GIGABYTES = Unit("GB/s", 1e-9, more_is_better=True)
+BYTES = Unit("B", 1, digits=0)
 KILOBYTES = Unit("kB", 1e-3, digits=0)
 MEGABYTES = Unit("MB", 1e-6, digits=0)
 
@@ -159,6 +160,50 @@ FIGURES = (
         "the same, through one replica in between, p99",
         MILLISECONDS,
         "none in the registries",
+    ),
+    Figure(
+        "steady_lag",
+        "1,000 commits/s, three readers on a live replica: lag, longest",
+        MILLISECONDS,
+        "none in the registries",
+        (_at_most(0.1),),
+    ),
+    Figure("steady_lag_p50", "the same, p50", MILLISECONDS, "none in the registries"),
+    Figure("steady_lag_p99", "the same, p99", MILLISECONDS, "none in the registries"),
+    Figure(
+        "steady_wal",
+        "the same, larger WAL of the two sides",
+        MEGABYTES,
+        "none in the registries",
+        (_at_most(64e6),),
+    ),
+    Figure(
+        "catchup_bytes",
+        "bytes of catching up after 100,000 updates of the same 1,000 rows",
+        KILOBYTES,
+        "the distinct pages",
+        (_of_peer(1.0),),
+    ),
+    Figure(
+        "catchup_seconds",
+        "catching up after 100,000 updates of the same 1,000 rows",
+        MILLISECONDS,
+        "none in the registries",
+    ),
+    Figure(
+        "delta_row",
+        "body bytes, one row into a table with one index, 100k rows",
+        BYTES,
+        "its raw frames",
+        (_at_most(180),),
+    ),
+    Figure("delta_integer", "body bytes, one integer", BYTES, "its raw frames", (_at_most(64),)),
+    Figure(
+        "delta_rows",
+        "body bytes, 100 rows with random index keys",
+        BYTES,
+        "its raw frames",
+        (_of_peer(0.09),),
     ),
     Figure(
         "point_select",

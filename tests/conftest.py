@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import soaking
 from hypothesis import HealthCheck, settings
 
 # What a shell starts in the background ignores SIGINT, and so would every program the tests interrupt.
@@ -60,3 +62,32 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not BUILD and is_fault_file(path):
         return True
     return None
+
+
+# ---------------------------------------------------------------- tests that last
+
+_SHARE = pytest.StashKey[float | None]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[_SHARE] = soaking.share_of(config, items)
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest, record_property) -> Iterator[soaking.Soak]:
+    """How long to go on; counts what was done."""
+    made = soaking.Soak(request.config.stash[_SHARE])
+    yield made
+    if soaking.SOAKING:
+        record_property(soaking.PROPERTY, made.line())
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    stats = terminalreporter.stats.values()
+    reports = [report for some in stats for report in some if hasattr(report, "user_properties")]
+    rows = soaking.table(reports)
+    if rows:
+        terminalreporter.section("soak")
+        for row in ("| test | time | what it did | errors |", "|---|---|---|---|", *rows):
+            terminalreporter.line(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -171,9 +172,9 @@ def write_against_a_lock(port: int, path: Path, write: Callable[[], Any]) -> Any
 
 
 @contextmanager
-def serving(app: App) -> Iterator[int]:
-    """Serve until the block ends; answers the port."""
-    listening = serve.bind("127.0.0.1", 0)
+def serving(app: App, at: socket.socket | None = None) -> Iterator[int]:
+    """Serve until the block ends; answers the port. `at`: a bound socket, which stays open."""
+    listening = serve.bind("127.0.0.1", 0) if at is None else at.dup()
     listening.listen(64)
     server = serve.server(app)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)

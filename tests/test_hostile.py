@@ -40,6 +40,7 @@ class Server:
         self.raw = b""
         self.hang_up = False
         self.requests = 0
+        self.paths: list[str] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._connections: list[socket.socket] = []
@@ -63,6 +64,7 @@ class Server:
                     if not more:
                         return
                     data += more
+                self.paths.append(data.split(b" ", 2)[1].decode())
                 data = data.split(b"\r\n\r\n", 1)[1]
                 if data:
                     data = b""  # a request body: it came in the same segment

@@ -13,14 +13,14 @@ CSRC = ROOT / "csrc"
 
 # From the bottom up; a room imports from rooms before it and from itself.
 ROOMS = [
-    "errors position zstd spawn options script delivery",
+    "errors position beats zstd spawn options script delivery",
     "_native",
     "message wire sync btree",
     "channel network hrana guard",
     "dbapi http asgi",
     "bootstrap asking upstream datafile",
     "logstate logformat log",
-    "failing checking receiving arriving comparing seeding repair upkeep freshness election telling tally tables",
+    "ahead failing checking receiving arriving comparing seeding repair upkeep freshness election telling tally tables",
     "listening live background observed replica routing session streams lending",
     "batches",
     "following forwarding replicating placing generation owned writer roll startup answers pipeline atonce remote",

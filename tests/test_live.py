@@ -242,7 +242,7 @@ def test_a_wrong_token_is_survived_and_the_right_one_works(tmp_path: Path) -> No
         remote = served.remote(auth_token="secret", isolation_level=None)
         remote.execute("CREATE TABLE t(a)")
         con = served.replica(auth_token=lambda: tokens[0], sync_interval="live")
-        eventually(lambda: con._replica.background.follows)
+        eventually(lambda: served.app._feed.polls.waiting == 1)
         tokens[0] = "wrong"
         remote.execute("INSERT INTO t VALUES(1)")  # what was asked before comes
         eventually(lambda: count(con) == 1)

@@ -7,19 +7,26 @@ that it read last.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from serving import Client, serving
+from soaking import Soak
 
 import nearlite
 
@@ -41,6 +48,8 @@ State = dict[int, Any]
 
 class Cluster(RuleBasedStateMachine):
     """The machine: rules are what users do, invariants what they may see."""
+
+    done: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,6 +204,7 @@ class Cluster(RuleBasedStateMachine):
             self.seen[side] = at
 
     def teardown(self) -> None:
+        self.done.update(histories=1, commits=len(self.history) - 1, syncs=2)
         for side in (0, 1):
             self.sync(side)
             self.replicas[side].close()
@@ -202,9 +212,10 @@ class Cluster(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-TestCluster = Cluster.TestCase
-TestCluster.settings = settings(
-    max_examples=2000 if os.environ.get("NL_SOAK") else 6,
-    stateful_step_count=20,
-    deadline=None,
-)
+@pytest.mark.soak
+def test_everybody_reads_what_they_must(soak: Soak) -> None:
+    for _ in soak.turns(1):
+        Cluster.done.clear()
+        lasting = settings(max_examples=6, stateful_step_count=20, deadline=None)
+        run_state_machine_as_test(Cluster, settings=lasting)
+        soak.count(**Cluster.done)

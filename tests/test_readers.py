@@ -2,14 +2,13 @@
 
 Stock readers loop in processes of their own (reopening, holding snapshots, mapping the file into
 memory, checkpointing, trying to write) while page sets are applied and checkpointed at full speed.
-Seconds in the default run; minutes with NL_SOAK (``make soak``).
+Seconds in the default run; minutes in ``make soak``.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import sqlite3
 import subprocess
@@ -23,13 +22,14 @@ from pathlib import Path
 import history
 import pytest
 from history import History, Moment, replica_of
+from soaking import Soak
 
 from nearlite._native import frames
 from nearlite._native.applier import Applier
 from nearlite._native.frames import Chunk, ChunkHeader, SetHeader
 from nearlite.position import Position
 
-SECONDS = 300.0 if os.environ.get("NL_SOAK") else 1.5
+SECONDS = 1.5
 KINDS = ["steady", "reopening", "mapping", "checkpointing", "holding"]
 
 READER = """
@@ -91,8 +91,9 @@ class Readers:
     """The reading processes; `run` lets them loose while it applies sets."""
 
     def __init__(
-        self, path: Path, query: str, known: dict[str, list[object]], *, rising: bool
+        self, path: Path, query: str, known: dict[str, list[object]], soak: Soak, *, rising: bool
     ) -> None:
+        self._soak = soak
         order = "rising" if rising else "any"
         self.processes = [
             subprocess.Popen(
@@ -110,12 +111,13 @@ class Readers:
             assert p.stdout.readline() == "ready\n"
 
     def run(self, applier: Applier, sets: Iterator[tuple[SetHeader, list[Chunk]]]) -> int:
-        """Apply sets as fast as possible for SECONDS; answers how many."""
+        """Apply sets as fast as possible for so long; answers how many."""
         rng = random.Random(5)
-        end = time.monotonic() + SECONDS
+        seconds = self._soak.seconds(SECONDS)
+        end = time.monotonic() + seconds
         for p in self.processes:
             assert p.stdin is not None
-            p.stdin.write(f"{SECONDS}\n")
+            p.stdin.write(f"{seconds}\n")
             p.stdin.flush()
         applied = 0
         for head, chunks in sets:
@@ -135,6 +137,7 @@ class Readers:
         ends = [p.communicate(timeout=60) for p in self.processes]
         assert [errors for _, errors in ends] == [""] * len(KINDS)
         assert all(int(out) > 5 for out, _ in ends)
+        self._soak.count(page_sets=applied, reads=sum(int(out) for out, _ in ends))
         return applied
 
     def stop(self) -> None:
@@ -181,7 +184,8 @@ def counting(base: Moment, spots: list[tuple[int, int]]) -> Iterator[tuple[SetHe
         position = target
 
 
-def test_readers_see_whole_commits_in_order_at_full_speed(tmp_path: Path) -> None:
+@pytest.mark.soak
+def test_readers_see_whole_commits_in_order_at_full_speed(tmp_path: Path, soak: Soak) -> None:
     source = History(tmp_path / "primary.db")
     rows = ", ".join(f"({k}, '{0:010d}{PAD}')" for k in range(ROWS))
     base = source.step("CREATE TABLE c(k INTEGER PRIMARY KEY, v)", f"INSERT INTO c VALUES{rows}")
@@ -196,7 +200,7 @@ def test_readers_see_whole_commits_in_order_at_full_speed(tmp_path: Path) -> Non
     columns = ", ".join(
         f"(SELECT CAST(substr(v, 1, 10) AS INT) FROM c WHERE k={k})" for k in range(ROWS)
     )
-    readers = Readers(tmp_path / "r.db", f"SELECT {columns}", {}, rising=True)
+    readers = Readers(tmp_path / "r.db", f"SELECT {columns}", {}, soak, rising=True)
     try:
         applied = readers.run(applier, counting(base, spots))
     finally:
@@ -247,8 +251,11 @@ def moments(path: Path, auto_vacuum: int) -> tuple[list[Moment], dict[str, list[
 QUERY = "SELECT n, (SELECT count(*) FROM t), (SELECT total(a) FROM t), (SELECT total(length(b)) FROM t) FROM n"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("auto_vacuum", [0, 1, 2])
-def test_readers_see_only_known_states_whatever_changes(tmp_path: Path, auto_vacuum: int) -> None:
+def test_readers_see_only_known_states_whatever_changes(
+    tmp_path: Path, auto_vacuum: int, soak: Soak
+) -> None:
     ring, known = moments(tmp_path / "primary.db", auto_vacuum)
     pairs = [history.page_set(old, new) for old, new in zip(ring, ring[1:] + ring[:1], strict=True)]
 
@@ -260,7 +267,7 @@ def test_readers_see_only_known_states_whatever_changes(tmp_path: Path, auto_vac
             position = target
 
     applier = replica_of(ring[0], tmp_path / "r.db")
-    readers = Readers(tmp_path / "r.db", QUERY, known, rising=False)
+    readers = Readers(tmp_path / "r.db", QUERY, known, soak, rising=False)
     try:
         applied = readers.run(applier, sets())
     finally:

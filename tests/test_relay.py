@@ -151,6 +151,32 @@ def test_one_sync_reaches_the_primary_through_levels_that_do_not_follow(tree: Tr
     assert leaf.lag < 5
 
 
+def test_how_far_a_leaf_is_behind_is_counted_in_the_primarys_transactions(tree: Tree) -> None:
+    top = tree.primary()
+    writer = made(tree, top)
+    low = tree.below(tree.below(top))
+    leaf = tree.replica(low, "leaf.db")
+    begun = leaf.position
+    for times in (5, 3):
+        write(writer, times)
+        found = leaf.stats(ask=True)
+        assert found.transactions_behind == times
+        assert found.bytes_behind >= 4096
+        assert 0 <= found.seconds_behind < 60
+        assert leaf.sync().position == writer.last_write_position
+        assert leaf.stats().transactions_behind == 0
+    assert leaf.stats().transactions == 8
+    answer = Client(low.port).request("GET", f"/nl/v1/changes/{begun}?wait=0")
+    assert answer.headers["nearlite-transactions"] == "8"
+    # A position from before this process served the file: its pages are known, its transactions are not.
+    assert low.relay is not None
+    low.relay.upstream.ahead.counts = {}
+    _, behind = low.relay.ahead_of(begun)
+    assert behind is not None
+    assert behind.transactions is None
+    assert behind.bytes >= 4096
+
+
 def test_a_commit_comes_down_a_live_tree_by_itself(tree: Tree) -> None:
     top = tree.primary()
     writer = made(tree, top)

@@ -8,7 +8,6 @@ killed go on from where they are: nobody downloads anything again.
 from __future__ import annotations
 
 import json
-import os
 import random
 import sqlite3
 import urllib.request
@@ -19,12 +18,12 @@ from typing import Any
 
 import pytest
 import stack
+from soaking import Soak
 from stack import Process, insert, outcomes, pipeline, run_replica
 
 from nearlite.errors import Error, SyncError
 from nearlite.replica import Replica
 
-KILLS = 1000 if os.environ.get("NL_SOAK") else 10
 RELAY_POINTS = [
     "apply.begin",
     "apply.commit",
@@ -110,9 +109,10 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.close()
 
 
-def test_killed_at_random(world: World) -> None:
+@pytest.mark.soak
+def test_a_tree_killed_at_random_instants_goes_on(world: World, soak: Soak) -> None:
     rng = random.Random(20261126)
-    for _ in range(KILLS):
+    for _ in soak.turns(10):
         writing = Process(run_replica, str(world.path), world.lower.url, ())
         for _ in range(rng.randrange(1, 60)):
             world.acknowledged.add(writing.receive())
@@ -122,6 +122,8 @@ def test_killed_at_random(world: World) -> None:
             writing.kill()
             victim.start()
         world.check()
+        soak.count(kills=1 if victim is writing else 2)
+    soak.count(acknowledged_commits=len(world.acknowledged))
 
 
 @pytest.mark.parametrize("point", RELAY_POINTS)

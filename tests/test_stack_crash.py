@@ -2,13 +2,12 @@
 
 After every kill: the next sync() succeeds, the replica hashes to what the primary says it is, every
 acknowledged row is there on both sides, and the replica file is the same file (no second download).
-A hundred in the default run, ten thousand with NL_SOAK (``make soak``).
+A hundred in the default run, as many as there is time for in ``make soak``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import sqlite3
 import urllib.request
@@ -18,12 +17,13 @@ from pathlib import Path
 
 import pytest
 import stack
+from soaking import Soak
 from stack import PRIMARY_POINTS, Process, insert, outcomes, pipeline, run_replica
 
 from nearlite.errors import SyncError
 from nearlite.replica import Replica
 
-KILLS = 5000 if os.environ.get("NL_SOAK") else 21
+KILLS = 21
 MEANT = {"apply", "bootstrap", "roll", "log", "generation", "tail"}
 REPLICA_POINTS = [
     "apply.begin",
@@ -107,15 +107,18 @@ def test_a_replica_killed_at_a_fault_point_goes_on(world: World, point: str) -> 
         world.check()
 
 
-def test_a_replica_killed_at_random_instants_goes_on(world: World) -> None:
+@pytest.mark.soak
+def test_a_replica_killed_at_random_instants_goes_on(world: World, soak: Soak) -> None:
     rng = random.Random(1)
-    for _ in range(KILLS):
+    for _ in soak.turns(KILLS):
         child = Process(run_replica, str(world.path), world.primary.url, [])
         world.acknowledged.add(child.receive())
         child.join(rng.random() / 20)
         child.kill()
         world.acknowledged.update(child.messages())
         world.check()
+        soak.count(kills=1, syncs=1)
+    soak.count(acknowledged_commits=len(world.acknowledged))
 
 
 @pytest.mark.parametrize("after", [0, 1])
@@ -160,9 +163,10 @@ def test_a_primary_killed_at_a_fault_point_goes_on(world: World, point: str) -> 
         world.check()
 
 
-def test_a_primary_killed_at_random_instants_goes_on(world: World) -> None:
+@pytest.mark.soak
+def test_a_primary_killed_at_random_instants_goes_on(world: World, soak: Soak) -> None:
     rng = random.Random(2)
-    for _ in range(KILLS):
+    for _ in soak.turns(KILLS):
         with closing(world.open()) as replica:
             for i in range(rng.randrange(1, 6)):
                 world.write(replica, 60_000 if i % 2 else 100)
@@ -174,3 +178,5 @@ def test_a_primary_killed_at_random_instants_goes_on(world: World) -> None:
         child.kill()
         world.primary.start()
         world.check()
+        soak.count(kills=2, syncs=1)
+    soak.count(acknowledged_commits=len(world.acknowledged))

@@ -49,6 +49,13 @@ def test_a_replica_asks_for_changes_since_its_own_position_and_hash() -> None:
     )
 
 
+def test_a_poll_of_a_beat_has_nothing_of_its_own_in_its_url() -> None:
+    pull = Pull(HERE, compress=True, wait=2.5, compact=True, beat=179)
+    assert pull.start() == Fetch(
+        "nl/v1/changes/00000007.00000001.0000000a?hash=00000000000000aa&z=1&v=2&beat=179"
+    )
+
+
 def test_nothing_new_means_equal() -> None:
     assert pulling().nothing_new(str(HERE.position)) == Done(HERE.position)
 

@@ -138,6 +138,7 @@ def asgi(
     durability: str = "full",
     roll_bytes: int = 16 << 20,
     foreign_keys: bool = False,
+    shared_cache: bool = False,
     upstream: str | None = None,
     upstream_token: str | Callable[[], str] | None = None,
     sync_interval: float | Literal["live"] = "live",
@@ -158,6 +159,8 @@ def asgi(
       durability: "full": answered writes survive a power cut; "normal": a crash of the process.
       roll_bytes: size of the WAL from which it is archived and emptied.
       foreign_keys: enforce them on every connection, as ``PRAGMA foreign_keys=ON`` would.
+      shared_cache: let an HTTP cache in front answer many live replicas with what one was answered
+        (docs/caching.md: it has to check tokens itself).
       upstream: URL of a primary, or of a replica that serves replicas.
       upstream_token: what is sent there, or a callable that answers it.
       sync_interval: "live", or seconds between two looks there; for those who ask what is there now it is
@@ -192,6 +195,7 @@ def asgi(
                 roll_bytes=roll_bytes,
             ),
             auth_token=auth_token,
+            shared_cache=shared_cache,
         )
     if network:
         raise ProgrammingError(f"{min(network)} says how an upstream is reached, and there is none")
@@ -203,6 +207,7 @@ def asgi(
         lambda: Primary.open(where, durability=level, roll_bytes=roll_bytes),  # type: ignore[arg-type]
         auth_token=auth_token,
         foreign_keys=foreign_keys,
+        shared_cache=shared_cache,
     )
 
 

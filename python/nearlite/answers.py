@@ -26,7 +26,7 @@ from nearlite._native.frames import (
 from nearlite._native.tail import Reader, Tail, chunk_pages
 from nearlite.logstate import now_ms
 from nearlite.position import Position
-from nearlite.wire import NOWHERE, Ask, Differences, pack_compact
+from nearlite.wire import NOWHERE, Ask, Behind, Differences, pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview
@@ -56,11 +56,13 @@ class Answer:
       to: the position it leads to.
       size: bytes, or None when it is compressed while it is sent.
       patience: seconds after which `read_ahead` is due; None: it holds nothing that others wait for.
+      transactions: how many of the primary's it brings; None: nobody counted them.
 
     Iterating yields the bytes, once; `close` releases what an answer not read to its end holds.
     """
 
     patience: float | None = None
+    transactions: int | None = None
 
     def __init__(self, to: Position, size: int | None, chunks: Iterator[bytes]) -> None:
         self.to = to
@@ -192,6 +194,9 @@ class History(Protocol):
     def select(self, start: Position) -> bool:
         """Gather the pages changed since `start`; False when that is no longer known."""
 
+    def transactions(self, start: Position) -> int | None:
+        """How many of the primary's transactions came after `start`; None: nobody counted them."""
+
     def frame_of(self, start: Position) -> int | None:
         """The frame of this WAL at which the database is as it was at `start`, if there is one."""
 
@@ -211,7 +216,7 @@ class Answers:
     def __init__(self, history: History) -> None:
         self._h = history
         self._tail = history.tail
-        self._cache: dict[Key, bytes] = {}
+        self._cache: dict[Key, tuple[bytes, int | None]] = {}
         self.commit_ms = now_ms()
 
     def changes(
@@ -244,11 +249,12 @@ class Answers:
         if start == to:
             return None
         key = (start, to, compress, compact)
-        data = self._cache.get(key)
-        if data is not None:
-            return Answer(to, len(data), iter((data,)))
+        kept = self._cache.get(key)
+        if kept is not None:
+            return _whole(to, *kept)
         if not self._h.select(start):
             raise self._gone(start)
+        transactions = self._h.transactions(start)
         head = self.header(start, known)
         told: bytes | None = None
         if compact:
@@ -257,9 +263,22 @@ class Answers:
                 told = pack_compact(told)
         made = told or self._of_selection(head, compress=compress, wait=wait)
         if isinstance(made, Answer):
+            made.transactions = transactions
             return made
-        self._remember(key, made)
-        return Answer(to, len(made), iter((made,)))
+        self._remember(key, made, transactions)
+        return _whole(to, made, transactions)
+
+    def ahead_of(self, start: Position) -> Behind | None:
+        """What `Origin.ahead_of` answers; inside begin/end."""
+        to = self._h.position
+        if start.lineage != to.lineage or start > to or self._h.history(start) is None:
+            return None
+        if not self._h.select(start):
+            return None
+        transactions = self._h.transactions(start)
+        # A roll alone moves the position, and changes nothing that anybody would miss.
+        pages = 0 if transactions == 0 or start == to else self._tail.selected()
+        return Behind(0 if start == to else transactions, pages * self._tail.page_size)
 
     def _of_selection(self, head: SetHeader, *, compress: bool, wait: bool) -> Answer | bytes:
         """The set of the pages that were gathered; a small one as its bytes.
@@ -354,12 +373,18 @@ class Answers:
             snapshot=start is None,
         )
 
-    def _remember(self, key: Key, data: bytes) -> None:
+    def _remember(self, key: Key, data: bytes, transactions: int | None) -> None:
         if len(data) > _CACHED_BYTES:
             return
         while len(self._cache) >= _CACHED:
             self._cache.pop(next(iter(self._cache)))
-        self._cache[key] = data
+        self._cache[key] = data, transactions
+
+
+def _whole(to: Position, data: bytes, transactions: int | None) -> Answer:
+    answer = Answer(to, len(data), iter((data,)))
+    answer.transactions = transactions
+    return answer
 
 
 def snapshot_runs(pages: int, page_size: int, start: int = 1) -> list[tuple[int, int]]:

@@ -28,6 +28,7 @@ class PrimaryApp(App):
       open_owner: opens the primary; called in a thread at the first request or at startup.
       auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
       foreign_keys: enforcement on every connection from the beginning.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of streams.
     """
 
@@ -38,9 +39,10 @@ class PrimaryApp(App):
         *,
         auth_token: str | None = None,
         foreign_keys: bool = False,
+        shared_cache: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(path, auth_token=auth_token)
+        super().__init__(path, auth_token=auth_token, shared_cache=shared_cache)
         self._open_owner = open_owner
         self._foreign_keys = foreign_keys
         self._limits = limits or Limits()
@@ -68,12 +70,18 @@ class RelayApp(App):
       path: the replica's file.
       open_relay: opens it; called in a thread at the first request or at startup.
       auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
     """
 
     def __init__(
-        self, path: Path, open_relay: Callable[[], Relay], *, auth_token: str | None = None
+        self,
+        path: Path,
+        open_relay: Callable[[], Relay],
+        *,
+        auth_token: str | None = None,
+        shared_cache: bool = False,
     ) -> None:
-        super().__init__(path, auth_token=auth_token)
+        super().__init__(path, auth_token=auth_token, shared_cache=shared_cache)
         self._open_relay = open_relay
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:

@@ -6,14 +6,15 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qs
 
-from nearlite import errors
-from nearlite.exchange import HttpError
+from nearlite import beats, errors
+from nearlite.exchange import NO_STORE, Headers, HttpError
 from nearlite.position import Position
+from nearlite.source import PageSet
 
 MAX_WAIT: Final = 25.0
 """Seconds of a long poll."""
@@ -22,8 +23,8 @@ SEEN_SECONDS: Final = 60.0
 _SEEN_MAX: Final = 10_000
 _KEPT: Final = 64  # questions
 _HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
-NO_STORE: Final = (b"cache-control", b"no-store")
 PRIVATE: Final = (b"cache-control", b"private")
+_PUBLIC: Final = (b"cache-control", beats.PUBLIC.encode())
 RETRY_SOON: Final = ((b"retry-after", b"1"),)
 
 
@@ -36,12 +37,53 @@ class ReplicaOf:
       state_hash: its state hash, if it told.
       compress: whether it takes compressed chunks.
       compact: whether it takes compact page sets.
+      beat: that its poll belongs to; None: the answer is for it alone.
     """
 
     start: Position
     state_hash: int | None
     compress: bool
     compact: bool
+    beat: int | None = None
+
+
+class Caching:
+    """Who may store what polls are answered.
+
+    Args:
+      shared: a cache in front may answer many live replicas with what one was answered.
+    """
+
+    def __init__(self, *, shared: bool) -> None:
+        self._shared = shared
+
+    def stop(self) -> None:
+        """Polls are answered before their time now: that is nothing for others."""
+        self._shared = False
+
+    def poll(self, replica: ReplicaOf, wait: float) -> tuple[ReplicaOf, float]:
+        """Who polls, and how many seconds: until the end of its beat, or as it says itself."""
+        if replica.beat is None:
+            return replica, wait
+        if not self._shared:
+            return replace(replica, beat=None), wait
+        return replica, beats.left(replica.beat, time.time())
+
+    def of_changes(self, replica: ReplicaOf) -> Headers:
+        """Headers of an answer that brings something."""
+        return self._headers(PRIVATE, replica, over=False)
+
+    def of_nothing(self, replica: ReplicaOf) -> Headers:
+        """Of one that says, at the end of a poll, that there is nothing newer."""
+        return self._headers(NO_STORE, replica, over=True)
+
+    def _headers(self, alone: tuple[bytes, bytes], replica: ReplicaOf, *, over: bool) -> Headers:
+        """Who may store it, and which beat the next poll belongs to; `alone`: its client only."""
+        if not self._shared:
+            return (alone,)
+        following = beats.following(replica.beat, time.time(), over=over)
+        told = (b"nearlite-beat", b"%d" % following)
+        return (alone if replica.beat is None else _PUBLIC, told)
 
 
 class Seen:
@@ -67,6 +109,13 @@ class Seen:
 def leads_to(position: Position) -> tuple[bytes, bytes]:
     """The header that tells where an answer leads."""
     return (b"nearlite-position", str(position).encode())
+
+
+def brings(answer: PageSet | None) -> Headers:
+    """The header that tells how many transactions a page set brings, where that is known."""
+    if answer is None or answer.transactions is None:
+        return ()
+    return ((b"nearlite-transactions", b"%d" % answer.transactions),)
 
 
 @contextlib.contextmanager
@@ -114,7 +163,8 @@ def poll_of(position: str, query: bytes) -> tuple[ReplicaOf, float]:
     """
     given = query_of(query)
     replica = replica_of(position_of(position), given.get("hash"), given)
-    return replica, _seconds(given.get("wait"))
+    beat = beats.number(given.get("beat"))
+    return replace(replica, beat=beat), _seconds(given.get("wait"))
 
 
 def replica_of(start: Position, state_hash: str | None, query: dict[str, str]) -> ReplicaOf:

@@ -8,17 +8,28 @@ from typing import Final
 
 from nearlite import errors
 from nearlite.asked import (
-    NO_STORE,
     RETRY_SOON,
+    Caching,
     ReplicaOf,
     Seen,
     leads_to,
     page_of,
     poll_of,
+    position_of,
     query_of,
     refusals,
 )
-from nearlite.exchange import JSON, Answering, Client, HttpError, Receive, Scope, Send, Whole
+from nearlite.exchange import (
+    JSON,
+    NO_STORE,
+    Answering,
+    Client,
+    HttpError,
+    Receive,
+    Scope,
+    Send,
+    Whole,
+)
 from nearlite.leaving import Leaving
 from nearlite.polls import Poll, Polls
 from nearlite.refreshing import Refreshing
@@ -41,6 +52,7 @@ class Feed:
       guard: awaits a handler and answers its exceptions.
       folder: of the source's log, for unlinked files.
       upstream: of such a replica.
+      shared_cache: a cache in front may answer many live replicas with what one was answered.
 
     Attributes:
       polls: who waits.
@@ -56,6 +68,7 @@ class Feed:
         guard: Guard,
         folder: Path,
         upstream: Upstream | None = None,
+        shared_cache: bool = False,
     ) -> None:
         self._source = source
         self._upstream = upstream
@@ -64,13 +77,23 @@ class Feed:
         self._answering = answering
         self._version = version
         self._seen = Seen()
-        self._sending = Sending(source, answering, folder, upstream)
+        self._caching = Caching(shared=shared_cache)
+        self._sending = Sending(source, answering, folder, upstream, self._caching)
         self.polls = Polls(source, self._sending)
         self.shown = Shown(source, self._sending, answering, self._seen)
 
-    async def status(self, send: Send, *, head: bool) -> None:
-        """``GET status``."""
-        state = self._sending.state()
+    async def status(self, scope: Scope, send: Send) -> None:
+        """``GET status?from=``."""
+        text, behind = query_of(scope.get("query_string", b"")).get("from"), None
+        if text is None:
+            state = self._sending.state()
+        else:
+            start = position_of(text)
+            stale = await self._refreshed()
+            with refusals():  # for a full disk
+                state, behind = await self._sending.thread(lambda: self._source.ahead_of(start))
+            if stale is not None:  # there may be more
+                behind = None
         status = Status(
             position=state.position,
             hash=state.hash,
@@ -79,7 +102,10 @@ class Feed:
             commit_ms=state.commit_ms,
             replicas=self._seen.count(),
             version=self._version,
+            now_ms=self._source.clock(),
+            behind=behind,
         )
+        head = scope["method"] == "HEAD"
         headers = (leads_to(state.position), NO_STORE, *self._sending.age())
         await self._answering.whole(send, 200, status.encode(), JSON, headers, head=head)
 
@@ -96,15 +122,16 @@ class Feed:
         await self._sending.stream(send, answer, (leads_to(answer.to), NO_STORE))
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
-        """``GET changes/{position}?hash=&wait=&z=&v=``."""
+        """``GET changes/{position}?hash=&wait=&z=&v=&beat=``."""
         self._seen.note(scope.get("client"))
-        replica, wait = poll_of(text, scope.get("query_string", b""))
-        stale = None if wait > 0 else await self._refreshed()
+        replica, wait = self._caching.poll(*poll_of(text, scope.get("query_string", b"")))
+        now = wait == 0 and replica.beat is None
+        stale = await self._refreshed() if now else None
         found = await self.polls.wait(replica, wait, leaving)
         if not isinstance(found, Whole):
-            await self._sending.stream(send, found, self._sending.told(found.to))
+            await self._sending.stream(send, found, self._sending.told(replica, found))
             return
-        if found.status == 204 and wait == 0:
+        if found.status == 204 and now:
             self._check_reach(replica, stale)
         await self._answering.whole(
             send, found.status, found.body, found.content_type, found.headers
@@ -118,18 +145,19 @@ class Feed:
         """
         path, _, query = target.partition(b"?")
         try:
-            replica, wait = poll_of(path.decode("ascii").removeprefix(CHANGES), query)
+            asked = poll_of(path.decode("ascii").removeprefix(CHANGES), query)
         except (HttpError, UnicodeDecodeError):
             return False
-        if wait == 0 and self._upstream is not None:
+        replica, wait = self._caching.poll(*asked)
+        if wait == 0 and replica.beat is None and self._upstream is not None:
             return False  # which has to be asked first
         self._seen.note(client.address)
         self.polls.enrol(_Connected(client, self), replica, wait)
         return True
 
-    async def take(self, scope: Scope, send: Send, answer: PageSet) -> None:
+    async def take(self, scope: Scope, send: Send, replica: ReplicaOf, answer: PageSet) -> None:
         """Send what a poll has brought."""
-        headers = self._sending.told(answer.to)
+        headers = self._sending.told(replica, answer)
         await self._guard(scope, send, self._sending.stream(send, answer, headers))
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
@@ -172,6 +200,7 @@ class Feed:
 
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
+        self._caching.stop()
         self.polls.stop()
 
 
@@ -192,7 +221,9 @@ class _Connected(Poll):
         self._client.send(whole)
 
     def take(self, answer: PageSet) -> None:
+        replica = self.group.replica
+
         async def rest(scope: Scope, _receive: Receive, send: Send) -> None:
-            await self._feed.take(scope, send, answer)
+            await self._feed.take(scope, send, replica, answer)
 
         self._client.proceed(rest)

@@ -117,6 +117,12 @@ def cli(*, verbose: bool) -> None:
     show_default=True,
     help="With --upstream: live, or seconds between two looks there.",
 )
+@click.option(
+    "--shared-cache",
+    is_flag=True,
+    help="Let an HTTP cache in front answer many live replicas with what one was answered. It has to "
+    "check tokens itself.",
+)
 @click.pass_context
 def serve(
     context: click.Context,
@@ -132,6 +138,7 @@ def serve(
     upstream_token: str | None,
     upstream_token_file: Path | None,
     sync_interval: float | Literal["live"],
+    shared_cache: bool,
 ) -> None:
     """Serve DATABASE over HTTP; it is created when missing.
 
@@ -153,7 +160,7 @@ def serve(
         app: App
         if upstream is None:
             primary = Primary.open(str(database), durability=durability, roll_bytes=roll_bytes)
-            app = PrimaryApp(database, lambda: primary, auth_token=token)
+            app = PrimaryApp(database, lambda: primary, auth_token=token, shared_cache=shared_cache)
             what = str(database)
         else:
             relay = Relay.open(
@@ -163,7 +170,7 @@ def serve(
                 sync_interval=sync_interval,
                 roll_bytes=roll_bytes,
             )
-            app = RelayApp(database, lambda: relay, auth_token=token)
+            app = RelayApp(database, lambda: relay, auth_token=token, shared_cache=shared_cache)
             what = f"{database}, a replica of {relay.upstream.transport.url},"
         http_server.raise_limit()
         listening.listen(http_server.BACKLOG)  # from here on clients wait instead of being refused
@@ -261,7 +268,9 @@ def status(
         found = inspection.file_status(existing(target))
         if against is None or found["kind"] != "replica":
             return found
-        primary = inspection.primary_status(against, token=token, timeout=timeout)
+        primary = inspection.primary_status(
+            against, token=token, timeout=timeout, since=found["position"]
+        )
         return inspection.compare(found, primary)
 
     if watch:

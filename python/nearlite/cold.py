@@ -47,7 +47,8 @@ async def _http_exception(_request: Request, error: Exception) -> Response:
         405: ("METHOD_NOT_ALLOWED", "The method is not allowed here"),
     }.get(status, ("INTERNAL_ERROR", "The server failed; its log says why"))
     body = hrana.error_body(message, code)
-    return Response(body, status, {**headers, "content-type": JSON.decode()})
+    headers |= {"content-type": JSON.decode(), "cache-control": "no-store"}
+    return Response(body, status, headers)
 
 
 def cold_paths() -> Callable[[Scope, Receive, Send], Awaitable[None]]:

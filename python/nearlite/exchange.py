@@ -30,6 +30,7 @@ PIECE: Final = 256 << 10
 _SMALL: Final = 32 << 10
 JSON: Final = b"application/json"
 
+NO_STORE: Final = (b"cache-control", b"no-store")
 CORS: Final = (b"access-control-allow-origin", b"*")
 
 DELIVERY: Final = "nearlite.delivery"
@@ -93,7 +94,8 @@ class Whole:
 def refused(error: HttpError) -> Whole:
     """A request that is answered with an error body."""
     body = hrana.error_body(error.message, error.code)
-    return Whole(error.status, body, JSON, error.headers)
+    # Caches may keep some of them (404, 405, 410) as they like if nothing is said (RFC 9110, 15.1).
+    return Whole(error.status, body, JSON, (NO_STORE, *error.headers))
 
 
 class ClientGoneError(Exception):

@@ -186,22 +186,44 @@ class Generations:
     def select(self, start: Position) -> bool:
         """Gather the pages changed since `start`; False when the log no longer tells."""
         self.tail.select()
-        state = self.state
-        after = start.frame
-        if start.generation < state.generation:
-            for old in state.archived:
-                if old.generation < start.generation:
-                    continue
-                unchanged = not old.foreign and old.frame == start.frame
-                if old.generation > start.generation or not unchanged:
-                    index = self._index_of(old)
-                    if index is None:
-                        return False
-                    first = old.generation == start.generation
-                    self.tail.select_pairs(index.pairs, start.frame if first else 0)
-            after = state.base.frame
-        self.tail.select_frames(after)
+        for index in self._since(start):
+            if index is None:
+                return False
+            first = index.generation == start.generation
+            self.tail.select_pairs(index.pairs, start.frame if first else 0)
+        self.tail.select_frames(self._after(start))
         return True
+
+    def transactions(self, start: Position) -> int | None:
+        """How many came after `start`; None when the log no longer tells.
+
+        What other programs did while nobody looked counts as one.
+        """
+        found = self.tail.transactions(self._after(start))
+        for index in self._since(start):
+            if index is None:
+                return None
+            # The first entry of an index is where its generation began.
+            first = index.generation == start.generation
+            found += index.transactions(start.frame if first else index.start)
+        return found + sum(
+            old.foreign for old in self.state.archived if old.generation >= start.generation
+        )
+
+    def _since(self, start: Position) -> Iterator[Index | None]:
+        """Indexes of closed generations that changed something after `start`; None for a missing one."""
+        for old in self.state.archived:
+            unchanged = not old.foreign and (old.generation, old.frame) == (
+                start.generation,
+                start.frame,
+            )
+            if old.generation >= start.generation and not unchanged:
+                yield self._index_of(old)
+
+    def _after(self, start: Position) -> int:
+        """The frame of the running generation after which all is newer than `start`."""
+        running = start.generation == self.state.generation
+        return start.frame if running else self.state.base.frame
 
     def frame_of(self, start: Position) -> int | None:
         """The frame of the running generation at which the database is as it was at `start`.

@@ -18,6 +18,7 @@ from nearlite import wire
 from nearlite._native._lib import NotReplicaError
 from nearlite._native.applier import Applier, State
 from nearlite._native.frames import SET_HEADER_SIZE, SetHeader
+from nearlite.ahead import NONE_MISSING, Ahead, Lag, ask_status
 from nearlite.bootstrap import Folder
 from nearlite.errors import AnswerError, SyncError
 from nearlite.http import Deadline, Response, Token, Transport
@@ -26,22 +27,26 @@ from nearlite.replica import Replica, SyncResult
 from nearlite.sync import Local, Pull, refusal
 from nearlite.tally import frames_between
 
-_STATUS_LIMIT = 64 * 1024  # bytes of a status answer
 # Of the numbers that a syncing process leaves, what tells something to somebody else.
 _TOLD = (
     "primary_position",
     "follows",
     "answers",
     "page_sets",
+    "transactions",
     "pages_received",
     "page_bytes",
     "wire_bytes",
     "sync_count",
     "sync_p50",
     "sync_p99",
+    "sync_longest",
+    "sync_histogram",
     "visible_count",
     "visible_p50",
     "visible_p99",
+    "visible_longest",
+    "visible_histogram",
     "last_error",
 )
 
@@ -97,41 +102,58 @@ def _replication(path: Path, state: State) -> dict[str, Any]:
         told["pages_received"] = told.pop("pages", None)  # "pages" is the size of the file
         found |= {name: told[name] for name in _TOLD if name in told}
         found["frames_behind"] = frames_between(state.position, primary)
+        found |= _told_lag(told, state.position, primary)
         found["counted"] = max(0.0, time.time() - float(told["at"]))
     return found
 
 
 def compare(found: dict[str, Any], primary: dict[str, Any]) -> dict[str, Any]:
-    """A replica's status with what its primary says of itself: how far it is behind."""
+    """A replica's status with what its primary says of itself: how far it is behind.
+
+    Args:
+      found: `file_status` of the replica.
+      primary: `primary_status`, asked about the position in `found`.
+    """
     here, there = Position.parse(found["position"]), Position.parse(primary["position"])
-    behind = None
-    if here.lineage == there.lineage:
-        # The newest commit that is not here yet, by the primary's clock.
-        behind = 0.0 if there <= here else max(0.0, time.time() - primary["commit_ms"] / 1000)
+    ahead = Ahead()
+    ahead.status(here, wire.Status.decode(json.dumps(primary).encode()), time.monotonic())
     return {
         **found,
         "primary_position": primary["position"],
         "frames_behind": frames_between(here, there),
-        "seconds_behind": behind,
+        **_named(ahead.lag(here, there)),
     }
 
 
-def primary_status(url: str, *, token: Token, timeout: float) -> dict[str, Any]:
-    """What the primary answers to `GET nl/v1/status`.
+def _named(lag: Lag) -> dict[str, Any]:
+    return {
+        "transactions_behind": lag.transactions,
+        "bytes_behind": lag.bytes,
+        "seconds_behind": lag.seconds,
+    }
+
+
+def _told_lag(told: dict[str, Any], here: Position, there: Position | None) -> dict[str, Any]:
+    """What the process that syncs said, as far as it is still true of the file."""
+    if there is not None and there.lineage == here.lineage and there <= here:
+        return _named(NONE_MISSING)
+    names = _named(Lag())
+    return {name: told.get(name) for name in names} if told.get("position") == str(here) else names
+
+
+def primary_status(
+    url: str, *, token: Token, timeout: float, since: str | None = None
+) -> dict[str, Any]:
+    """What the primary answers to `GET nl/v1/status`; `since`: and how far it is ahead of there.
 
     Raises:
       SyncError: it cannot be reached, refuses the token, or is not a nearlite primary.
 
     """
     transport = Transport(url, token=token, timeout=timeout)
+    start = None if since is None else Position.parse(since)
     try:
-        with transport.request("GET", "nl/v1/status", deadline=Deadline(timeout)) as response:
-            if response.status != 200:
-                raise _refused(response, None)
-            body = response.read(_STATUS_LIMIT)
-            wire.Status.decode(body)
-    except ValueError as error:  # longer than any status
-        raise AnswerError(f"{url} does not answer as a nearlite primary does") from error
+        _, body = ask_status(transport, Deadline(timeout), start)
     finally:
         transport.close()
     return {"kind": "primary", **json.loads(body)}

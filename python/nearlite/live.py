@@ -9,6 +9,11 @@ takes less time than to send a request and wake who gets it (commit to visible: 
 A poll is a heartbeat, too: it asks the primary to answer within `HEARTBEAT` seconds, with nothing if
 there is nothing. One that is not answered `timeout` seconds after that is dead, and so, sooner, is a
 connection whose other end does not acknowledge (channel.py).
+
+Where a cache may stand in between, the primary says which beat the next poll belongs to (beats.py). The
+answer to such a poll is perhaps what somebody else was told seconds ago: it is applied like any other,
+but that the replica equals its primary is known as of then. The first poll names no beat: its answer
+is the primary's own.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from nearlite import wire
+from nearlite import beats, wire
 from nearlite._native.applier import State
 from nearlite._native.frames import SetHeader
 from nearlite.arriving import Arrived
@@ -32,7 +37,7 @@ from nearlite.position import Position
 from nearlite.receiving import Meter, SetReader, as_of
 from nearlite.sync import Fetch, Local, Pull
 
-HEARTBEAT: Final = 10.0
+HEARTBEAT: Final = float(beats.SECONDS)
 """Seconds after which a primary that has nothing new says so."""
 FIRST_PAUSE: Final = 0.1
 """Seconds before the second attempt to reach it; the first one is made at once."""
@@ -61,6 +66,9 @@ class Followed(Protocol):
 
     def stands_at(self, deadline: Deadline) -> Local:
         """Where it stands; the file has been found to be what it says."""
+
+    def hears(self, response: Response, header: SetHeader | None, at: float) -> None:
+        """The head of an answer came at that monotonic time; `header`: a page set comes with it."""
 
     def receive(self, header: SetHeader, reader: SetReader) -> Arrived:
         """Receive a set to its end."""
@@ -100,6 +108,7 @@ class _Poll:
     pull: Pull
     sent: Sent
     wait: float  # seconds that the primary may take to find something new
+    beat: int | None  # that it belongs to
     at: float  # monotonic
 
 
@@ -153,6 +162,7 @@ class Live:
         self._works = works
         self._pauses = Pauses()
         self._stopping = threading.Event()
+        self._beat: int | None = None  # of the next poll, if they belong to any
         self.is_open = False
         """A poll is open, or about to be: what is committed comes by itself."""
 
@@ -213,15 +223,21 @@ class Live:
         if since is None:
             since = self._replica.stands_at(deadline)
         transport = self._replica.transport
-        wait = self._heartbeat if wait is None else wait
+        beat = self._beat if wait is None else None
+        if wait is None:
+            wait = self._heartbeat if beat is None else 2.0 * beats.SECONDS
         pull = Pull(
-            since, compress=not transport.loopback, wait=wait, compact=self._replica.compact
+            since,
+            compress=not transport.loopback,
+            wait=wait,
+            compact=self._replica.compact,
+            beat=beat,
         )
         fetch = pull.start()
         assert isinstance(fetch, Fetch)
         sent = transport.send(fetch.path, deadline)
         self.is_open = self.is_open or wait > 0
-        return _Poll(since, pull, sent, wait, time.monotonic())
+        return _Poll(since, pull, sent, wait, beat, time.monotonic())
 
     def _round(self, poll: _Poll) -> _Poll | None:
         """Take one answer; the next request if it has been sent already."""
@@ -232,9 +248,13 @@ class Live:
                 self._replica.timeout
             )  # the primary is there: it must not stand still
             deadline.restart()
+            # The next one is about to be sent; what is told to others on the way shall say so.
+            self.is_open = self.is_open or response.status in (200, 204)
+            self._beat = beats.number(response.header("nearlite-beat"))
             if response.status == 204:
                 at = as_of(response)
                 response.read(0)
+                self._replica.hears(response, None, started)
                 self._nothing(poll, at, response.header("nearlite-position"))
                 return None
             if response.status != 200:
@@ -244,6 +264,7 @@ class Live:
             reader = SetReader(response, meter, poll.pull.stands)
             header = reader.header()
             poll.pull.header(header)  # raises unless it leads on from there
+            self._replica.hears(response, header, started)
             arrived = self._replica.receive(header, reader)
         try:
             with contextlib.closing(arrived):
@@ -293,6 +314,10 @@ class Live:
         """The time of a poll is over; at that monotonic time the primary stood where the replica stands."""
         poll.pull.nothing_new(position)
         self._replica.is_equal(poll.since.position, at)
+        if poll.beat is not None:
+            # Its end may be near from the beginning; what may not be is the same poll again.
+            self._worked(eager=self._beat in (None, poll.beat))
+            return
         # One that stops answers at once, and so does a server that knows nothing of waiting.
         self._worked(eager=time.monotonic() - poll.at < poll.wait / 2)
 

@@ -27,7 +27,7 @@ import msgspec
 from nearlite import errors
 from nearlite._native import faults
 from nearlite.logformat import DamagedError, HashTable, Index, Journal, journal_header
-from nearlite.logstate import State
+from nearlite.logstate import State, now_ms
 from nearlite.position import Position
 
 _BEFORE_SYNC = faults.declare("log.before-sync")
@@ -75,6 +75,16 @@ class Log:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def written_ms(self) -> int:
+        """When the newest commit was made, as far as the files tell: at a start nobody has seen it."""
+        times = []
+        for path in (self.database, self.database.with_name(f"{self.database.name}-wal")):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                if stat.st_size > 0:
+                    times.append(stat.st_mtime_ns // 1_000_000)
+        return min(max(times, default=now_ms()), now_ms())
 
     # ------------------------------------------------------------ durable files
 

@@ -152,6 +152,18 @@ class Index:
 
     def lookup(self, frame: int) -> int | None:
         """State hash at a commit frame, or None."""
+        at = self._before(frame)
+        entry = self.commits[16 * at : 16 * at + 16]
+        if not entry or int.from_bytes(entry[:4], "big") != frame:
+            return None
+        return int.from_bytes(entry[8:], "big")
+
+    def transactions(self, after: int) -> int:
+        """How many commits come after a frame."""
+        return len(self.commits) // 16 - self._before(after + 1)
+
+    def _before(self, frame: int) -> int:
+        """How many entries lie before a frame."""
         low, high = 0, len(self.commits) // 16
         while low < high:
             middle = (low + high) // 2
@@ -159,10 +171,7 @@ class Index:
                 low = middle + 1
             else:
                 high = middle
-        entry = self.commits[16 * low : 16 * low + 16]
-        if not entry or int.from_bytes(entry[:4], "big") != frame:
-            return None
-        return int.from_bytes(entry[8:], "big")
+        return low
 
     def states(self) -> set[tuple[int, int]]:
         """Database size in pages and state hash of each commit, the beginning included."""

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from nearlite._native.applier import State
+from nearlite._native.frames import SetHeader
+from nearlite.ahead import Ahead
 from nearlite.background import Background
 from nearlite.bootstrap import Folder
 from nearlite.errors import Error
 from nearlite.freshness import Reached, wait_for
+from nearlite.http import Response
 from nearlite.listening import Callback, Listeners
 from nearlite.live import HEARTBEAT
 from nearlite.position import Position
@@ -21,8 +24,10 @@ from nearlite.tally import Stats, Tally, frames_between
 _TOUCH_EVERY: Final = 0.1  # seconds
 _PUBLISH_EVERY: Final = 1.0  # seconds
 _LONG: Final = float("inf")
+_LARGE: Final = 1 << 20
+"""Bytes of pages: a set of more takes long enough for others to see that it comes."""
 # Seconds: whoever follows has heard of the primary within them.
-_HEARD: Final = HEARTBEAT + 5.0
+_HEARD: Final = 2 * HEARTBEAT
 
 
 class Observed:
@@ -33,6 +38,7 @@ class Observed:
       timeout: network_timeout of what nobody calls.
       folder: beside the file.
       primary_position: newest position of the primary that an answer named.
+      ahead: how far that is ahead.
       equal_at: monotonic time of the last answer that left the replica equal to the primary.
       last_error: what the last sync failed with, or None.
       wal_bytes: of the replica's own WAL.
@@ -47,6 +53,7 @@ class Observed:
         self.folder = Folder(path)
         self.wal_bytes = 0
         self.primary_position: Position | None = None
+        self.ahead = Ahead()
         self.equal_at: float | None = None
         self.last_error: Error | None = None
         self.reached = Reached()
@@ -90,13 +97,27 @@ class Observed:
         """
         wait_for(self, position, self.timeout if timeout is None else timeout)
 
+    def hears(self, response: Response, header: SetHeader | None, at: float) -> None:
+        """The head of an answer came at that monotonic time; `header`: a page set comes with it."""
+        self.ahead.clock(response, at)
+        if header is None:
+            return
+        transactions = self.ahead.comes(response, header)
+        self.primary_position = header.target
+        if transactions is not None:
+            self.tally.brought(transactions)
+        if header.count * header.page_size >= _LARGE and at - self._published_at >= _PUBLISH_EVERY:
+            self.publish()
+
     def is_equal(self, position: Position, at: float) -> None:
         """The primary stood at `position` at that monotonic time, and so does this file."""
-        self.primary_position = position
+        known = self.primary_position
+        if known is None or not position.precedes(known):  # what a cache has told may be older
+            self.primary_position = position
         self.tally.answered()
-        if math.isinf(at):  # the replica that serves this one does not know either
-            return
         self._equalled(at)
+        if math.isinf(at):
+            return
         if at - self._published_at >= _PUBLISH_EVERY:
             self.publish()
         if at - self._touched_at >= _TOUCH_EVERY:  # other processes learn the lag from it
@@ -104,6 +125,8 @@ class Observed:
             self.folder.touch_equal(time.monotonic() - at)
 
     def _equalled(self, at: float) -> None:
+        if math.isinf(at):  # the replica that serves this one does not know either
+            return
         self.equal_at = at if self.equal_at is None else max(at, self.equal_at)
 
     @property
@@ -118,18 +141,37 @@ class Observed:
             known.append(time.monotonic() - self.equal_at)
         return min((seconds for seconds in known if seconds is not None), default=None)
 
-    def stats(self) -> Stats:
-        """How it stands, as far as this process knows; nobody is asked."""
-        here, tally = self.position(), self.tally
+    def ask(self, *, network_timeout: float | None = None) -> None:
+        """Hear from the primary how far it is ahead."""
+        raise NotImplementedError
+
+    def stats(self, *, ask: bool = False, network_timeout: float | None = None) -> Stats:
+        """How it stands, as far as this process knows.
+
+        Args:
+          ask: hear from the primary first how far it is ahead; otherwise nobody is asked.
+          network_timeout: for that; None: the one given at construction.
+
+        Raises:
+          SyncError: it was asked, and did not answer.
+        """
+        if ask:
+            self.ask(network_timeout=network_timeout)
+        here, there, tally = self.position(), self.primary_position, self.tally
+        behind = self.ahead.lag(here, there)
         sync, visible = tally.latencies()
         return Stats(
             position=here,
-            primary_position=self.primary_position,
-            frames_behind=frames_between(here, self.primary_position),
+            primary_position=there,
+            frames_behind=frames_between(here, there),
+            transactions_behind=behind.transactions,
+            bytes_behind=behind.bytes,
+            seconds_behind=behind.seconds,
             lag=self.lag,
             follows=self.background.follows,
             answers=tally.answers,
             page_sets=tally.page_sets,
+            transactions=tally.transactions,
             pages=tally.pages,
             page_bytes=tally.page_bytes,
             wire_bytes=tally.wire_bytes,

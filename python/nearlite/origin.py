@@ -19,7 +19,7 @@ from nearlite._native.frames import CHUNK_HEADER_SIZE, SET_HEADER_SIZE, SetHeade
 from nearlite._native.tail import BusyError, Tail
 from nearlite.answers import Answer, Answers, History, LargeAnswer, run_count, snapshot_runs
 from nearlite.position import Position
-from nearlite.wire import Ask, Differences
+from nearlite.wire import Ask, Behind, Differences
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 _ATTEMPTS: Final = 5
@@ -128,6 +128,17 @@ class Origin:
             for callback in tuple(self._subscribers):
                 callback(now)
         return now
+
+    def ahead_of(self, start: Position) -> tuple[OriginState, Behind | None]:
+        """Where it stands, and how far that is ahead of a position; None where that is not known.
+
+        That is another history, or one that is not kept any more: nothing is refused.
+        """
+        return self._answered(lambda _: (self._state(), self._answers.ahead_of(start)))
+
+    def clock(self) -> int:
+        """Milliseconds since 1970, by the clock that the times of commits are of."""
+        raise NotImplementedError
 
     def subscribe(self, callback: Callable[[Position], None]) -> Callable[[], None]:
         """Call back after commits, on the committing thread; it must not block or raise.

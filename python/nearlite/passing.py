@@ -60,6 +60,7 @@ _UP: Final = frozenset(
 )
 _DOWN: Final = (
     "nearlite-position",
+    "nearlite-transactions",
     "nearlite-counters",
     "nearlite-autocommit",
     "cache-control",

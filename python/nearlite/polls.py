@@ -323,7 +323,7 @@ class Polls:
         if found.size is not None and found.size <= IN_ONE_PIECE:
             body = b"".join(found)
             found.close()
-            self._tell(group, Whole(200, body, SET, self._sending.told(found.to)))
+            self._tell(group, Whole(200, body, SET, self._sending.told(group.replica, found)))
         elif len(group.polls) > 1:
             self._later(group, self._share(group, found))
         elif group.polls:

@@ -228,9 +228,9 @@ class Replica:
 
         return end
 
-    def stats(self) -> Stats:
-        """Position, lag, what was received and how long it took."""
-        return self._pool_here().keeper.stats()
+    def stats(self, *, ask: bool = False) -> Stats:
+        """Position, lag, what was received and how long it took; `ask` as of a connection."""
+        return self._pool_here().keeper.stats(ask=ask)
 
     @property
     def position(self) -> Position:

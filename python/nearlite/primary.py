@@ -72,6 +72,7 @@ class Primary(Origin):
         self._overgrown = 0  # size that `overgrown` told last
         self._closed = False
         self.behind = False
+        self._answers.commit_ms = log.written_ms()
         self._unwatch = guard.watch(self, path)
 
     @classmethod
@@ -176,6 +177,10 @@ class Primary(Origin):
                 self._tail.end()
                 raise
         self.behind = False
+
+    def clock(self) -> int:
+        """Milliseconds since 1970, by the clock that the times of commits are of."""
+        return now_ms()
 
     # ------------------------------------------------------------ rolls
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from nearlite import wire
+from nearlite import beats, wire
 from nearlite._native.compact import Standing
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.errors import AnswerError
@@ -96,12 +96,14 @@ class Meter:
 def as_of(response: Response) -> float:
     """Monotonic time at which the primary stood where an answer, just received, says.
 
-    A replica that serves replicas tells how long ago that was.
+    A replica that serves replicas tells how long ago that was; one that a cache may have stored is older
+    by as much as it may have lain there.
     """
     try:
         age = float(response.header("nearlite-age") or 0.0)
     except ValueError:
         return -math.inf
+    age += beats.greatest_age(response.header("cache-control"))
     return time.monotonic() - age if age >= 0 else -math.inf
 
 

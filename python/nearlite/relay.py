@@ -71,6 +71,7 @@ class Relay(Origin):
         self._closed = False
         self._lost = False  # the tail has no base
         self._still: OriginState | None = None
+        trail.count = replica.ahead.between
         replica.serve(applied=self._applied, checkpoint=self._keep_short)
 
     @classmethod
@@ -139,6 +140,10 @@ class Relay(Origin):
     def age(self) -> float | None:
         """Seconds since it was last known to equal the primary; None: not since it was opened."""
         return self._replica.lag
+
+    def clock(self) -> int:
+        """Milliseconds since 1970 by the primary's clock, as far as it is known here."""
+        return self._replica.ahead.now_ms()
 
     def refresh(self) -> None:
         """Bring it to where the primary stands now. Raises what a sync raises."""

@@ -22,6 +22,7 @@ from nearlite import wire
 from nearlite._native._lib import FormatError, HashError, NotReplicaError, PiecemealError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
+from nearlite.ahead import ask_status
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.checking import FullCheck, survived
@@ -245,6 +246,7 @@ class Replica(Observed):
           applied: called after everything that was applied here, on the thread that did; must not raise.
           checkpoint: keeps the WAL short instead of this replica's upkeep; answers its bytes.
         """
+        self.ahead.counts = {}
         self._serving = applied
         self._keep_short = checkpoint
 
@@ -267,6 +269,19 @@ class Replica(Observed):
         if self._applier is None:
             raise SyncError("the replica is closed", state="", action="connect again")
         return self._applier
+
+    def ask(self, *, network_timeout: float | None = None) -> None:
+        """Hear from the primary how far it is ahead; nothing is brought.
+
+        Raises:
+          SyncError: one of its subclasses.
+        """
+        patience = self.timeout if network_timeout is None else network_timeout
+        deadline = Deadline(patience)
+        here = self.position(wait=left(deadline))
+        status, _ = ask_status(self.transport, deadline, here)
+        self.ahead.status(here, status, time.monotonic())
+        self.primary_position = status.position
 
     # ------------------------------------------------------------------ sync
 
@@ -428,10 +443,14 @@ class Replica(Observed):
                     answered = as_of(response)
                     if response.status == 204:
                         response.read(0)
+                        self.hears(response, None, answered)
                         action = pull.nothing_new(response.header("nearlite-position"))
                     elif response.status == 200:
                         reader = SetReader(response, meter, pull.stands)
-                        action = pull.header(reader.header())
+                        header = reader.header()
+                        action = pull.header(header)
+                        if isinstance(action, Apply):
+                            self.hears(response, header, answered)
                     else:
                         _refuse(pull, response)
                 else:
@@ -616,6 +635,7 @@ class Replica(Observed):
                     self.sync(timeout=left(deadline))
                 return bytes(answer)
             header = reader.header()
+            self.hears(response, header, answered)
             try:
                 applied = self._apply(header, reader, deadline)
             except UnfoundedError as error:

@@ -103,10 +103,18 @@ class ReplicatingConnection(ForwardingConnection):
         self._check_open()
         return self._replica.last_error
 
-    def stats(self) -> Stats:
-        """Position, lag, what was received and how long it took; nobody is asked."""
+    def stats(self, *, ask: bool = False) -> Stats:
+        """Position, lag, what was received and how long it took.
+
+        Args:
+          ask: hear from the primary first how far it is ahead. Otherwise nobody is asked, and that is
+            what the last answer said.
+
+        Raises:
+          SyncError: it was asked, and did not answer within network_timeout.
+        """
         self._check_open()
-        return self._replica.stats()
+        return self._replica.stats(ask=ask, network_timeout=self._network_timeout)
 
     # ------------------------------------------------------------ how old a read may be
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Final, TypeVar
 
 from nearlite import errors
-from nearlite.asked import NO_STORE, PRIVATE, ReplicaOf, leads_to, refusals, refuse_if_full
+from nearlite.asked import Caching, ReplicaOf, brings, leads_to, refusals, refuse_if_full
 from nearlite.exchange import PIECE, Answering, Headers, Send, Whole
 from nearlite.position import Position
 from nearlite.source import PageSet, Source, State, Upstream
@@ -39,13 +39,20 @@ class Sending:
       answering: sends.
       folder: for unlinked files.
       upstream: of a replica that serves replicas.
+      caching: who may store what polls are answered.
     """
 
     def __init__(
-        self, source: Source, answering: Answering, folder: Path, upstream: Upstream | None
+        self,
+        source: Source,
+        answering: Answering,
+        folder: Path,
+        upstream: Upstream | None,
+        caching: Caching,
     ) -> None:
         self._source = source
         self._upstream = upstream
+        self._caching = caching
         self._folder = folder
         self._answering = answering
         self._loop = asyncio.get_running_loop()
@@ -81,13 +88,20 @@ class Sending:
         near = here.generation == start.generation and here.frame - start.frame <= _NEAR
         return near and here.lineage == start.lineage
 
-    def told(self, to: Position) -> Headers:
-        """Headers of changes that lead to a position."""
-        return (leads_to(to), PRIVATE, *self.age())
+    def told(self, replica: ReplicaOf, answer: PageSet) -> Headers:
+        """Headers of changes that a replica is sent."""
+        caching = self._caching.of_changes(replica)
+        return (leads_to(answer.to), *brings(answer), self._clock(), *caching, *self.age())
 
     def nothing(self, replica: ReplicaOf) -> Whole:
         """The answer to a replica where there is nothing newer."""
-        return Whole(204, b"", SET, (leads_to(replica.start), NO_STORE, *self.age()))
+        caching = self._caching.of_nothing(replica)
+        headers = (leads_to(replica.start), self._clock(), *caching, *self.age())
+        return Whole(204, b"", SET, headers)
+
+    def _clock(self) -> tuple[bytes, bytes]:
+        """What time it is, by the clock that commits were made by."""
+        return (b"nearlite-clock", b"%d" % self._source.clock())
 
     def age(self) -> Headers:
         """How long ago what is answered was known to be the primary's state."""
@@ -160,6 +174,7 @@ class Shared:
 
     def __init__(self, answer: PageSet, folder: Path) -> None:
         self.to = answer.to
+        self.transactions = answer.transactions
         self.size = 0
         self._pieces: list[bytes] = []
         self._file: IO[bytes] | None = None
@@ -203,6 +218,7 @@ class _Reader:
 
     def __init__(self, shared: Shared) -> None:
         self.to = shared.to
+        self.transactions = shared.transactions
         self.size: int | None = shared.size
         self._pieces = iter(shared)
 

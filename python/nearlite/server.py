@@ -20,6 +20,7 @@ from nearlite.changes import CHANGES, Feed
 from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
     CORS,
+    NO_STORE,
     Answering,
     Client,
     ClientGoneError,
@@ -43,6 +44,13 @@ from nearlite.source import Source, Upstream
 log = logging.getLogger("nearlite.server")
 
 _SLASHES: Final = re.compile(r"/{2,}")
+AUTHORIZED: Final = "/nl/v1/authorized"
+AUTHORIZED_SECONDS: Final = 10
+"""For so long a cache in front may take a token for good."""
+_FOR_THE_TOKEN: Final = (
+    (b"cache-control", b"public, max-age=%d, must-revalidate" % AUTHORIZED_SECONDS),
+    (b"vary", b"authorization"),
+)
 
 
 class Served(Source, Protocol):
@@ -78,10 +86,14 @@ class App:
     Args:
       path: the database file; the server's own things lie in the folder `path`-nearlite.
       auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      shared_cache: polls of live replicas may be answered by a cache that stands in front.
     """
 
-    def __init__(self, path: Path, *, auth_token: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, auth_token: str | None = None, shared_cache: bool = False
+    ) -> None:
         self._path = path
+        self._shared_cache = shared_cache
         self._token = auth_token.encode() if auth_token is not None else None
         self._deadlines = Deadlines()
         self._answering = Answering(self._deadlines)
@@ -103,6 +115,7 @@ class App:
             guard=self._guard,
             folder=Path(f"{self._path}-nearlite"),
             upstream=upstream,
+            shared_cache=self._shared_cache,
         )
 
     def __repr__(self) -> str:
@@ -216,6 +229,10 @@ class App:
             if feed is None:
                 raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
             await feed.repair(scope, send, await read_body(scope, receive, self._deadlines))
+        elif path == AUTHORIZED and method in ("GET", "HEAD"):
+            self._authorize(scope)
+            caching = _FOR_THE_TOKEN if self._shared_cache else (NO_STORE,)
+            await self._answering.whole(send, 204, b"", headers=caching)
         elif path.startswith("/nl/v1/"):
             self._admit(scope)
             if method not in ("GET", "HEAD"):
@@ -304,7 +321,7 @@ class App:
         feed = self._feed
         assert feed is not None
         if name == "status":
-            await feed.status(send, head=scope["method"] == "HEAD")
+            await feed.status(scope, send)
         elif scope["method"] == "HEAD":
             raise _not_allowed(b"GET, OPTIONS")
         elif name.startswith("changes/"):

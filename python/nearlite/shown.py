@@ -8,16 +8,16 @@ from typing import Final
 
 from nearlite import errors
 from nearlite.asked import (
-    NO_STORE,
     ReplicaOf,
     Seen,
+    brings,
     leads_to,
     position_of,
     query_of,
     refusals,
     replica_of,
 )
-from nearlite.exchange import Answering, Headers, HttpError, Scope, Send, header
+from nearlite.exchange import NO_STORE, Answering, Headers, HttpError, Scope, Send, header
 from nearlite.sending import IN_ONE_PIECE, Sending
 from nearlite.source import Source, State
 from nearlite.wire import ANSWER_TYPE, answer_prefix
@@ -103,7 +103,7 @@ class Shown:
             log.exception(_UNSHOWN)
             at = _UNKNOWN
         prefix = answer_prefix(body)
-        fields = _fields(at, headers, inside=replica is None)
+        fields = _fields(at, (*headers, *brings(answer)), inside=replica is None)
         if answer is None:
             await self._answering.whole(send, 200, prefix, _ANSWER, fields)
         else:
@@ -134,7 +134,8 @@ class Shown:
         if answer is not None:
             whole += b"".join(answer)
             answer.close()
-        return whole, _ANSWER, _fields(at, headers, inside=replica is None)
+        fields = _fields(at, (*headers, *brings(answer)), inside=replica is None)
+        return whole, _ANSWER, fields
 
     def position(self) -> tuple[bytes, bytes]:
         """The header that tells the position of the newest commit; never raises."""

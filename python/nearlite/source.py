@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from nearlite.position import Position
-from nearlite.wire import Ask, Differences
+from nearlite.wire import Ask, Behind, Differences
 
 
 class PageSet(Protocol):
@@ -19,6 +19,10 @@ class PageSet(Protocol):
     @property
     def size(self) -> int | None:
         """Bytes, when known from the beginning."""
+
+    @property
+    def transactions(self) -> int | None:
+        """How many of the primary's it brings, when known."""
 
     def __iter__(self) -> Iterator[bytes]:
         """Its bytes, once."""
@@ -81,6 +85,12 @@ class Source(Protocol):
         compact: bool = False,
     ) -> PageSet | None:
         """From a position to now; None when there is nothing newer."""
+
+    def ahead_of(self, start: Position) -> tuple[State, Behind | None]:
+        """Where it stands, and how far that is ahead of a position, where that is known."""
+
+    def clock(self) -> int:
+        """Milliseconds since 1970, by the clock that `commit_ms` is of."""
 
     def snapshot(self, *, compress: bool = False, first: int = 1) -> PageSet:
         """All pages from that one on."""

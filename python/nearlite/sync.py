@@ -116,20 +116,30 @@ class Pull:
       compress: ask for zstd (worth it unless the primary is on this machine).
       wait: seconds the primary may wait for something new before it answers "nothing".
       compact: ask for sets that are told from what the replica has.
+      beat: poll until that beat is over, and take an answer that others have got, too (beats.py);
+        `wait` does not matter then.
 
     Attributes:
       seeding: there is no file yet.
     """
 
     def __init__(
-        self, local: Local | None, *, compress: bool, wait: float = 0.0, compact: bool = False
+        self,
+        local: Local | None,
+        *,
+        compress: bool,
+        wait: float = 0.0,
+        compact: bool = False,
+        beat: int | None = None,
     ) -> None:
         self._held = 0
         self._comparing = False
         self._local = local
         self._z = "1" if compress else "0"
         self._compact = compact
-        self._wait = wait
+        self._until = f"&wait={wait:g}" if wait > 0 else ""
+        if beat is not None:
+            self._until = f"&beat={beat}"
         self._overtaken = 0
         self._overlays = 0
         self._target: Position | None = None
@@ -153,10 +163,9 @@ class Pull:
         return self._changes(self._local)
 
     def _changes(self, since: Local) -> Fetch:
-        wait = f"&wait={self._wait:g}" if self._wait > 0 else ""
         version = "" if self.stands is None else "&v=2"
         return Fetch(
-            f"nl/v1/changes/{since.position}?hash={since.hash:016x}&z={self._z}{version}{wait}",
+            f"nl/v1/changes/{since.position}?hash={since.hash:016x}&z={self._z}{version}{self._until}",
         )
 
     def refused(self, status: int, code: str, message: str) -> NoReturn:
@@ -316,7 +325,13 @@ def refusal(
 
 def _refusal(status: int, code: str, message: str, state: str) -> SyncError:
     where = f"HTTP {status} {code}" if code else f"HTTP {status}"
-    text = f"the primary refused: {message} ({where})"
+    text = f"the primary refused: {message} ({where})" if message else f"the answer was {where}"
+    if status in (502, 503, 504) and not code:
+        return OfflineError(
+            f"the primary could not be reached: what stands before it answered {where}",
+            state=state,
+            action="try again",
+        )
     if status == 401:
         return UnauthorizedError(text, state=state, action="check auth_token")
     if code == "LINEAGE_MISMATCH":

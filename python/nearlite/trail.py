@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -120,6 +120,7 @@ class Trail:
       stretches: closed ones, the oldest first.
       position: where the replica stands.
       kept: whether a later start finds where the running stretch began.
+      count: the primary's transactions between two positions; None: they were not counted.
     """
 
     def __init__(self, tail: Tail, folder: Path) -> None:
@@ -127,6 +128,7 @@ class Trail:
         self.folder = folder
         self.stretches: list[Stretch] = []
         self.kept = False
+        self.count: Callable[[Position, Position], int | None] = lambda _, __: None
         self._stops: list[tuple[int, int, int, int]] = []
         self._known: dict[Position, tuple[int, int]] = {}
         self.position = Position(0, 0, 0)
@@ -285,6 +287,10 @@ class Trail:
                 return True
             later.append(stretch)
         return False
+
+    def transactions(self, start: Position) -> int | None:
+        """How many of the primary's came after `start`, as far as this process has brought them."""
+        return self.count(start, self.position)
 
     def frame_of(self, start: Position) -> int | None:
         """The frame of this WAL at which the database is as it was at `start`, if there is one."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from rich.console import Console
@@ -14,8 +15,12 @@ from rich.table import Table
 Look = Callable[[], dict[str, Any]]
 
 _SECONDS: Final = frozenset(["lag", "counted", "seconds_behind"])
-_LATENCIES: Final = frozenset(["sync_p50", "sync_p99", "visible_p50", "visible_p99"])
-_BYTES: Final = frozenset(["page_bytes", "wire_bytes"])
+_LATENCIES: Final = frozenset(
+    f"{what}_{number}" for what in ("sync", "visible") for number in ("p50", "p99", "longest")
+)
+_HISTOGRAMS: Final = frozenset(["sync_histogram", "visible_histogram"])
+_BYTES: Final = frozenset(["page_bytes", "wire_bytes", "bytes_behind"])
+_BARS: Final = " ▁▂▃▄▅▆▇█"
 
 
 def shown(name: str, value: Any) -> str:
@@ -24,11 +29,31 @@ def shown(name: str, value: Any) -> str:
         return "none" if name == "last_error" else "not known"
     if name in _LATENCIES:
         return f"{value * 1000:.2f} ms"
+    if name in _HISTOGRAMS:
+        return histogram(value)
     if name in _SECONDS:
         return f"{value:.1f} s"
     if name in _BYTES:
         return f"{value:,}"
     return str(value)
+
+
+def histogram(pairs: Sequence[Sequence[Any]]) -> str:
+    """How many took how long at most: a bar and a count for each step, the longest bar the most."""
+    if not pairs:
+        return "none"
+    most = max(count for _, count in pairs)
+    steps = []
+    for seconds, count in pairs:
+        bar = _BARS[math.ceil(count / most * (len(_BARS) - 1))]
+        steps.append(f"{bar} {_step(seconds)}: {count:,}")
+    return "  ".join(steps)
+
+
+def _step(seconds: float | None) -> str:
+    if seconds is None:
+        return "longer"
+    return f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
 
 
 def say(found: dict[str, Any], *, as_json: bool) -> None:

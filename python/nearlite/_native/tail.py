@@ -269,10 +269,15 @@ class Tail(Reader):
 
     def commits(self, after: int) -> bytes:
         """Commits after a frame, 16 bytes each: frame u32, pages u32, state hash u64."""
-        n: int = lib.nl_tail_commits(self._t, after, ffi.NULL, 0xFFFFFFFF)
+        n = self.transactions(after)
         out = ffi.new("uint8_t[]", 16 * n)
         lib.nl_tail_commits(self._t, after, out, n)
         return bytes(ffi.buffer(out, 16 * n))
+
+    def transactions(self, after: int) -> int:
+        """How many commits come after a frame."""
+        n: int = lib.nl_tail_commits(self._t, after, ffi.NULL, 0xFFFFFFFF)
+        return n
 
     def frames(self, after: int) -> bytes:
         """Page numbers of the frames after a frame, u32 each."""

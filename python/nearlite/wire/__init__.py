@@ -10,7 +10,7 @@ from __future__ import annotations
 from nearlite.wire.answer import MAX_JSON, answer_prefix
 from nearlite.wire.compact import LARGEST_COMPACT, CompactSet, is_compact
 from nearlite.wire.compact import pack as pack_compact
-from nearlite.wire.messages import Status, decode_error, encode_error
+from nearlite.wire.messages import Behind, Status, decode_error, encode_error
 from nearlite.wire.pageset import (
     END_OF_SET,
     Chunk,
@@ -46,6 +46,7 @@ __all__ = [
     "PAGE_SET_TYPE",
     "REQUEST_TYPE",
     "Ask",
+    "Behind",
     "Chunk",
     "CompactSet",
     "Differences",

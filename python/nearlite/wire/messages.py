@@ -12,7 +12,21 @@ from nearlite.position import Position
 from nearlite.wire.items import Buffer
 
 
-class _Status(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """How far a position is behind the newest one.
+
+    Attributes:
+      transactions: commits that are not in it; None: nobody counted them.
+      bytes: of the pages that they changed, each counted once; as differences and compressed they are
+        less on the wire.
+    """
+
+    transactions: int | None
+    bytes: int
+
+
+class _Status(msgspec.Struct, frozen=True, omit_defaults=True):
     protocol: int
     position: str
     hash: str
@@ -21,6 +35,8 @@ class _Status(msgspec.Struct, frozen=True):
     commit_ms: int
     replicas: int
     version: str
+    now_ms: int | None = None
+    behind: Behind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,8 @@ class Status:
       commit_ms: the primary's clock at that commit, milliseconds since 1970.
       replicas: replicas seen lately.
       version: of the program that serves it.
+      now_ms: the same clock when it answered; None: it does not tell.
+      behind: how far the position that was asked about (`from`) is; None: none was, or that is not known.
       protocol: of the native protocol; this program speaks 1.
     """
 
@@ -45,6 +63,8 @@ class Status:
     commit_ms: int
     replicas: int
     version: str
+    now_ms: int | None = None
+    behind: Behind | None = None
     protocol: int = 1
 
     def encode(self) -> bytes:
@@ -59,6 +79,8 @@ class Status:
                 commit_ms=self.commit_ms,
                 replicas=self.replicas,
                 version=self.version,
+                now_ms=self.now_ms,
+                behind=self.behind,
             )
         )
 
@@ -84,6 +106,8 @@ class Status:
             commit_ms=s.commit_ms,
             replicas=s.replicas,
             version=s.version,
+            now_ms=s.now_ms,
+            behind=s.behind,
             protocol=s.protocol,
         )
 

@@ -408,3 +408,64 @@ def test_equal_options_share_a_replica_and_others_do_not(served: Served) -> None
     assert one._replica is two._replica
     assert one._replica is not other._replica
     assert Network.of() == Network()
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nearlite", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+def test_every_command_that_asks_a_primary_can_be_told_how(
+    served: Served, certificates: Path, tmp_path: Path
+) -> None:
+    how = [
+        *("--ca-file", certificates / "ca.pem", "--client-cert", certificates / "client.pem"),
+        *("--header", "X-Tenant: blue"),
+    ]
+    replica = tmp_path / "r.db"
+    with tls_in_front(port_of(served), server_context(certificates, wants_client=True)) as port:
+        url = f"https://localhost:{port}"
+        assert "certificate was refused" in run("sync", url, replica).stderr
+        for command in (
+            ["sync", url, replica],
+            ["status", url],
+            ["status", replica, "--against", url],
+            ["verify", replica, "--against", url, "--repair"],
+            ["backup", url, tmp_path / "copy.db"],
+            ["shell", url, "-c", "SELECT 1"],
+            ["shell", replica, "--sync-url", url, "-c", "SELECT 1"],
+        ):
+            answer = run(*command, *how)
+            assert answer.returncode == 0, (command, answer.stderr)
+        command = [sys.executable, "-m", "nearlite", "serve", str(tmp_path / "level.db")]
+        below = subprocess.Popen(
+            [*command, "--listen", "127.0.0.1:0", "--upstream", url, *map(str, how)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert below.stdout is not None
+            assert f"a replica of {url}/, at" in below.stdout.readline()
+        finally:
+            below.terminate()
+            below.wait(20)
+            below.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--header", "no colon"], "NAME:VALUE"),
+        (["--header", "Host: x"], "header"),
+        (["--proxy", "socks5://x"], "proxy"),
+    ],
+)
+def test_what_cannot_be_used_is_a_usage_error(
+    tmp_path: Path, options: list[str], text: str
+) -> None:
+    answer = run("sync", "http://127.0.0.1:1", tmp_path / "r.db", *options)
+    assert answer.returncode == 2
+    assert text in answer.stderr

@@ -522,7 +522,7 @@ def test_nobody_else_empties_it(tree: Tree) -> None:
     assert relay is not None
     write(writer, 10)
     relay.refresh()
-    with closing(sqlite3.connect(middle.path)) as stock:
+    with closing(sqlite3.connect(middle.path, timeout=0)) as stock:
         busy, frames, _ = stock.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert (busy, frames > 0) == (1, True)
     leaf = tree.replica(middle, "leaf.db")

@@ -22,6 +22,7 @@ import nearlite
 from nearlite import errors, inspection
 from nearlite._native import _lib
 from nearlite.following import Download, follow_primary, say_synced
+from nearlite.network import Network
 from nearlite.options import (
     DATABASE,
     NEW_FILE,
@@ -31,6 +32,7 @@ from nearlite.options import (
     chosen_token,
     existing,
     is_url,
+    network_options,
     timeout_option,
     token_options,
 )
@@ -123,6 +125,7 @@ def cli(*, verbose: bool) -> None:
     help="Let an HTTP cache in front answer many live replicas with what one was answered. It has to "
     "check tokens itself.",
 )
+@network_options
 @click.pass_context
 def serve(
     context: click.Context,
@@ -139,6 +142,7 @@ def serve(
     upstream_token_file: Path | None,
     sync_interval: float | Literal["live"],
     shared_cache: bool,
+    network: Network,
 ) -> None:
     """Serve DATABASE over HTTP; it is created when missing.
 
@@ -167,6 +171,7 @@ def serve(
                 database,
                 upstream,
                 token=chosen_token(upstream_token, upstream_token_file),
+                network=network,
                 sync_interval=sync_interval,
                 roll_bytes=roll_bytes,
             )
@@ -184,7 +189,10 @@ def serve(
 def _only_with_upstream(context: click.Context, upstream: str | None) -> None:
     """Raise UsageError for options that would be without effect."""
     of_primary = ("durability",)
-    of_relay = ("upstream_token", "upstream_token_file", "sync_interval")
+    of_relay = (
+        *("upstream_token", "upstream_token_file", "sync_interval"),
+        *("ca_file", "client_cert", "proxy", "header"),
+    )
     for name in of_relay if upstream is None else of_primary:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = "--" + name.replace("_", "-")
@@ -204,6 +212,7 @@ def _only_with_upstream(context: click.Context, upstream: str | None) -> None:
 )
 @click.option("--adopt", is_flag=True, help="Make PATH a replica if it is an ordinary database.")
 @token_options
+@network_options
 @timeout_option
 def sync(
     *,
@@ -216,12 +225,19 @@ def sync(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    network: Network,
 ) -> None:
     """Bring the replica at PATH to the state of the primary at URL; create it when missing."""
     token = chosen_token(auth_token, auth_token_file)
     with Download(path.name) as download:
         replica = Replica(
-            str(path), url, token=token, timeout=timeout, progress=download.show, adopt=adopt
+            str(path),
+            url,
+            token=token,
+            timeout=timeout,
+            progress=download.show,
+            network=network,
+            adopt=adopt,
         )
         with closing(replica):
             replica.open()
@@ -245,6 +261,7 @@ def sync(
     help="Seconds of --watch.",
 )
 @token_options
+@network_options
 @timeout_option
 def status(
     *,
@@ -256,6 +273,7 @@ def status(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    network: Network,
 ) -> None:
     """What TARGET is: a file (replica or ordinary database), or a primary's URL."""
     from nearlite import watching  # the other commands do not need it
@@ -264,12 +282,12 @@ def status(
 
     def look() -> dict[str, Any]:
         if is_url(target):
-            return inspection.primary_status(target, token=token, timeout=timeout)
+            return inspection.primary_status(target, token=token, timeout=timeout, network=network)
         found = inspection.file_status(existing(target))
         if against is None or found["kind"] != "replica":
             return found
         primary = inspection.primary_status(
-            against, token=token, timeout=timeout, since=found["position"]
+            against, token=token, timeout=timeout, network=network, since=found["position"]
         )
         return inspection.compare(found, primary)
 
@@ -288,6 +306,7 @@ def status(
     help="Compare every page with the primary first, and replace those that differ.",
 )
 @token_options
+@network_options
 @timeout_option
 def verify(
     *,
@@ -297,6 +316,7 @@ def verify(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    network: Network,
 ) -> int:
     """Check the database at PATH: integrity_check, and the state hash of a replica."""
     good = True
@@ -304,10 +324,10 @@ def verify(
     if repair:
         if against is None:
             raise click.UsageError("--repair needs the primary: --against URL")
-        done = inspection.repair(path, against, token=token, timeout=timeout)
+        done = inspection.repair(path, against, token=token, timeout=timeout, network=network)
         amount = f"{done.pages:,} pages, {done.bytes:,} bytes in {done.seconds:.3f} s"
         print(f"{'ok':<7} repair: at {done.position}, {amount}", flush=True)
-    for check in inspection.verify(path, against, token=token, timeout=timeout):
+    for check in inspection.verify(path, against, token=token, timeout=timeout, network=network):
         print(f"{'ok' if check.passed else 'FAILED':<7} {check.name}: {check.text}", flush=True)
         good = good and check.passed
     return EXIT_OK if good else EXIT_FAILED
@@ -317,6 +337,7 @@ def verify(
 @click.argument("source")
 @click.argument("out", type=NEW_FILE)
 @token_options
+@network_options
 @timeout_option
 def backup(
     *,
@@ -325,6 +346,7 @@ def backup(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    network: Network,
 ) -> int:
     """Write the state of SOURCE (a file or a primary's URL) to OUT, an ordinary database.
 
@@ -335,7 +357,7 @@ def backup(
         return EXIT_REFUSED
     token = chosen_token(auth_token, auth_token_file)
     if is_url(source):
-        inspection.backup_primary(source, out, token=token, timeout=timeout)
+        inspection.backup_primary(source, out, token=token, timeout=timeout, network=network)
     else:
         inspection.backup_file(existing(source), out)
     print(f"{out}: {out.stat().st_size:,} bytes")
@@ -347,6 +369,7 @@ def backup(
 @click.option("--sync-url", metavar="URL", help="Primary of the replica TARGET, for its writes.")
 @click.option("-c", "--command", help="Execute this instead of reading standard input.")
 @token_options
+@network_options
 @timeout_option
 def shell(
     *,
@@ -356,6 +379,7 @@ def shell(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    network: Network,
 ) -> int:
     """SQL by hand on TARGET: a file, a replica (with --sync-url), or a primary's URL."""
     import io
@@ -366,6 +390,7 @@ def shell(
     if is_url(target) or sync_url is not None:
         options["auth_token"] = chosen_token(auth_token, auth_token_file)
         options["network_timeout"] = timeout
+        options |= network.parameters()
     if sync_url is not None:
         options["sync_url"] = sync_url
     elif not is_url(target):

@@ -22,6 +22,7 @@ from nearlite.ahead import NONE_MISSING, Ahead, Lag, ask_status
 from nearlite.bootstrap import Folder
 from nearlite.errors import AnswerError, SyncError
 from nearlite.http import Deadline, Response, Token, Transport
+from nearlite.network import DEFAULT, Network
 from nearlite.position import Position
 from nearlite.replica import Replica, SyncResult
 from nearlite.sync import Local, Pull, refusal
@@ -142,7 +143,7 @@ def _told_lag(told: dict[str, Any], here: Position, there: Position | None) -> d
 
 
 def primary_status(
-    url: str, *, token: Token, timeout: float, since: str | None = None
+    url: str, *, token: Token, timeout: float, network: Network = DEFAULT, since: str | None = None
 ) -> dict[str, Any]:
     """What the primary answers to `GET nl/v1/status`; `since`: and how far it is ahead of there.
 
@@ -150,7 +151,7 @@ def primary_status(
       SyncError: it cannot be reached, refuses the token, or is not a nearlite primary.
 
     """
-    transport = Transport(url, token=token, timeout=timeout)
+    transport = Transport(url, token=token, timeout=timeout, network=network)
     start = None if since is None else Position.parse(since)
     try:
         _, body = ask_status(transport, Deadline(timeout), start)
@@ -159,7 +160,9 @@ def primary_status(
     return {"kind": "primary", **json.loads(body)}
 
 
-def verify(path: Path, against: str | None, *, token: Token, timeout: float) -> Iterator[Check]:
+def verify(
+    path: Path, against: str | None, *, token: Token, timeout: float, network: Network = DEFAULT
+) -> Iterator[Check]:
     """Check a file from the inside, and a replica against its own header and its primary.
 
     Nothing is changed. Memory stays small whatever the size: SQLite and C read page by page.
@@ -184,10 +187,12 @@ def verify(path: Path, against: str | None, *, token: Token, timeout: float) -> 
     text = f"header {state.hash:016x}, pages {pages:016x}, at {state.position}"
     yield Check("state hash", state.hash == pages, text)
     if against is not None:
-        yield _compared(state, against, token, timeout)
+        yield _compared(state, against, token, timeout, network)
 
 
-def repair(path: Path, url: str, *, token: Token, timeout: float) -> SyncResult:
+def repair(
+    path: Path, url: str, *, token: Token, timeout: float, network: Network = DEFAULT
+) -> SyncResult:
     """Make every page of a replica what the primary has, as one transaction.
 
     Raises:
@@ -195,7 +200,7 @@ def repair(path: Path, url: str, *, token: Token, timeout: float) -> SyncResult:
         primary's is refused: `nearlite sync --repair` overwrites it.
 
     """
-    replica = Replica(str(path), url, token=token, timeout=timeout)
+    replica = Replica(str(path), url, token=token, timeout=timeout, network=network)
     with closing(replica):
         replica.open()
         return replica.repair("it was asked for")
@@ -229,21 +234,25 @@ def backup_file(source: Path, out: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def backup_primary(url: str, out: Path, *, token: Token, timeout: float) -> None:
+def backup_primary(
+    url: str, out: Path, *, token: Token, timeout: float, network: Network = DEFAULT
+) -> None:
     """As `backup_file`, of a primary: its pages are downloaded beside `out` first."""
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
-        replica = Replica(str(Path(folder) / "replica.db"), url, token=token, timeout=timeout)
+        replica = Replica(
+            str(Path(folder) / "replica.db"), url, token=token, timeout=timeout, network=network
+        )
         with closing(replica):
             replica.open()
             replica.sync()
         backup_file(Path(folder) / "replica.db", out)
 
 
-def _compared(state: State, url: str, token: Token, timeout: float) -> Check:
+def _compared(state: State, url: str, token: Token, timeout: float, network: Network) -> Check:
     """Ask the primary for changes since the replica's position: it answers only if hashes agree."""
     local = Local(state.position, state.hash)
     ask = f"nl/v1/changes/{state.position}?hash={state.hash:016x}&wait=0&z=0"
-    transport = Transport(url, token=token, timeout=timeout)
+    transport = Transport(url, token=token, timeout=timeout, network=network)
     try:
         with transport.request("GET", ask, deadline=Deadline(timeout)) as response:
             if response.status == 204:

@@ -7,7 +7,7 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -70,6 +70,15 @@ class Network:
         for name, value in network.headers:
             _check_header(name, value)
         return network
+
+    def parameters(self) -> dict[str, Any]:
+        """What `connect` takes, by its names there."""
+        return {
+            "verify": self.verify,
+            "cert": self.cert,
+            "proxy": self.proxy,
+            "headers": dict(self.headers),
+        }
 
     def context(self) -> ssl.SSLContext:
         """What TLS is spoken with. Raises ProgrammingError: a file cannot be used."""

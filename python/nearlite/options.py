@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from nearlite.errors import ProgrammingError
+from nearlite.network import Network
 
 _SIZE = re.compile(r"(\d+)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
 
@@ -93,6 +97,59 @@ def token_options(command: Command) -> Command:
         help="Bearer token. On the command line other users of the machine can see it: prefer "
         "NEARLITE_AUTH_TOKEN or --auth-token-file.",
     )(command)
+
+
+def network_options(command: Command) -> Command:
+    """Give a command --ca-file, --client-cert, --proxy and --header; it gets one `network`."""
+
+    @functools.wraps(command)
+    def reached(
+        *args: Any,
+        ca_file: Path | None,
+        client_cert: Path | None,
+        proxy: str | None,
+        header: tuple[str, ...],
+        **options: Any,
+    ) -> Any:
+        headers = dict(_header(text) for text in header)
+        try:
+            network = Network.of(ca_file or True, client_cert, proxy, headers)
+        except ProgrammingError as error:
+            raise click.UsageError(str(error)) from None
+        return command(*args, network=network, **options)
+
+    for option in (
+        click.option(
+            "--header",
+            multiple=True,
+            metavar="NAME:VALUE",
+            help="Send this header with every request; may be given several times.",
+        ),
+        click.option(
+            "--proxy",
+            metavar="URL",
+            help="http://[user:password@]host:port. Default: what the environment says.",
+        ),
+        click.option(
+            "--client-cert",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="PEM file with this client's certificate and its key.",
+        ),
+        click.option(
+            "--ca-file",
+            type=click.Path(exists=True, path_type=Path),
+            help="Trust the CA certificates in this file or folder, and no others.",
+        ),
+    ):
+        reached = option(reached)
+    return reached  # type: ignore[return-value]
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise click.UsageError(f"--header is written NAME:VALUE, not {text!r}")
+    return name.strip(), value.strip()
 
 
 def timeout_option(command: Command) -> Command:

@@ -18,17 +18,25 @@ import shutil
 import sqlite3
 import tempfile
 import urllib.request
+from collections import Counter
 from contextlib import ExitStack, closing
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import stack
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from spoiling import Proxy, random_fault
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from soaking import Soak
+from spoiling import Exchange, Fault, Proxy, random_fault
 
 import nearlite
 from nearlite.errors import LineageError, NotAReplicaError, PrimaryRestoredError, SyncError
@@ -88,7 +96,9 @@ class Leaf:
 
 
 class World(RuleBasedStateMachine):
-    """Rules are what happens to it."""
+    """Rules are what happens to it; `done` counts them."""
+
+    done: ClassVar[Counter[str]] = Counter()
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,6 +192,7 @@ class World(RuleBasedStateMachine):
         except EOFError:  # it could not do so many
             pass
         child.kill()
+        self.done.update(kills=1)
         for mark in [*told, *child.messages()]:
             self.allowed[mark] = {1}
 
@@ -215,6 +226,7 @@ class World(RuleBasedStateMachine):
     def stop(self) -> None:
         if self.up:
             self.primary.kill()
+            self.done.update(kills=1)
             self.up = False
 
     def start(self) -> None:
@@ -241,6 +253,7 @@ class World(RuleBasedStateMachine):
     @rule(level=st.integers(0, 1))
     def a_relay_is_killed(self, level: int) -> None:
         self.relays[level].kill()
+        self.done.update(kills=1)
         self.relays[level].start()
 
     @rule(number=LEAVES)
@@ -303,6 +316,7 @@ class World(RuleBasedStateMachine):
         self.allowed = {mark: set(counts) for mark, counts in self.backup.items()}
         self.start()
         assert self.status()["position"][:8] != lineage
+        self.done.update(restores=1)
         for leaf in self.leaves:
             leaf.foreign = True
         # As an operator does it: relays hold what the primary has not, and are asked to give it up.
@@ -318,10 +332,15 @@ class World(RuleBasedStateMachine):
     @rule(seed=SEEDS, share=st.sampled_from([0.1, 0.5, 1.0]))
     def the_network_is_bad(self, seed: int, share: float) -> None:
         rng = random.Random(seed)
+
+        def plan(exchange: Exchange) -> Fault | None:
+            if rng.random() >= share:
+                return None
+            self.done.update(spoiled_exchanges=1)
+            return random_fault(rng, exchange.path)
+
         for proxy in self.proxies:
-            proxy.plan = lambda exchange: (
-                random_fault(rng, exchange.path) if rng.random() < share else None
-            )
+            proxy.plan = plan
 
     @rule()
     def the_network_is_good(self) -> None:
@@ -355,6 +374,7 @@ class World(RuleBasedStateMachine):
     def sync(self, number: int) -> None:
         """A sync makes it what the primary is."""
         leaf = self.leaves[number]
+        self.done.update(syncs=1)
         self.all_is_well()
         if leaf.foreign:
             before = leaf.rows()
@@ -396,6 +416,7 @@ class World(RuleBasedStateMachine):
                 assert db.execute("PRAGMA quick_check").fetchall() == [("ok",)]
 
     def teardown(self) -> None:
+        self.done.update(histories=1, rows=len(self.allowed))
         try:
             for number in range(len(self.leaves)):
                 self.sync(number)
@@ -408,11 +429,16 @@ class World(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-TestWorld = World.TestCase
-TestWorld.settings = settings(
-    max_examples=5000 if os.environ.get("NL_SOAK") else 4,
-    stateful_step_count=40 if os.environ.get("NL_SOAK") else 15,
-    deadline=None,
-    # What processes do is not the same twice: shrinking would take an hour, and tell little.
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-)
+@pytest.mark.soak
+def test_whatever_happens_a_sync_makes_all_equal(soak: Soak) -> None:
+    for _ in soak.turns(1):
+        World.done.clear()
+        lasting = settings(
+            max_examples=4,
+            stateful_step_count=15 if soak.share is None else 40,
+            deadline=None,
+            # What processes do is not the same twice: shrinking would take an hour, and tell little.
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        )
+        run_state_machine_as_test(World, settings=lasting)
+        soak.count(**World.done)

@@ -193,9 +193,13 @@ def test_errors_are_for_nobody_else(client: Client) -> None:
 # ---------------------------------------------------------------- the replica
 
 
-def answer(beat: int | None, control: str, body: bytes = b"") -> bytes:
+def answer(
+    beat: int | None, control: str, body: bytes = b"", *, at: history.Moment | None = None
+) -> bytes:
+    """What a primary at `at` answers; a body says that by itself."""
     told = "" if beat is None else f"Nearlite-Beat: {beat}\r\n"
-    head = f"{told}Cache-Control: {control}\r\n"
+    stands = "" if at is None else f"Nearlite-Position: {at.position}\r\n"
+    head = f"{told}{stands}Cache-Control: {control}\r\n"
     return http(body, head=head, status="200 OK" if body else "204 No Content")
 
 
@@ -203,10 +207,10 @@ def test_a_poll_belongs_to_the_beat_that_the_answer_before_named(tmp_path: Path)
     with Scene(tmp_path) as scene:
         step = history.wire_set(scene.moments[0], scene.moments[1])
         scene.server.answers = [
-            answer(7, "no-store"),
-            answer(8, beats.PUBLIC),
+            answer(7, "no-store", at=scene.moments[0]),
+            answer(8, beats.PUBLIC, at=scene.moments[0]),
             answer(8, beats.PUBLIC, step),
-            answer(None, "no-store"),  # it has been restarted without
+            answer(None, "no-store", at=scene.moments[1]),  # it has been restarted without
             None,
         ]
         scene.thread.start()
@@ -231,9 +235,9 @@ def test_what_was_perhaps_stored_is_known_as_of_then(
         def second() -> bytes:
             scene.replica.equal_at = None  # the first answer is forgotten
             began.append(time.monotonic())
-            return answer(8, control, body)
+            return answer(8, control, body, at=scene.moments[0])
 
-        scene.server.answers = [answer(7, "no-store"), second, None]
+        scene.server.answers = [answer(7, "no-store", at=scene.moments[0]), second, None]
         scene.thread.start()
         eventually(lambda: scene.server.requests >= 3)
         eventually(lambda: scene.is_at(int(brings)))
@@ -248,7 +252,8 @@ def test_what_was_perhaps_stored_is_known_as_of_then(
 
 def test_a_server_that_repeats_a_beat_is_not_asked_without_end(tmp_path: Path) -> None:
     with Scene(tmp_path) as scene:
-        scene.server.answers, scene.server.until = [answer(7, beats.PUBLIC)], 7
+        scene.server.answers = [answer(7, beats.PUBLIC, at=scene.moments[0])]
+        scene.server.until = 7
         began = time.monotonic()
         scene.thread.start()
         assert scene.server.enough.wait(20)

@@ -100,6 +100,8 @@ def test_sync_follow_brings_a_change_as_it_happens_and_ends_at_ctrl_c(url, tmp_p
         on_primary(url, "CREATE TABLE followed(n)")
         following = json.loads(process.stdout.readline())
         assert following["position"] > first["position"]
+        status = json.loads(run("status", tmp_path / "r.db", "--json").stdout)
+        assert status["follows"]
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=DEADLINE) == 130
     finally:

@@ -517,6 +517,10 @@ def test_another_lineage_is_refused_unless_the_user_insists(
         replica.sync()
     assert "does not hold what its header says" in str(caught.value)
     assert path.read_bytes() == content
+    with pytest.raises(errors.LineageError) as caught:  # a write looks at it first, too
+        replica.forward(b'{"requests": []}', visible=True)
+    assert "nothing was carried out" in caught.value.state
+    assert path.read_bytes() == content
     assert replica.sync(repair=True).repaired
     replica.close()
     check_equal(served, path)

@@ -118,6 +118,11 @@ class Background:
             )
             self._follower.start()
 
+    def led_by(self, live: Live) -> None:
+        """Somebody follows on a thread of his own."""
+        with self._wake:
+            self._live = live
+
     @property
     def follows(self) -> bool:
         """Whether this process has a poll open: what the primary commits comes by itself."""

@@ -82,7 +82,10 @@ def follow_primary(replica: Replica, path: Path, *, as_json: bool) -> None:
         print(f"nearlite: {error}; trying again in {pause:.1f} s", file=sys.stderr, flush=True)
 
     def came(what: Came) -> None:
+        replica.tally.visible(what.seconds)
         done = SyncResult(what.position, what.pages, what.bytes, what.seconds)
         say_synced(path, done, as_json=as_json)
 
-    Live(replica, failed=failed, came=came).run()
+    live = Live(replica, failed=failed, came=came)
+    replica.background.led_by(live)
+    live.run()

@@ -585,19 +585,17 @@ class Replica(Observed):
         """
         patience = self.timeout if network_timeout is None else network_timeout
         deadline = Deadline(patience, renewed=True)
-        if visible and not self._check.passed:
-            try:
-                self._check.wait(deadline)
-            except DamagedError as error:
-                self._repair_because(error, deadline)
+        try:
+            state = self._standing(deadline) if visible else None
+        except SyncError as error:
+            error.state = f"nothing was carried out; {error.state}"
+            raise
         headers = {"Content-Type": "application/json"}
         if notes is not None:
             headers.update(notes.headers())
         path = "v3/pipeline"  # its answer has no page set
-        state: State | None = None
-        if visible:
+        if state is not None:
             path = "nl/v1/sql?v=2" if self._compact else "nl/v1/sql"
-            state = self.state(wait=left(deadline))
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
         with self.transport.request(
@@ -618,6 +616,15 @@ class Replica(Observed):
             if response.header("content-type") != wire.ANSWER_TYPE:
                 return response.read(wire.MAX_JSON)
             return self._take_answer(response, state, deadline)
+
+    def _standing(self, deadline: Deadline) -> State:
+        """Where it stands; repaired first if it is not what it says."""
+        if not self._check.passed:
+            try:
+                self._check.wait(deadline)
+            except DamagedError as error:
+                self._repair_because(error, deadline)
+        return self.state(wait=left(deadline))
 
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
         """u32 length, JSON, page set or nothing."""

@@ -20,7 +20,7 @@ ROOMS = [
     "dbapi http asgi",
     "bootstrap asking upstream datafile",
     "logstate logformat log",
-    "ahead failing checking receiving arriving comparing seeding repair upkeep freshness election telling tally tables",
+    "ahead failing checking receiving arriving applying comparing seeding pulling repair upkeep freshness election telling tally tables",
     "listening live background observed replica routing session streams lending",
     "batches",
     "following forwarding replicating placing generation owned writer roll startup answers pipeline atonce remote",

@@ -24,7 +24,8 @@ from test_hostile import Server, http
 
 from nearlite import wire
 from nearlite.errors import AnswerError, OfflineError, SyncError
-from nearlite.replica import Replica, SyncResult
+from nearlite.pulling import SyncResult
+from nearlite.replica import Replica
 
 LONG = 600.0  # seconds; nobody waits so long
 READ_LOCKS = 123, 5  # bytes of the -shm that a reader needs one of, and how many

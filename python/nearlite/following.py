@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nearlite import errors
 from nearlite.live import Came, Live
+from nearlite.pulling import SyncResult
 from nearlite.receiving import Progress as Received
-from nearlite.replica import Replica, SyncResult
+from nearlite.replica import Replica
 
 
 class Download:

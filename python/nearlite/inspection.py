@@ -24,7 +24,8 @@ from nearlite.errors import AnswerError, SyncError
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.network import DEFAULT, Network
 from nearlite.position import Position
-from nearlite.replica import Replica, SyncResult
+from nearlite.pulling import SyncResult
+from nearlite.replica import Replica
 from nearlite.sync import Local, Pull, refusal
 from nearlite.tally import frames_between
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nearlite.embedded import ReplicaConnection
 from nearlite.errors import Error, OperationalError, ProgrammingError
 from nearlite.position import Change, Position
-from nearlite.replica import SyncResult
+from nearlite.pulling import SyncResult
 from nearlite.tally import Stats
 
 if TYPE_CHECKING:

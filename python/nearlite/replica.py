@@ -16,13 +16,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nearlite import wire
-from nearlite._native._lib import FormatError, HashError, NotReplicaError, PiecemealError
+from nearlite._native._lib import HashError, NotReplicaError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.ahead import ask_status
+from nearlite.applying import apply_arrived
 from nearlite.arriving import Arrived
 from nearlite.background import CHECKPOINT_FRAMES, Background
 from nearlite.checking import FullCheck, survived
@@ -39,32 +39,21 @@ from nearlite.failing import (
     READS_GO_ON,
     UnfoundedError,
     apply_failed,
-    failure_of,
     is_applying,
     left,
     not_a_replica,
-    not_created,
     not_kept,
-    unfounded,
 )
 from nearlite.guard import guard
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.network import DEFAULT, Network
 from nearlite.observed import Observed
-from nearlite.position import Position
-from nearlite.receiving import Meter, ProgressCallback, SetReader, as_of, exactly
+from nearlite.pulling import SyncResult, perform
+from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
 from nearlite.repair import Repair, prepare_to_adopt
-from nearlite.seeding import SeedFile
 from nearlite.sync import (
-    Action,
-    Apply,
-    Compare,
-    Done,
-    Fetch,
     Local,
-    Overlay,
     Pull,
-    Seed,
     refusal,
     state_of_request,
 )
@@ -72,25 +61,6 @@ from nearlite.upkeep import WAL_LIMIT, Upkeep
 from nearlite.upstream import Notes
 
 _log = logging.getLogger("nearlite")
-
-
-@dataclass(frozen=True, slots=True)
-class SyncResult:
-    """What one ``sync()`` did.
-
-    Attributes:
-      position: where the replica stands now.
-      pages: pages received.
-      bytes: bytes of answer bodies received.
-      seconds: how long it took.
-      repaired: every page was compared, and those that differed were replaced.
-    """
-
-    position: Position
-    pages: int
-    bytes: int
-    seconds: float
-    repaired: bool = False
 
 
 class Replica(Observed):
@@ -417,94 +387,11 @@ class Replica(Observed):
     def _run(
         self, pull: Pull, deadline: Deadline, progress: ProgressCallback | None = None
     ) -> tuple[SyncResult, float]:
-        """Perform a pull's actions until it is done; and the monotonic time of the last answer's head."""
-        started = answered = time.monotonic()
-        meter = Meter(progress or self._progress, started)
-        seed = SeedFile(self.folder)
-        response: Response | None = None
-        reader: SetReader | None = None
-        keep = False
-        try:
-            if pull.seeding:
-                meter.held = seed.resume()
-                deadline.restart()  # all of it was hashed
-            action: Action = pull.start(meter.held)
-            while not isinstance(action, Done):
-                if isinstance(action, Compare):
-                    if response is not None:
-                        response.close()
-                    response = seed.compare(self.transport, deadline)
-                    reader = SetReader(response, meter)
-                    action = pull.header(reader.header())
-                elif isinstance(action, Fetch):
-                    if response is not None:
-                        response.close()
-                    response = self.transport.request("GET", action.path, deadline=deadline)
-                    answered = as_of(response)
-                    if response.status == 204:
-                        response.read(0)
-                        self.hears(response, None, answered)
-                        action = pull.nothing_new(response.header("nearlite-position"))
-                    elif response.status == 200:
-                        reader = SetReader(response, meter, pull.stands)
-                        header = reader.header()
-                        action = pull.header(header)
-                        if isinstance(action, Apply):
-                            self.hears(response, header, answered)
-                    else:
-                        _refuse(pull, response)
-                else:
-                    assert reader is not None
-                    action = self._perform(pull, action, reader, seed, deadline)
-            self._known = seed.place()
-        except (OfflineError, HistoryGoneError, KeyboardInterrupt) as error:
-            keep = pull.seeding
-            if keep and meter.held + meter.pages and isinstance(error, SyncError):
-                error.state = "no local file was created; what has come is kept"
-                error.action = "try again: the download goes on where it stopped"
-            raise
-        except SyncError:
-            raise
-        except (Error, MemoryError) as error:
-            what = f"{self.path} could not be created"
-            raise failure_of(what, error, "no local file was created") from error
-        except OSError as error:  # of the file system: the transport has its own exception
-            raise not_created(self.path, error) from error
-        except ValueError as error:  # a body beyond its bound
-            raise AnswerError(f"the primary's answer was refused: {error}") from error
-        finally:
-            seed.close(keep=keep)
-            if response is not None:
-                response.close()
-        self.primary_position = action.position
-        seconds = time.monotonic() - started
-        return SyncResult(action.position, meter.pages, meter.bytes, seconds), answered
-
-    def _perform(
-        self, pull: Pull, action: Action, reader: SetReader, seed: SeedFile, deadline: Deadline
-    ) -> Action:
-        if isinstance(action, Apply):
-            try:
-                state = self._apply(action.header, reader, deadline)
-            except UnfoundedError as error:
-                self._ask_for_pages(error)
-                return pull.unfounded()
-            if state is None:
-                return pull.moved(Local.of(self.state()))
-            return pull.applied(Local.of(state))
-        assert isinstance(action, (Seed, Overlay))
-        held = seed.write(action.header, reader)
-        if isinstance(action, Seed):
-            return pull.seeded(action.header, held)
-        return pull.overlaid(action.header, held)
-
-    def _ask_for_pages(self, error: Error) -> None:
-        """From now on whole pages, until a repair: those that come mend what they are about. The next sync
-        looks at all the others.
-        """
-        self._compact = False
-        self._check.again()
-        _log.warning("%s", error)
+        """What a pull did, and the monotonic time at which the primary stood there."""
+        outcome = perform(pull, self, deadline, progress or self._progress)
+        self._known = outcome.hashes
+        self.primary_position = outcome.result.position
+        return outcome.result, outcome.at
 
     def suspect(self) -> None:
         """The file may not be what its header says: a sync looks at all of it, soon."""
@@ -512,8 +399,14 @@ class Replica(Observed):
         self.background.sync()
 
     def doubt(self, error: Error) -> None:
-        """What a set was told from is not what it should be: it is asked for again, as whole pages."""
-        self._ask_for_pages(error)
+        """What a set was told from is not what it should be: it is asked for again, as whole pages.
+
+        From now on all are, until a repair: those that come mend what they are about. The next sync looks at all
+        the others.
+        """
+        self._compact = False
+        self._check.again()
+        _log.warning("%s", error)
 
     # ------------------------------------------------------------------ applying
 
@@ -526,7 +419,7 @@ class Replica(Observed):
         self.tally.received(header.count, header.page_size, reader.received)
         return arrived
 
-    def _apply(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
+    def take(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
         """Receive a set, then apply it; None when the replica has moved and nothing was written."""
         with contextlib.closing(self.receive(header, reader)) as arrived:
             return self.apply(arrived, deadline)
@@ -536,7 +429,7 @@ class Replica(Observed):
         try:
             if not self._applying.acquire(timeout=left(deadline)):
                 raise is_applying()
-            state = _apply_arrived(self._live(), self.path, arrived, deadline)
+            state = apply_arrived(self._live(), self.path, arrived, deadline)
         except SyncError:
             raise
         except (Error, MemoryError) as error:
@@ -644,9 +537,9 @@ class Replica(Observed):
             header = reader.header()
             self.hears(response, header, answered)
             try:
-                applied = self._apply(header, reader, deadline)
+                applied = self.take(header, reader, deadline)
             except UnfoundedError as error:
-                self._ask_for_pages(error)
+                self.doubt(error)
                 applied = None
             if applied is None and not header.target.precedes(self.state().position):
                 self.sync(timeout=left(deadline))
@@ -701,38 +594,3 @@ def _give_back(lock: threading.RLock) -> None:
 
 def _nothing() -> None:
     """Nobody watches yet."""
-
-
-def _apply_arrived(
-    applier: Applier, path: str, arrived: Arrived, deadline: Deadline
-) -> State | None:
-    wait = left(deadline)
-    if arrived.compact is not None:
-        try:
-            return applier.compact(arrived.compact.start, arrived.compact.data, wait=wait)
-        except (HashError, FormatError) as error:
-            raise unfounded(path, error) from error
-    if arrived.whole is not None:
-        try:
-            return applier.receive(arrived.header, arrived.whole.data, wait=wait)
-        except PiecemealError:
-            arrived.in_memory = list(arrived.whole.chunks())
-    if arrived.in_memory is not None:
-        return applier.apply(arrived.header, arrived.in_memory, wait=wait)
-    if not applier.begin(arrived.header, wait=wait):
-        return None
-    try:
-        for chunk in arrived.chunks():
-            with chunk:
-                if not deadline.renewed:
-                    left(deadline)
-                applier.chunk(chunk)
-        return applier.commit()
-    except BaseException:
-        applier.rollback()
-        raise
-
-
-def _refuse(pull: Pull, response: Response) -> None:
-    code, message = wire.decode_error(response.error_body())
-    pull.refused(response.status, code, message)

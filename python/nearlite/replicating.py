@@ -19,8 +19,9 @@ from nearlite.forwarding import ForwardingConnection
 from nearlite.freshness import Freshness, checked, freshen, wait_for
 from nearlite.listening import Callback
 from nearlite.position import Position
+from nearlite.pulling import SyncResult
 from nearlite.receiving import ProgressCallback
-from nearlite.replica import Replica, SyncResult
+from nearlite.replica import Replica
 from nearlite.tally import Stats
 
 _HEADER: Final = Struct(">IIIQ")  # bytes 72..91 of a replica's page 1 (docs/formats.md)

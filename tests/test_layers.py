@@ -13,7 +13,7 @@ CSRC = ROOT / "csrc"
 
 # From the bottom up; a room imports from rooms before it and from itself.
 ROOMS = [
-    "errors position beats zstd spawn options script delivery",
+    "errors position beats zstd spawn script delivery",
     "_native",
     "message wire sync btree",
     "channel network hrana guard",
@@ -30,7 +30,7 @@ ROOMS = [
     "sending",
     "polls shown",
     "delivered changes running routes server applications inspection watching",
-    "pool connection serve shell microbench demo",
+    "pool connection serve shell microbench demo options",
     "cli",
     "__main__",
 ]

@@ -59,7 +59,7 @@ def page_set(head: SetHeader, new: Moment, numbers: list[int], *, compress: bool
     return b"".join(bytes(piece) for piece in wire.page_set(head, chunks, compress=compress))
 
 
-def ask(old: Moment, new: Moment, span: int) -> wire.Ask:
+def ask(old: Moment, new: Moment, span: int) -> wire.RepairRequest:
     """The hashes of ranges of 2**span pages of the old state."""
     size = 1 << span
     hashes = b""
@@ -71,7 +71,7 @@ def ask(old: Moment, new: Moment, span: int) -> wire.Ask:
     since = Position(0, 0, 0) if span else new.position
     run = wire.Run(1, len(hashes) // 8, span, hashes)
     wanted = wire.Run(len(old.pages) + 1, 3, frames.SPAN_WANTED)
-    return wire.Ask.of(PAGE_SIZE, len(old.pages), old.position, since, [run, wanted])
+    return wire.RepairRequest.of(PAGE_SIZE, len(old.pages), old.position, since, [run, wanted])
 
 
 def encoded(folder: Path) -> dict[str, bytes]:

@@ -88,7 +88,7 @@ def test_sets_are_applied(folder: Path, tmp_path: Path, name: str) -> None:
 def test_a_repair(folder: Path) -> None:
     old, new = goldens.moments(folder)
     for name, span in (("repair.ranges", 2), ("repair.pages", 0)):
-        assert wire.Ask.decode(of(folder, name)) == goldens.ask(old, new, span)
+        assert wire.RepairRequest.decode(of(folder, name)) == goldens.ask(old, new, span)
     found = wire.Differences.decode(of(folder, "repair.differences"), count=21)
     assert found.position == new.position
     assert found.differing() == [0, 4, 7, 16, 17]

@@ -24,14 +24,14 @@ from nearlite._native._lib import FormatError
 from nearlite._native.applier import Applier
 from nearlite.errors import AnswerError, SyncError
 from nearlite.position import Position
-from nearlite.wire import Ask, Differences, RequestError, Run
+from nearlite.wire import Differences, RepairRequest, RequestError, Run
 
 HERE = Position(7, 3, 12)
 SPANS = st.one_of(st.integers(0, frames.SPAN_MAX), st.just(frames.SPAN_WANTED))
 
 
-def ask(*runs: Run) -> Ask:
-    return Ask.of(4096, 100, HERE, wire.NOWHERE, runs)
+def ask(*runs: Run) -> RepairRequest:
+    return RepairRequest.of(4096, 100, HERE, wire.NOWHERE, runs)
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 9), SPANS), max_size=6))
@@ -46,7 +46,7 @@ def test_a_request_comes_back_as_it_was(parts: list[tuple[int, int, int]]) -> No
         runs.append(Run(first, count, span, hashes))
         after = first + pages
     made = ask(*runs)
-    assert Ask.decode(made.encode()) == made
+    assert RepairRequest.decode(made.encode()) == made
 
 
 @given(st.binary(max_size=200))
@@ -80,14 +80,14 @@ def test_impossible_runs_are_refused(runs: bytes, why: str) -> None:
 
 def test_a_request_with_any_bit_flipped_is_refused() -> None:
     good = ask(Run(1, 4, 6, bytes(range(32))), Run(300, 5, frames.SPAN_WANTED)).encode()
-    assert Ask.decode(good)
+    assert RepairRequest.decode(good)
     for at in range(len(good)):
         bad = bytearray(good)
         bad[at] ^= 1 << at % 8
         with pytest.raises(RequestError):
-            Ask.decode(bytes(bad))
+            RepairRequest.decode(bytes(bad))
         with pytest.raises(RequestError):
-            Ask.decode(good[:at])
+            RepairRequest.decode(good[:at])
 
 
 def test_a_comparison_with_any_bit_flipped_is_refused() -> None:
@@ -130,9 +130,15 @@ def post(served: primaries.Served, body: bytes) -> tuple[int, Any]:
         (b"", (400, "BAD_REQUEST")),
         (b"x" * 10_000, (400, "BAD_REQUEST")),
         (ask().encode(), (409, "LINEAGE_MISMATCH")),
-        (Ask.of(4096, 0xFFFFFFFF, wire.NOWHERE, wire.NOWHERE, ()).encode(), (400, "BAD_REQUEST")),
-        (Ask.of(512, 1, wire.NOWHERE, wire.NOWHERE, ()).encode(), (409, "LINEAGE_MISMATCH")),
-        (Ask.of(4096, 1, wire.NOWHERE, HERE, ()).encode(), (410, "HISTORY_GONE")),
+        (
+            RepairRequest.of(4096, 0xFFFFFFFF, wire.NOWHERE, wire.NOWHERE, ()).encode(),
+            (400, "BAD_REQUEST"),
+        ),
+        (
+            RepairRequest.of(512, 1, wire.NOWHERE, wire.NOWHERE, ()).encode(),
+            (409, "LINEAGE_MISMATCH"),
+        ),
+        (RepairRequest.of(4096, 1, wire.NOWHERE, HERE, ()).encode(), (410, "HISTORY_GONE")),
     ],
 )
 def test_requests_that_cannot_be_served(
@@ -143,11 +149,13 @@ def test_requests_that_cannot_be_served(
 
 def test_ranges_far_beyond_the_database_cost_nothing(served: primaries.Served) -> None:
     runs = [Run(1, 1, 31, bytes(8)), Run((1 << 31) + 1, 0x7FFFFFF0, frames.SPAN_WANTED)]
-    body = Ask.of(4096, 0xFFFFFFF0, wire.NOWHERE, wire.NOWHERE, runs).encode()
+    body = RepairRequest.of(4096, 0xFFFFFFF0, wire.NOWHERE, wire.NOWHERE, runs).encode()
     status, answer = post(served, body)
     assert status == 200
     assert Differences.decode(answer, count=1).differing() == [0]
-    status, answer = post(served, Ask.of(4096, 0, wire.NOWHERE, wire.NOWHERE, ()).encode())
+    status, answer = post(
+        served, RepairRequest.of(4096, 0, wire.NOWHERE, wire.NOWHERE, ()).encode()
+    )
     header = wire.WholeSet(answer).header
     assert (status, header.repair, header.count) == (200, True, header.pages)
 

@@ -26,7 +26,7 @@ from nearlite._native.frames import (
 from nearlite._native.tail import Reader, Tail, chunk_pages
 from nearlite.logstate import now_ms
 from nearlite.position import Position
-from nearlite.wire import NOWHERE, Ask, Behind, Differences, pack_compact
+from nearlite.wire import NOWHERE, Behind, Differences, RepairRequest, pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 Buffer = bytes | bytearray | memoryview
@@ -299,7 +299,7 @@ class Answers:
             return Answer(head.target, size, _read_out(spool))
         return b"".join(bytes(piece) for piece in pieces)
 
-    def repair(self, ask: Ask, *, compress: bool, wait: bool) -> Answer | Differences:
+    def repair(self, ask: RepairRequest, *, compress: bool, wait: bool) -> Answer | Differences:
         """What `Origin.repair` answers; inside begin/end.
 
         Raises:

@@ -36,7 +36,7 @@ from nearlite.refreshing import Refreshing
 from nearlite.sending import Sending
 from nearlite.shown import Shown
 from nearlite.source import PageSet, Source, Upstream
-from nearlite.wire import DIFFERENCES_TYPE, Ask, Differences, RequestError, Status
+from nearlite.wire import DIFFERENCES_TYPE, Differences, RepairRequest, RequestError, Status
 
 CHANGES: Final = "/nl/v1/changes/"
 Guard = Callable[[Scope, Send, Awaitable[None]], Awaitable[None]]
@@ -166,7 +166,7 @@ class Feed:
         compress = query_of(scope.get("query_string", b"")).get("z") == "1"
 
         def work() -> PageSet | Differences:
-            return self._source.repair(Ask.decode(body), compress=compress)
+            return self._source.repair(RepairRequest.decode(body), compress=compress)
 
         await self._refreshed()
         with refusals():

@@ -71,7 +71,7 @@ class Comparison:
         since = wire.NOWHERE
         while True:
             runs = _runs(hashed, asked, span)
-            ask = wire.Ask.of(self._page_size, self._pages, self._claimed, since, runs)
+            ask = wire.RepairRequest.of(self._page_size, self._pages, self._claimed, since, runs)
             response = self._post(ask, deadline)
             if ask.ranges == 0:
                 return response
@@ -84,7 +84,7 @@ class Comparison:
             asked = _differing(runs, found, self._pages)
             span = 0 if span <= _FEW + 2 else span // 2
 
-    def _post(self, ask: wire.Ask, deadline: Deadline) -> Response:
+    def _post(self, ask: wire.RepairRequest, deadline: Deadline) -> Response:
         body = ask.encode()
         self.sent += len(body)
         z = "0" if self._transport.loopback else "1"

@@ -19,7 +19,7 @@ from nearlite._native.frames import CHUNK_HEADER_SIZE, SET_HEADER_SIZE, SetHeade
 from nearlite._native.tail import BusyError, Tail
 from nearlite.answers import Answer, Answers, History, LargeAnswer, run_count, snapshot_runs
 from nearlite.position import Position
-from nearlite.wire import Ask, Behind, Differences
+from nearlite.wire import Behind, Differences, RepairRequest
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
 _ATTEMPTS: Final = 5
@@ -192,7 +192,7 @@ class Origin:
             )
         )
 
-    def repair(self, ask: Ask, *, compress: bool = False) -> Answer | Differences:
+    def repair(self, ask: RepairRequest, *, compress: bool = False) -> Answer | Differences:
         """What differs between a replica's pages and those of now.
 
         Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from nearlite.position import Position
-from nearlite.wire import Ask, Behind, Differences
+from nearlite.wire import Behind, Differences, RepairRequest
 
 
 class PageSet(Protocol):
@@ -95,7 +95,7 @@ class Source(Protocol):
     def snapshot(self, *, compress: bool = False, first: int = 1) -> PageSet:
         """All pages from that one on."""
 
-    def repair(self, ask: Ask, *, compress: bool = False) -> PageSet | Differences:
+    def repair(self, ask: RepairRequest, *, compress: bool = False) -> PageSet | Differences:
         """Which of a replica's ranges differ, or the pages that do."""
 
     def after_commit(self) -> object:

@@ -52,7 +52,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RepairRequest:
     """A replica's request.
 
     Attributes:
@@ -76,7 +76,7 @@ class Ask:
     @classmethod
     def of(
         cls, page_size: int, pages: int, claimed: Position, since: Position, runs: Sequence[Run]
-    ) -> Ask:
+    ) -> RepairRequest:
         """A request of these runs."""
         spans = (0, frames.SPAN_WANTED)
         ranges = sum(run.count for run in runs if run.span not in spans)
@@ -93,7 +93,7 @@ class Ask:
         return b"".join((head, guard, self.runs))
 
     @classmethod
-    def decode(cls, data: bytes) -> Ask:
+    def decode(cls, data: bytes) -> RepairRequest:
         """Read and check a body.
 
         Raises:

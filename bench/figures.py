@@ -129,6 +129,19 @@ FIGURES = (
         "none in the registries",
         (_at_most(4e-3),),
     ),
+    Figure(
+        "live_tree",
+        "the same, through one replica in between, p50",
+        MILLISECONDS,
+        "none in the registries",
+        (_at_most(2.2e-3),),
+    ),
+    Figure(
+        "live_tree_p99",
+        "the same, through one replica in between, p99",
+        MILLISECONDS,
+        "none in the registries",
+    ),
     *(
         figure
         for count, seconds in ((2_000, 0.2), (10_000, 1.0))
@@ -147,19 +160,6 @@ FIGURES = (
         PER_SECOND,
         "without",
         (_times(0.95),),
-    ),
-    Figure(
-        "live_tree",
-        "the same, through one replica in between, p50",
-        MILLISECONDS,
-        "none in the registries",
-        (_at_most(2.2e-3),),
-    ),
-    Figure(
-        "live_tree_p99",
-        "the same, through one replica in between, p99",
-        MILLISECONDS,
-        "none in the registries",
     ),
     Figure(
         "steady_lag",

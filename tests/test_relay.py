@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -24,6 +25,10 @@ from nearlite._native.applier import Applier
 from nearlite._native.database import NO_PARAMETERS
 from nearlite._native.frames import SET_HEADER_SIZE
 from nearlite.applications import PrimaryApp, RelayApp
+from nearlite.exchange import Answering, Deadlines, HttpError
+from nearlite.http import Transport
+from nearlite.leaving import Leaving
+from nearlite.passing import Passing
 from nearlite.position import Position
 from nearlite.primary import Primary
 from nearlite.relay import Relay
@@ -486,6 +491,46 @@ def test_it_rolls_by_itself(tree: Tree) -> None:
     relay.refresh()
     assert rolled.wait(20)
     assert relay.latest == at
+
+
+def test_a_roll_that_fails_is_tried_again_later(tree: Tree) -> None:
+    """And not with each set that is applied."""
+    top = tree.primary()
+    writer = made(tree, top)
+    middle = tree.below(top, roll_bytes=ROLL)
+    relay = middle.relay
+    assert relay is not None
+    roll, failed = relay.roll, threading.Event()
+
+    def full(*, wait: float = 1.0) -> bool:
+        failed.set()
+        raise OSError(28, "No space left on device")
+
+    relay.roll = full  # type: ignore[method-assign]
+    write(writer, 1, 2 * ROLL)
+    relay.refresh()
+    assert failed.wait(20)
+    with pytest.raises(OSError, match="space"):
+        relay._retry_at = 0.0
+        relay._keep_short()
+    assert not relay._roll_due
+    relay.roll = roll  # type: ignore[method-assign]
+    assert relay.roll(wait=10)
+
+
+def test_what_comes_while_it_ends_is_told_so() -> None:
+    async def ask() -> None:
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        deadlines = Deadlines()
+        passing = Passing(Transport("http://127.0.0.1:1"), Answering(deadlines), deadlines)
+        await passing.close()
+        with pytest.raises(HttpError, match="about to end") as caught:
+            await passing._ask("v3/pipeline", b"{}", {}, Leaving(receive))
+        assert (caught.value.status, caught.value.code) == (503, "SHUTTING_DOWN")
+
+    asyncio.run(ask())
 
 
 def test_a_reader_of_the_wal_postpones_that(tree: Tree) -> None:

@@ -158,7 +158,10 @@ class Passing:
 
         goes_on = len(body) > _GLANCE or _baton_of(body) is not None
         threads = self._of_streams if goes_on else self._threads
-        asked = asyncio.get_running_loop().run_in_executor(threads, work)
+        try:
+            asked = asyncio.get_running_loop().run_in_executor(threads, work)
+        except RuntimeError:  # no new futures after shutdown
+            raise _shutting_down() from None
         try:
             if not await either(asked, leaving):
                 left.set()
@@ -166,12 +169,13 @@ class Passing:
                     sent.abort()
                 asked.add_done_callback(self._forget)
                 raise GoneError
+            if asked.cancelled():  # it was still waiting for a thread
+                raise _shutting_down()
             response, whole = await asked
         except OfflineError as error:
             raise _unreachable(error) from None
-        except RuntimeError:  # no new futures after shutdown
-            raise HttpError(503, "SHUTTING_DOWN", "The server is about to end") from None
         if response.status in (401, 403):
+            response.close()
             raise HttpError(
                 502,
                 "UPSTREAM_REFUSED",
@@ -266,6 +270,10 @@ def _baton_of(body: bytes) -> str | None:
         return msgspec.json.decode(body, type=_Baton).baton
     except msgspec.MsgspecError:  # a cursor's answer, line by line, or what is no request at all
         return None
+
+
+def _shutting_down() -> HttpError:
+    return HttpError(503, "SHUTTING_DOWN", "The server is about to end; nothing was carried out")
 
 
 def _unreachable(error: OfflineError) -> HttpError:

@@ -336,7 +336,8 @@ class Polls:
     async def _share(self, group: Group, found: PageSet) -> None:
         """Tell a group of a large page set: encoded once, and taken by each at its own pace."""
         try:
-            shared = await self._sending.share(found)
+            with refusals():
+                shared = await self._sending.share(found)
         except Exception as error:  # noqa: BLE001
             self._tell(group, _refusal(error))
             return

@@ -228,13 +228,21 @@ class Relay(Origin):
         """Empty the WAL if it has grown; answers its bytes. On the replica's background thread."""
         frames: int = self._tail.frame
         if self._roll_due:
-            if self.roll():
+            try:
+                done = self.roll()
+            except (OSError, errors.Error):
+                self._postpone()
+                raise
+            if done:
                 frames = 0
                 self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
             else:
-                self._retry_at = time.monotonic() + self._retry_after
-                self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
+                self._postpone()
         return frames * (FRAME_HEADER_SIZE + self.page_size)
+
+    def _postpone(self) -> None:
+        self._retry_at = time.monotonic() + self._retry_after
+        self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
 
     @property
     def _roll_due(self) -> bool:

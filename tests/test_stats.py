@@ -122,7 +122,7 @@ def test_a_replica_that_asks_hears_how_far_it_is_behind(served: Served) -> None:
 
 def test_a_live_replica_knows_what_it_has_received_and_not_applied(served: Served) -> None:
     con = served.replica(sync_interval="live")
-    eventually(lambda: con.stats().follows)
+    eventually(lambda: served.app._feed.polls.waiting == 1)
     with con._replica._applying:  # another thread applies, and takes its time
         served.remote(isolation_level=None).execute("INSERT INTO t VALUES(zeroblob(20000))")
         eventually(lambda: con.stats().transactions_behind == 1)

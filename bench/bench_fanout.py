@@ -37,7 +37,9 @@ _REPLICAS = """
 import json, sys, time, nearlite
 folder, url, first, count, since = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 def changed(change):
-    print(json.dumps({"position": str(change.position), "at": [time.monotonic()]}), flush=True)
+    # In one piece: each replica has a thread of its own that calls this.
+    sys.stdout.write(json.dumps({"position": str(change.position), "at": [time.monotonic()]}) + "\\n")
+    sys.stdout.flush()
 for number in range(first, first + count):
     connection = nearlite.connect(f"{folder}/replica{number}.db", sync_url=url, sync_interval="live")
     connection.wait_for(since)

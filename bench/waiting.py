@@ -119,7 +119,7 @@ class Clients:
         had.append(at)
         if len(had) == self._count:
             print(json.dumps({"position": str(leads.position), "at": had}), flush=True)
-            self._had.clear()
+            del self._had[str(leads.position)]  # others may be further already
             self._next.clear()
             self._requests.clear()
 

@@ -23,7 +23,7 @@ ROOMS = [
     "ahead failing checking receiving arriving applying comparing seeding pulling repair upkeep freshness election telling tally tables",
     "listening live background observed replica routing session streams lending",
     "batches",
-    "following forwarding replicating placing generation owned writer roll startup answers pipeline atonce remote",
+    "following forwarding replicating placing generation owned writer roll rolling startup answers pipeline atonce remote",
     "origin trail refreshing",
     "source primary relay passing",
     "asked",

@@ -63,6 +63,24 @@ def test_a_roll_that_fails_leaves_the_generation_going_on(primary, point, after,
     assert model.at == primary.state().position
 
 
+@pytest.mark.parametrize("later", [0, 200_000, 2_000_000], ids=["nothing", "little", "much"])
+def test_what_was_prepared_is_not_prepared_again(primary, later):
+    """Only what came since, and that only if it is more than the commits can wait for."""
+    model = bootstrap(primary)
+    execute(primary, "INSERT INTO t VALUES(randomblob(3000000))")
+    assert primary.prepare_roll()
+    execute(primary, f"INSERT INTO t VALUES(randomblob({later}))")
+    faults.arm("roll.1-prepared", faults.EIO)
+    if later > 1 << 20:
+        with pytest.raises(OSError, match="Input/output"):
+            primary.roll()
+    assert primary.roll()
+    assert primary.state().position.generation == model.at.generation + 1
+    follow(primary, model)
+    assert model.hash == primary.verify()[0]
+    assert not primary.prepare_roll(), "an empty generation has nothing to roll"
+
+
 def test_a_checkpoint_that_fails_leaves_the_generation_going_on(primary):
     before = primary.state().position
     faults.arm("roll.checkpoint", faults.EIO)

@@ -29,11 +29,12 @@ from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, Sta
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.lending import Lending
 from nearlite.owned import Owned, Work
+from nearlite.rolling import Host, Rolls
 from nearlite.routing import Router
 from nearlite.session import OverrunError, Session
 from nearlite.statements import Kind
 from nearlite.streams import Limits, Stream, Streams, Turn
-from nearlite.writer import Host, Writer
+from nearlite.writer import Writer
 
 log = logging.getLogger("nearlite.server")
 
@@ -86,11 +87,12 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self.streams = Streams(key, limits)
         self.turn = Turn()
+        self._rolls = Rolls(upstream, self.turn)
         self._reader = self._open(readonly=True, shared=True)
         self._reader.hurry(INLINE_STEPS)
         self._seen = (0, 0, 0)  # counters the reader has now
         self._writer = Writer(
-            self._open(shared=True), upstream, self.turn, self._deliver, limits.wait
+            self._open(shared=True), self._committed, self.turn, self._deliver, limits.wait
         )
         self._router = Router(self._reader, self._writer.lasts)
         self._owned = Owned(self.turn, self._committed)
@@ -115,6 +117,7 @@ class Executor:
             hand_over=self._writer.submit,
         )
         self._writer.start()
+        self._rolls.start()
         self._tick = self._loop.call_later(_TICK, self._look)
         self._closed = False
 
@@ -356,11 +359,11 @@ class Executor:
             self._loop.call_soon_threadsafe(_resolve, jobs)
 
     def _committed(self) -> None:
-        """After a commit that was not the writing thread's. In the thread that committed."""
+        """After a commit. In the thread that committed."""
         try:
             self._upstream.after_commit()
             if self._upstream.roll_due:
-                self._writer.nudge()
+                self._rolls.look()
         except Exception:  # the commit is durable whatever becomes of its announcement
             log.exception("a commit could not be announced to replicas")
 
@@ -524,7 +527,7 @@ class Executor:
         """End what is overdue."""
         self._tick = self._loop.call_later(_TICK, self._look)
         if self._upstream.overgrown():
-            self._writer.nudge()
+            self._rolls.look()
         displaced = self._upstream.displaced()
         if displaced != self.displaced:
             self.displaced = displaced
@@ -564,7 +567,7 @@ class Executor:
         for stream in list(self._lending.owners):
             if stream.session is not None and not stream.busy:
                 self._owned.end_transaction(stream)
-        for end in (self._writer.stop, self._pool.shutdown):
+        for end in (self._writer.stop, self._rolls.stop, self._pool.shutdown):
             ended = self._loop.run_in_executor(None, end)
             while not ended.done():
                 for stream in list(self._lending.owners):

@@ -213,8 +213,25 @@ class Primary(Origin):
         self._overgrown = size
         return True
 
+    def prepare_roll(self) -> bool:
+        """Do what takes long in a roll, beside those who commit.
+
+        Returns:
+          Whether there is something to roll.
+
+        Raises:
+          OSError, errors.OperationalError: the disk is full or failed; the generation goes on.
+        """
+        with self._rolling:
+            try:
+                self.state()  # recovers first if anything has to be
+                return self._roller.prepare()
+            except (OSError, errors.Error):
+                self._postpone()
+                raise
+
     def roll(self, *, wait: float = 1.0) -> bool:
-        """Archive the generation and empty the WAL. By the writer's thread, outside a transaction.
+        """Archive the generation and empty the WAL. While none of our own connections is in a transaction.
 
         Args:
           wait: seconds to wait for writers, of this process or others.

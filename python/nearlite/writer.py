@@ -30,7 +30,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from nearlite.group import Group, Job, LostError
 from nearlite.hrana import (
@@ -46,26 +46,12 @@ GROUP_SECONDS: Final = 0.02
 """A group ends when either is reached: latency of the first in it."""
 
 
-class Host(Protocol):
-    """What the writer needs of the primary."""
-
-    def after_commit(self) -> object:
-        """Called right after every COMMIT."""
-
-    @property
-    def roll_due(self) -> bool:
-        """Whether the WAL has grown past its threshold."""
-
-    def roll(self) -> bool:
-        """Archive and checkpoint; outside any transaction."""
-
-
 class Writer:
     """The writing thread.
 
     Args:
       session: its connection.
-      host: the primary.
+      committed: called right after every COMMIT; raises nothing.
       turn: shared with the streams' transactions.
       deliver: called on the writing thread with the jobs that are done; resolves them elsewhere.
       wait: seconds; a job that has waited longer is refused instead of started.
@@ -74,14 +60,14 @@ class Writer:
     def __init__(
         self,
         session: Session,
-        host: Host,
+        committed: Callable[[], object],
         turn: Turn,
         deliver: Callable[[list[Job]], None],
         wait: float,
     ) -> None:
         self._wait = wait
         self._session = session
-        self._host = host
+        self._committed = committed
         self._turn = turn
         self._deliver = deliver
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -96,10 +82,6 @@ class Writer:
     def submit(self, job: Job) -> None:
         """Queue a job; `deliver` is called when it is done. Any thread."""
         self._jobs.put(job)
-
-    def nudge(self) -> None:
-        """Look whether a roll is due, when nothing is queued. Any thread."""
-        self._jobs.put(Job([], (0, 0, 0), _nobody))
 
     def stop(self) -> None:
         """Finish what is queued, then end. Blocks."""
@@ -158,11 +140,6 @@ class Writer:
                 return
             waiting = waiting[len(group) :]
             self._deliver(group)
-        if self._host.roll_due:
-            try:
-                self._host.roll()
-            except Exception:  # the log grows on; the next group tries again
-                log.exception("the log could not be rolled")
 
     def _startable(self, job: Job) -> bool:
         if not job.cancelled and time.monotonic() - job.queued <= self._wait:
@@ -218,10 +195,7 @@ class Writer:
             except StatementError:
                 log.exception("rollback failed")
             return self._failed(group, error)
-        try:
-            self._host.after_commit()
-        except Exception:  # the commit is durable whatever becomes of its announcement
-            log.exception("a commit could not be announced to replicas")
+        self._committed()
         return group
 
     def _failed(self, group: list[Job], error: StatementError) -> list[Job]:
@@ -231,7 +205,3 @@ class Writer:
             job.finished = 0
             job.counters = job.start
         return group
-
-
-def _nobody(_job: Job) -> None:
-    """Nobody waits for this job."""

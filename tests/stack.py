@@ -104,7 +104,12 @@ def _arm(faults: Sequence[Fault]) -> None:
 
 
 def run_primary(
-    pipe: Connection, path: str, port: int, durability: str, faults: Sequence[Fault]
+    pipe: Connection,
+    path: str,
+    port: int,
+    durability: str,
+    shared_cache: bool,
+    faults: Sequence[Fault],
 ) -> None:
     from nearlite import serve
     from nearlite.applications import PrimaryApp
@@ -118,20 +123,23 @@ def run_primary(
     with serve.bind("127.0.0.1", port) as listening:
         listening.listen(64)
         pipe.send(listening.getsockname()[1])
-        serve.server(PrimaryApp(Path(path), owner)).run(sockets=[listening])
+        app = PrimaryApp(Path(path), owner, shared_cache=shared_cache)
+        serve.server(app).run(sockets=[listening])
 
 
 class Primary:
     """A primary that keeps its port when it is started again."""
 
-    def __init__(self, path: Path, *, durability: str = "full") -> None:
+    def __init__(self, path: Path, *, durability: str = "full", shared_cache: bool = False) -> None:
         self._path = path
         self._durability = durability
+        self._shared_cache = shared_cache
         self._port = 0
         self.start()
 
     def start(self, *faults: Fault) -> None:
-        self.process = Process(run_primary, str(self._path), self._port, self._durability, faults)
+        how = (self._durability, self._shared_cache)
+        self.process = Process(run_primary, str(self._path), self._port, *how, faults)
         self._port = self.process.receive()
         self.url = f"http://127.0.0.1:{self._port}"
 

@@ -1,9 +1,10 @@
 """Whatever happens to a tree of processes, a sync makes every replica what the primary is.
 
-A primary and two relays, each a process that is killed and started again; a replica below each of them,
-copied, reopened, written through by processes that are killed, too; other programs on the primary's file,
-whether it is up or down; backups that are put in its place; and between all of them a proxy that spoils
-what passes (tests/spoiling.py). tests/test_model.py has what a connection shows meanwhile.
+A primary and three relays below each other, each a process that is killed and started again; a replica
+below each of them, live or not, copied, reopened, written through by processes that are killed, too; other
+programs on the primary's file, whether it is up or down; backups that are put in its place; a cache in front
+of the primary, the nginx of docs/caching.md; and between all of them a proxy that spoils what passes
+(tests/spoiling.py). tests/test_model.py has what a connection shows meanwhile.
 
 The model is how often each row may be in the table: an acknowledged INSERT once, one that may have been
 carried out at most once, never twice.
@@ -35,15 +36,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from nginx import nginx
 from soaking import Soak
 from spoiling import Exchange, Fault, Proxy, random_fault
 
 import nearlite
+from nearlite import inspection
 from nearlite.errors import LineageError, NotAReplicaError, PrimaryRestoredError, SyncError
 
 LONG = 60.0  # seconds for what must succeed
 PATIENCE = 3.0  # for what may fail
-LEAVES = st.integers(0, 2)
+RELAYS = 3
+LEAVES = st.integers(0, RELAYS)
 SIZES = st.sampled_from([10, 300, 5_000, 60_000])
 SEEDS = st.integers(0, 1 << 16)
 WRITER_SENDS = 12
@@ -109,15 +113,17 @@ class World(RuleBasedStateMachine):
         self.backup: Allowed | None = None
         self.inode = 0
         self.path = self.folder / "primary.db"
-        self.primary = stack.Primary(self.path)
+        self.primary = stack.Primary(self.path, shared_cache=True)
         self.up, self.doomed = True, False  # it is to die at a fault point
         self.proxies: list[Proxy] = []
         self.relays: list[stack.Relay] = []
-        self.before(self.primary.url)
+        port = int(self.primary.url.rpartition(":")[2])
+        cache = self.ends.enter_context(nginx(self.folder / "nginx", port))
+        self.before(cache.url)
         with closing(nearlite.connect(self.primary.url, isolation_level=None)) as remote:
             remote.execute("CREATE TABLE t(mark INTEGER, b BLOB)")
             remote.execute("CREATE INDEX t_mark ON t(mark)")
-        for level in range(2):
+        for level in range(RELAYS):
             relay = stack.Relay(self.folder / f"relay{level}.db", self.proxies[level].url)
             self.relays.append(relay)
             self.before(relay.url)
@@ -252,16 +258,16 @@ class World(RuleBasedStateMachine):
         self.primary.start((point, after))
         self.up = self.doomed = True
 
-    @rule(level=st.integers(0, 1))
+    @rule(level=st.integers(0, RELAYS - 1))
     def a_relay_is_killed(self, level: int) -> None:
         self.relays[level].kill()
         self.done.update(kills=1)
         self.relays[level].start()
 
-    @rule(number=LEAVES)
-    def reopen(self, number: int) -> None:
+    @rule(number=LEAVES, live=st.booleans())
+    def reopen(self, number: int, *, live: bool) -> None:
         self.leaves[number].close()
-        self.leaves[number].open()
+        self.leaves[number].open(**({"sync_interval": "live"} if live else {}))
 
     # ------------------------------------------------------------ copies and backups
 
@@ -282,6 +288,9 @@ class World(RuleBasedStateMachine):
                 shutil.copy(f"{one.path}-wal", f"{two.path}-wal")
         two.foreign = one.foreign
         self.all_is_well()
+        if kind == "file":  # what took it out of another history may be in the WAL alone
+            here = inspection.file_status(two.path)["position"]
+            two.foreign = here is not None and here[:8] != self.status()["position"][:8]
         try:
             two.open()
         except NotAReplicaError:

@@ -120,7 +120,5 @@ def nginx(folder: Path, primary: int) -> Iterator[Nginx]:
     finally:
         process.terminate()
         process.wait(20)
-    bad = [
-        line for line in log.read_text().splitlines() if re.search(r"\[(alert|crit|emerg)\]", line)
-    ]
-    assert bad == []
+    said = log.read_text(errors="replace")  # it quotes what clients sent, garbled or not
+    assert [line for line in said.splitlines() if re.search(r"\[(alert|crit|emerg)\]", line)] == []

@@ -84,7 +84,7 @@ def test_commits_go_on_while_a_roll_is_prepared(primary, where):
         ticket = turn.take()
         assert ticket is not None, "nobody may write while a roll is prepared"
         for _ in range(3):
-            grow(primary, 2 << 20)
+            grow(primary, 700_000)
             follow(primary, model)
         turn.release(ticket)
         assert primary.state().position.generation == model.at.generation
@@ -118,6 +118,16 @@ def test_a_roll_waits_for_its_turn_and_keeps_it(primary):
         turn.release(ticket)
     assert order == ["written", "section"]
     assert turn.take() is not None
+    assert primary.state().position.generation == 2
+
+
+def test_a_wal_that_has_outgrown_preparations_is_not_prepared(primary):
+    """Who writes faster than it is copied would keep it growing: then they wait."""
+    grow(primary, 2 * SOME + 5000)
+    copied = primary._roller._prepared
+    assert primary.prepare_roll()
+    assert primary._roller._prepared == copied == (0, 0)
+    assert primary.roll()
     assert primary.state().position.generation == 2
 
 

@@ -187,8 +187,12 @@ class Primary(Origin):
     @property
     def roll_due(self) -> bool:
         """Whether the WAL has passed its threshold and the last attempt was not a moment ago."""
-        size = (self._tail.frame - self._generations.state.base.frame) * self._frame_size
-        return size >= self._roll_bytes and time.monotonic() >= self._retry_at
+        return self._wal_bytes >= self._roll_bytes and time.monotonic() >= self._retry_at
+
+    @property
+    def _wal_bytes(self) -> int:
+        """Of the running generation."""
+        return (self._tail.frame - self._generations.state.base.frame) * self._frame_size
 
     def displaced(self) -> bool:
         """Whether the path names another file than the one that is open, or none: what is committed
@@ -214,7 +218,7 @@ class Primary(Origin):
         return True
 
     def prepare_roll(self) -> bool:
-        """Do what takes long in a roll, beside those who commit.
+        """Do what takes long in a roll, beside those who commit; nothing if they have outrun it already.
 
         Returns:
           Whether there is something to roll.
@@ -225,7 +229,7 @@ class Primary(Origin):
         with self._rolling:
             try:
                 self.state()  # recovers first if anything has to be
-                return self._roller.prepare()
+                return self._wal_bytes >= 2 * self._roll_bytes or self._roller.prepare()
             except (OSError, errors.Error):
                 self._postpone()
                 raise

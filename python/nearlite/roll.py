@@ -108,14 +108,18 @@ class Roller(Generic[StateT]):
           WalResetError: the WAL was reset by somebody else.
           OSError, errors.OperationalError: the disk is full or failed; the generation goes on.
         """
+        before = 0
         for _ in range(_ROUNDS):
             frame = self._frame()
             if frame == 0:
                 return False
             generation, prepared = self._prepared
+            if generation != self._generations.state.generation:
+                prepared = 0
             left = (frame - prepared) * self._step
-            if generation == self._generations.state.generation and left <= _LEFT:
-                break
+            if prepared and (left <= _LEFT or 0 < before < 2 * left):
+                break  # little, or they write as fast as this copies: only a section ends that
+            before = left
             self._prepare(frame)
         return True
 

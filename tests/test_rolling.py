@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 from pagemodel import PageModel
@@ -41,16 +42,13 @@ class Watched(Primary):
         return super().roll(wait=wait)
 
 
-T = TypeVar("T", bound=Primary)
-
-
 @contextmanager
-def rolling(primary: T) -> Iterator[tuple[T, Turn, Rolls]]:
+def rolling(primary: Primary) -> Iterator[tuple[Turn, Rolls]]:
     turn = Turn()
     rolls = Rolls(primary, turn)
     rolls.start()
     try:
-        yield primary, turn, rolls
+        yield turn, rolls
     finally:
         rolls.stop()
 
@@ -60,6 +58,10 @@ def primary(tmp_path: Path) -> Iterator[Watched]:
     with Watched.open(tmp_path / "data.db", durability="normal", roll_bytes=SOME) as primary:
         execute(primary, "CREATE TABLE t(i INTEGER PRIMARY KEY, b)")
         yield primary
+
+
+def parts(primary: Primary, names: str = "*.wal.part") -> list[Path]:
+    return sorted(Path(f"{primary.path}-nearlite").glob(names))
 
 
 def grow(primary: Primary, size: int = SOME) -> None:
@@ -78,7 +80,7 @@ def test_commits_go_on_while_a_roll_is_prepared(primary, where):
     model = bootstrap(primary)
     grow(primary)
     primary.at = at
-    with rolling(primary) as (_, turn, rolls):
+    with rolling(primary) as (turn, rolls):
         rolls.look()
         assert reached.wait(30)
         ticket = turn.take()
@@ -99,7 +101,7 @@ def test_a_roll_waits_for_its_turn_and_keeps_it(primary):
     order: list[str] = []
     prepared = threading.Event()
 
-    with rolling(primary) as (_, turn, rolls):
+    with rolling(primary) as (turn, rolls):
 
         def at(here: str) -> None:
             if here == "prepared":
@@ -124,11 +126,51 @@ def test_a_roll_waits_for_its_turn_and_keeps_it(primary):
 def test_a_wal_that_has_outgrown_preparations_is_not_prepared(primary):
     """Who writes faster than it is copied would keep it growing: then they wait."""
     grow(primary, 2 * SOME + 5000)
-    copied = primary._roller._prepared
     assert primary.prepare_roll()
-    assert primary._roller._prepared == copied == (0, 0)
+    assert parts(primary) == []
     assert primary.roll()
     assert primary.state().position.generation == 2
+
+
+def test_a_part_that_could_not_be_synced_is_not_believed(primary, monkeypatch):
+    """A second fsync() succeeds and says nothing of the pages that the first one lost."""
+    real, failed = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        if not failed and os.readlink(f"/proc/self/fd/{handle}").endswith(".wal.part"):
+            failed.append(handle)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    grow(primary)
+    with pytest.raises(OSError, match="Input/output"):
+        primary.prepare_roll()
+    (part,) = parts(primary)
+    part.write_bytes(bytes(part.stat().st_size))
+    frames = Path(f"{primary.path}-wal").read_bytes()
+    assert primary.roll()
+    (archive,) = parts(primary, "*.wal")
+    assert archive.read_bytes() == frames
+
+
+def test_a_generation_that_begins_meanwhile_has_a_part_of_its_own(primary):
+    """What was counted in one WAL says nothing of the frames of the next, should somebody have reset it."""
+    grow(primary)
+    roller = primary._roller
+    name, frame = roller._newest()
+    with primary._mutex:
+        primary._generations.close_here()
+    roller._prepare(name, frame)
+    assert roller._copied(name) == frame
+    grow(primary, 5000)
+    following, _ = roller._newest()
+    assert (following, roller._copied(following)) == (roller._part_name(), 0)
+    assert following != name
+    frames = Path(f"{primary.path}-wal").read_bytes()
+    assert primary.roll()
+    (archive,) = parts(primary, "*.wal")
+    assert archive.read_bytes() == frames
 
 
 def test_nothing_is_rolled_that_is_not_due(primary):
@@ -140,7 +182,7 @@ def test_nothing_is_rolled_that_is_not_due(primary):
         looked.set()
 
     primary.at = at
-    with rolling(primary) as (_, _turn, rolls):
+    with rolling(primary) as (_turn, rolls):
         rolls.look()
         assert looked.wait(30)
     assert seen == ["look"]
@@ -158,28 +200,30 @@ def test_after_a_failure_a_later_commit_rolls(primary, caplog):
 
     primary.at = fails
     with caplog.at_level(logging.ERROR, "nearlite.rolling"):
-        with rolling(primary) as (_, _turn, rolls):
+        with rolling(primary) as (_turn, rolls):
             grow(primary)
             rolls.look()
             assert failed.wait(30)
         assert [record.getMessage() for record in caplog.records] == ["the log could not be rolled"]
-    with rolling(primary) as (_, _turn, rolls):
+    with rolling(primary) as (_turn, rolls):
         rolls.look()
         assert section.wait(30)
     assert primary.state().position.generation == 2
 
 
 def test_it_ends_though_the_primary_is_closed(tmp_path):
-    primary = Primary.open(tmp_path / "data.db", roll_bytes=SOME)
-    with rolling(primary) as (_, _turn, rolls):
+    primary, looked = Watched.open(tmp_path / "data.db", roll_bytes=SOME), threading.Event()
+    primary.at = lambda _where: looked.set()
+    with rolling(primary) as (_turn, rolls):
         primary.close()
         rolls.look()
+        assert looked.wait(30)
 
 
 def test_many_rolls_beside_a_writer_lose_nothing(primary):
     """Every state that a follower sees is one that the primary had, however rolls and commits fall."""
     model: PageModel = bootstrap(primary)
-    with rolling(primary) as (_, turn, rolls):
+    with rolling(primary) as (turn, rolls):
         granted = threading.Event()
         for i in range(120):
             ticket = turn.request(granted.set)

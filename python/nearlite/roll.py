@@ -54,8 +54,6 @@ _COPY: Final = 256 << 10
 """Bytes of the WAL copied at a time, so that others get the mutex in between."""
 _LEFT: Final = 1 << 20
 """Bytes of the WAL that may be left to the section in which nobody commits."""
-_ROUNDS: Final = 4
-"""Preparations in a row, each of what came during the one before."""
 
 
 StateT = TypeVar("StateT")
@@ -94,9 +92,8 @@ class Roller(Generic[StateT]):
         self.frozen: StateT | None = None
         self._step = FRAME_HEADER_SIZE + generations.tail.page_size
         self._part = -1
-        self._part_generation = 0
+        self._part_of = ""  # its name, which says the generation
         self._part_frames = 0
-        self._prepared = (0, 0)  # generation, frame up to which step 1 was done
 
     def prepare(self) -> bool:
         """Step 1, beside those who commit. Not on two threads, nor beside `roll`.
@@ -108,20 +105,18 @@ class Roller(Generic[StateT]):
           WalResetError: the WAL was reset by somebody else.
           OSError, errors.OperationalError: the disk is full or failed; the generation goes on.
         """
-        before = 0
-        for _ in range(_ROUNDS):
-            frame = self._frame()
+        before = None
+        while True:
+            name, frame = self._newest()
             if frame == 0:
                 return False
-            generation, prepared = self._prepared
-            if generation != self._generations.state.generation:
-                prepared = 0
-            left = (frame - prepared) * self._step
-            if prepared and (left <= _LEFT or 0 < before < 2 * left):
-                break  # little, or they write as fast as this copies: only a section ends that
+            copied = self._copied(name)
+            left = (frame - copied) * self._step
+            # Each round has to leave half at most: who writes as fast as this copies is stopped by a section.
+            if copied and (left <= _LEFT or (before is not None and 2 * left > before)):
+                return True
             before = left
-            self._prepare(frame)
-        return True
+            self._prepare(name, frame)
 
     def roll(self, *, wait: float, held: int | None) -> bool:
         """End the running generation if it has frames; prepares what is not prepared yet.
@@ -163,8 +158,8 @@ class Roller(Generic[StateT]):
             os.close(self._part)
             self._part = -1
 
-    def _frame(self) -> int:
-        """The newest frame; 0 when the generation has none."""
+    def _newest(self) -> tuple[str, int]:
+        """The name of the generation's part and its newest frame; 0 when it has none."""
         tail, generations = self._tail, self._generations
         with self._mutex:
             generations.settle()
@@ -172,18 +167,14 @@ class Roller(Generic[StateT]):
             tail.end()
             if tail.frame != generations.journaled:
                 generations.moved()
-            return 0 if generations.state.wal is None else tail.frame
+            return self._part_name(), 0 if generations.state.wal is None else tail.frame
 
-    def _prepare(self, frame: int) -> None:
+    def _prepare(self, name: str, frame: int) -> None:
         """One round of step 1: what the WAL holds up to a frame."""
-        tail = self._tail
         with self._mutex:
-            generation = self._generations.state.generation
-            tail.repin()
-        tail.passive()
-        self._copy(frame, in_section=False)
-        os.fsync(self._part)
-        self._prepared = generation, frame
+            self._tail.repin()
+        self._tail.passive()
+        self._copy(name, frame, in_section=False)
         faults.hit(_PREPARED)
 
     def _section(self, held: int | None) -> bool:
@@ -196,9 +187,9 @@ class Roller(Generic[StateT]):
         now = tail.state()
         state = generations.state
         end = state.position(now.frame)
-        size = self._copy(now.frame, in_section=True)
-        os.fsync(self._part)
-        part, archive = log.folder / self._part_name(), log.folder / f"{end}.wal"
+        name = self._part_name()
+        size = self._copy(name, now.frame, in_section=True)
+        part, archive = log.folder / name, log.folder / f"{end}.wal"
         try:
             log.publish(part, archive.name, durable=False)
             index = generations.index()
@@ -245,15 +236,23 @@ class Roller(Generic[StateT]):
         state = self._generations.state
         return f"{state.lineage}.{state.generation:08x}.wal.part"
 
-    def _copy(self, frame: int, *, in_section: bool) -> int:
-        """Copy the WAL up to a frame; answers the archive's size."""
-        state = self._generations.state
-        if self._part < 0 or self._part_generation != state.generation:
+    def _copied(self, name: str) -> int:
+        """Frames that the part of that name has, and the disk too."""
+        return self._part_frames if self._part >= 0 and self._part_of == name else 0
+
+    def _copy(self, name: str, frame: int, *, in_section: bool) -> int:
+        """Bring the part of that name up to a frame, and to the disk; answers its size.
+
+        The name is that of the generation that the frame was counted in: should the WAL be reset meanwhile,
+        another one begins, whose frames have no place in this part.
+        """
+        copied = self._copied(name)
+        if copied == 0:
             self.close()
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            self._part = os.open(self._log.folder / self._part_name(), flags, 0o644)
-            self._part_generation, self._part_frames = state.generation, 0
-        begin = WAL_HEADER_SIZE + self._part_frames * self._step if self._part_frames else 0
+            self._part = os.open(self._log.folder / name, flags, 0o644)
+            self._part_of, self._part_frames = name, 0
+        begin = WAL_HEADER_SIZE + copied * self._step if copied else 0
         end = WAL_HEADER_SIZE + frame * self._step
         for offset in range(begin, end, _COPY):
             n = min(_COPY, end - offset)
@@ -263,7 +262,10 @@ class Roller(Generic[StateT]):
                 with self._mutex:
                     data = self._tail.read_wal(offset, n)
             write_all(self._part, data, offset)
-        self._part_frames = frame
+        os.fsync(self._part)
+        self._part_frames = (
+            frame  # after a sync that failed the next would not tell what is missing: copied again
+        )
         return end
 
     def _index_bytes(self) -> dict[int, int]:

@@ -308,8 +308,9 @@ def test_chunks_whose_lengths_lie(scene: Scene, way: Way) -> None:
 @way_by_way
 def test_an_answer_that_stands_still(scene: Scene, way: Way) -> None:
     """The call has ended before anything is let go: by its deadline."""
-    answer = recorded(scene, way).answers[0]
-    for at in (0, len(answer) // 2):  # one answer is not to the byte as long as another
+    head, body = spoiling.split(recorded(scene, way).answers[0])
+    # One body can be a twentieth of another: a row's insert splits a page now and then.
+    for at in (0, len(head) + 8 if body else len(head) // 2):
         hold = Hold()
         way.before(scene)
         with scene.proxy.spoiling(Fault(down=spoiling.stop(at, hold)), path=way.path):

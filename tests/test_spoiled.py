@@ -72,6 +72,10 @@ class Scene:
         (found,) = rows.fetchone()
         return int(found)
 
+    def status(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.served.url}/nl/v1/status") as answer:
+            return dict(json.load(answer))
+
     def check(self) -> None:
         """The replica is at a commit, and a sync makes it what the primary is."""
         self.proxy.sound()
@@ -83,9 +87,14 @@ class Scene:
         self.check_equal()
 
     def check_equal(self) -> None:
-        with urllib.request.urlopen(f"{self.served.url}/nl/v1/status") as answer:
-            here = json.load(answer)
+        here = self.status()
         state, found = self.replica._applier.full_hash()
+        if str(state.position) != here["position"]:
+            # The log was rolled behind the last commit, once: another position with the same pages.
+            assert f"{state.hash:016x}" == here["hash"]
+            self.replica.sync(network_timeout=LONG)
+            here = self.status()
+            state, found = self.replica._applier.full_hash()
         assert str(state.position) == here["position"]
         assert f"{state.hash:016x}" == f"{found:016x}" == here["hash"]
 

@@ -403,6 +403,29 @@ def test_another_program_s_commits_reach_all(ours: Served, tmp_path: Path) -> No
     assert len({waiter.answer() for waiter in waiters}) == 1
 
 
+@pytest.mark.parametrize("error", [OSError("the disk is full"), RuntimeError("nobody knows why")])
+def test_a_look_for_them_that_fails_is_not_the_last(
+    error: Exception, ours: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary: Any = ours.app._served
+    look, failed = primary.after_commit, threading.Event()
+
+    def after_commit() -> Position:
+        if not failed.is_set():
+            failed.set()
+            raise error
+        found: Position = look()
+        return found
+
+    waiter = Waiter(ours.port, here(ours.port))
+    ours.until_waiting(1)
+    monkeypatch.setattr(primary, "after_commit", after_commit)
+    assert failed.wait(SOON)
+    with Stock(tmp_path / "data.db") as other:
+        other.execute("INSERT INTO t VALUES(1)")
+    assert waiter.set() == here(ours.port)
+
+
 # ------------------------------------------------------------------ descriptors
 
 

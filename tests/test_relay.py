@@ -25,7 +25,7 @@ from nearlite._native.applier import Applier
 from nearlite._native.database import NO_PARAMETERS
 from nearlite._native.frames import SET_HEADER_SIZE
 from nearlite.applications import PrimaryApp, RelayApp
-from nearlite.exchange import Answering, Deadlines, HttpError
+from nearlite.exchange import Answering, ClientGoneError, Deadlines, HttpError
 from nearlite.http import Transport
 from nearlite.leaving import Leaving
 from nearlite.passing import Passing
@@ -529,6 +529,38 @@ def test_what_comes_while_it_ends_is_told_so() -> None:
         with pytest.raises(HttpError, match="about to end") as caught:
             await passing._ask("v3/pipeline", b"{}", {}, Leaving(receive))
         assert (caught.value.status, caught.value.code) == (503, "SHUTTING_DOWN")
+
+    asyncio.run(ask())
+
+
+def test_what_is_on_its_way_when_it_ends_is_let_go(tree: Tree) -> None:
+    top = tree.primary()
+    write(made(tree, top), 3, 2_000_000)
+    body = b'{"batch": {"steps": [{"stmt": {"sql": "SELECT b FROM t"}}]}}'
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "headers": [(b"content-type", b"application/json")],
+    }
+
+    async def ask() -> None:
+        deadlines = Deadlines()
+        transport = Transport(top.url)
+        passing = Passing(transport, Answering(deadlines), deadlines)
+        messages: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return messages.pop() if messages else await asyncio.Future()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if len(sent) == 2:  # its head, and a piece
+                await passing.close()
+
+        with closing(transport), pytest.raises(ClientGoneError):
+            await passing.cursor(scope, receive, send)
+        assert sent[-1]["more_body"]  # and nothing says that it is complete
 
     asyncio.run(ask())
 

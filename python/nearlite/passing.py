@@ -125,7 +125,7 @@ class Passing:
             try:
                 baton = await self._answer(response, whole, send)
             finally:
-                await self._thread(response.close)
+                await self._close(response)
         finally:
             leaving.close()
         client = expecting(scope)
@@ -212,6 +212,12 @@ class Passing:
         await self._answering.end(send)
         return None
 
+    async def _close(self, response: Response) -> None:
+        try:
+            await self._thread(response.close)
+        except ClientGoneError:
+            response.close()
+
     # ------------------------------------------------------------------ streams up there
 
     def _forget(self, asked: asyncio.Future[tuple[Response, bytes | None]]) -> None:
@@ -247,7 +253,11 @@ class Passing:
         task.add_done_callback(self._under_way.discard)
 
     def _thread(self, work: Callable[..., Any], *args: Any) -> Awaitable[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._of_streams, work, *args)
+        """Raises ClientGoneError: this has been closed, and what is under way goes to nobody."""
+        try:
+            return asyncio.get_running_loop().run_in_executor(self._of_streams, work, *args)
+        except RuntimeError:  # no new futures after shutdown
+            raise ClientGoneError from None
 
 
 def _down(response: Response) -> Headers:

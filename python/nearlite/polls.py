@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Final
 
-from nearlite import errors
 from nearlite.asked import ReplicaOf, refusals
 from nearlite.exchange import HttpError, Whole, failed, refused
 from nearlite.leaving import GoneError, Leaving, either
@@ -237,7 +236,7 @@ class Polls:
                 try:
                     await self._sending.thread(self._source.after_commit)
                     failing = False
-                except (errors.Error, OSError):  # a full disk: it may have room at the next look
+                except Exception:  # a full disk, say: it may have room at the next look
                     if not failing:
                         log.exception("what other programs committed could not be read")
                     failing = True

@@ -31,6 +31,7 @@ from nearlite.primary import Primary
 TOKEN = "the token"
 REAL = 5
 THOUSAND = 1000
+PATIENCE = 60.0  # seconds
 
 
 class Noting(PrimaryApp):
@@ -202,7 +203,9 @@ class Pollers:
 
     def run(self, until: Callable[[], bool]) -> None:
         """Take answers and go on, as live replicas do."""
+        end = time.monotonic() + PATIENCE
         while not until():
+            assert time.monotonic() < end, "answers come, and not the one"
             ready = self._selector.select(20)
             assert ready, "no answer came"
             for key, _ in ready:

@@ -326,3 +326,27 @@ def test_a_spoiled_answer_to_a_write_leaves_the_replica_as_it_was(
             scene.replica.forward(b"{}", visible=True)
         assert scene.replica.state() == before
         assert "carried out" in str(caught.value)
+
+
+JSON = b'{"baton":null,"base_url":null,"results":[]}'
+COMPACT = len(JSON).to_bytes(4, "big") + JSON + b"\xd3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "begin", "most"),
+    [("application/json", b"", wire.MAX_JSON), (wire.ANSWER_TYPE, COMPACT, wire.LARGEST_COMPACT)],
+    ids=["JSON", "a compact set"],
+)
+def test_an_answer_to_a_write_that_does_not_end_is_given_up(
+    scene: Scene, kind: str, begin: bytes, most: int
+) -> None:
+    """Nothing tells its length: what is too long is known when so much has come."""
+    head = f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: {kind}\r\n"
+    head += f"Nearlite-Position: {scene.new.position}\r\n\r\n"
+    body = begin + bytes(most + 100_000)
+    scene.server.raw = head.encode() + b"%x\r\n" % len(body) + body
+    before = scene.replica.state()
+    with pytest.raises(AnswerError, match=f"longer than {most} bytes") as caught:
+        scene.replica.forward(b"{}", visible=True)
+    assert caught.value.state.startswith("the request was carried out")
+    assert scene.replica.state() == before

@@ -161,7 +161,10 @@ class SetReader:
     def _compact(self, data: bytes) -> wire.CompactSet:
         """A compact set whose length nobody tells: what lies between passed it on in pieces."""
         assert self._start is not None
-        data += self._response.read(wire.LARGEST_COMPACT)
+        try:
+            data += self._response.read(wire.LARGEST_COMPACT)
+        except ValueError as error:
+            raise AnswerError(f"the primary's answer was refused: {error}") from None
         self._meter.bytes += len(data) - 1
         return wire.CompactSet(data, self._start)
 
@@ -221,3 +224,17 @@ def exactly(response: Response, size: int) -> bytearray:
             raise AnswerError("the primary's answer was cut off")
         have += count
     return data
+
+
+def json_of(response: Response) -> bytes:
+    """The rest of the body, JSON: the answer to a request that was carried out.
+
+    Raises:
+      AnswerError: it is longer than any that is taken; `state` says that it was carried out.
+    """
+    try:
+        return response.read(wire.MAX_JSON)
+    except ValueError as error:
+        raise AnswerError(
+            f"the primary's answer was refused: {error}", state="the request was carried out"
+        ) from None

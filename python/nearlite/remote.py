@@ -10,14 +10,11 @@ from nearlite import wire
 from nearlite._native.database import is_dml
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
 from nearlite.dbapi.cursor import Cursor
-from nearlite.errors import (
-    AnswerError,
-    NotSupportedError,
-    ProgrammingError,
-)
+from nearlite.errors import NotSupportedError, ProgrammingError
 from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Deadline, Token, Transport
 from nearlite.network import Certificate, Network, Verify
+from nearlite.receiving import json_of
 from nearlite.script import holds_nothing
 from nearlite.sync import refusal, state_of_request
 from nearlite.upstream import Notes, Stream
@@ -88,13 +85,7 @@ class RemoteConnection(ForwardingConnection):
             if response.status == 200:
                 notes.answered(response.header)
                 self._wrote(notes)
-                try:
-                    return response.read(wire.MAX_JSON)
-                except ValueError as error:
-                    raise AnswerError(
-                        f"the primary's answer was refused: {error}",
-                        state="the request was carried out",
-                    ) from None
+                return json_of(response)
             code, message = wire.decode_error(response.error_body())
             state = state_of_request(response.status, code)
             raise refusal(response.status, code, message, None, state=state)

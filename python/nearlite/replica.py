@@ -49,7 +49,7 @@ from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.network import DEFAULT, Network
 from nearlite.observed import Observed
 from nearlite.pulling import SyncResult, perform
-from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly
+from nearlite.receiving import Meter, ProgressCallback, SetReader, exactly, json_of
 from nearlite.repair import Repair, prepare_to_adopt
 from nearlite.sync import (
     Local,
@@ -507,7 +507,7 @@ class Replica(Observed):
             if notes is not None:
                 notes.answered(response.header)
             if response.header("content-type") != wire.ANSWER_TYPE:
-                return response.read(wire.MAX_JSON)
+                return json_of(response)
             return self._take_answer(response, state, deadline)
 
     def _standing(self, deadline: Deadline) -> State:

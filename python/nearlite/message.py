@@ -14,6 +14,8 @@ from typing import Any, Final
 # Bounds on a head that a hostile server sends; ours has a handful of short lines.
 _LINE_LIMIT: Final = 16 * 1024
 _HEADER_LIMIT: Final = 100
+_INFORMATIONAL_LIMIT: Final = 10  # before the answer that counts
+_LENGTH_DIGITS: Final = 18
 
 
 class MessageError(OSError):
@@ -41,11 +43,13 @@ class Answer:
 
     def __init__(self, reader: io.BufferedReader[Any], *, bodiless: bool = False) -> None:
         self._reader = reader
-        version, self.status = self._status_line()
-        self.headers = self._header_lines()
-        while 100 <= self.status < 200:  # informational answers precede the one that counts
+        for _ in range(_INFORMATIONAL_LIMIT + 1):
             version, self.status = self._status_line()
             self.headers = self._header_lines()
+            if not 100 <= self.status < 200:
+                break
+        else:
+            raise MessageError("informational answers do not end")
         connection = self.headers.get("connection", "").lower()
         self.keep_alive = (
             "close" not in connection if version == b"1" else "keep-alive" in connection
@@ -95,7 +99,7 @@ class Answer:
         if text is None:
             self.keep_alive = False  # the body ends with the connection
             return None
-        if not (text.isascii() and text.isdigit()):
+        if not (text.isascii() and text.isdigit()) or len(text) > _LENGTH_DIGITS:
             raise MessageError("its length is not a number")
         return int(text)
 

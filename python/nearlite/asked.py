@@ -23,6 +23,7 @@ SEEN_SECONDS: Final = 60.0
 _SEEN_MAX: Final = 10_000
 _KEPT: Final = 64  # questions
 _HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
+_PAGE: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
 PRIVATE: Final = (b"cache-control", b"private")
 _PUBLIC: Final = (b"cache-control", beats.PUBLIC.encode())
 RETRY_SOON: Final = ((b"retry-after", b"1"),)
@@ -193,9 +194,10 @@ def page_of(text: str | None) -> int:
     """The page that a download begins with. Raises HttpError: it is none."""
     if text is None:
         return 1
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:11]) < 1 << 32:
+    page = int(text) if _PAGE.fullmatch(text) else 0
+    if not 0 < page < 1 << 32:
         raise HttpError(400, "BAD_REQUEST", "from is the number of a page")
-    return int(text)
+    return page
 
 
 def _seconds(text: str | None) -> float:

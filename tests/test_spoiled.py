@@ -25,6 +25,7 @@ from spoiling import CLOSE, HALF, RESET, Exchange, Fault, Hold, Proxy
 import nearlite
 from nearlite import comparing
 from nearlite.errors import OfflineError, SyncError
+from nearlite.position import Position
 from nearlite.replica import Replica
 from nearlite.streams import Limits
 
@@ -90,7 +91,9 @@ class Scene:
         here = self.status()
         state, found = self.replica._applier.full_hash()
         if str(state.position) != here["position"]:
-            # The log was rolled behind the last commit, once: another position with the same pages.
+            # The log was rolled behind the last commit, once: the next generation, with the same pages.
+            rolled = Position.parse(here["position"])
+            assert (rolled.generation, rolled.frame) == (state.position.generation + 1, 0)
             assert f"{state.hash:016x}" == here["hash"]
             self.replica.sync(network_timeout=LONG)
             here = self.status()

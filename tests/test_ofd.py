@@ -489,6 +489,7 @@ def test_a_child_that_outlives_its_parent_holds_none_of_its_locks(wal: Path) -> 
     assert out.split() == ["4"]
 
 
+@pytest.mark.forks_threads
 def test_a_fork_while_other_threads_are_inside_sqlite_leaves_a_working_child(wal: Path) -> None:
     out = forking(
         """

@@ -91,7 +91,7 @@ def soak(request: pytest.FixtureRequest, record_property) -> Iterator[soaking.So
 
 def pytest_terminal_summary(terminalreporter) -> None:
     stats = terminalreporter.stats.values()
-    reports = [report for some in stats for report in some if hasattr(report, "user_properties")]
+    reports = [report for some in stats for report in some if isinstance(report, pytest.TestReport)]
     rows = soaking.table(reports)
     if rows:
         terminalreporter.section("soak")

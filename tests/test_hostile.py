@@ -19,6 +19,7 @@ import pytest
 from history import History, Moment
 from page_sets import guard_chunk, guard_set, patch
 
+import nearlite
 from nearlite import wire
 from nearlite.errors import AnswerError, SyncError
 from nearlite.replica import Replica
@@ -350,3 +351,16 @@ def test_an_answer_to_a_write_that_does_not_end_is_given_up(
         scene.replica.forward(b"{}", visible=True)
     assert caught.value.state.startswith("the request was carried out")
     assert scene.replica.state() == before
+
+
+def test_nor_is_one_to_a_connection_without_a_file(scene: Scene) -> None:
+    head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
+    body = JSON + bytes(wire.MAX_JSON + 100_000)
+    scene.server.raw = head.encode() + b"%x\r\n" % len(body) + body
+    longer = pytest.raises(AnswerError, match=f"longer than {wire.MAX_JSON} bytes")
+    with (
+        closing(nearlite.connect(scene.server.url, auth_token="t")) as connection,
+        longer as caught,
+    ):
+        connection.execute("SELECT 1")
+    assert caught.value.state.startswith("the request was carried out")

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from nearlite.errors import OfflineError, ProgrammingError
+from nearlite.errors import AnswerError, OfflineError, ProgrammingError
 from nearlite.http import Deadline, Transport, normalise_url
 
 Behaviour = Callable[[socket.socket], None]
@@ -183,7 +183,7 @@ def test_an_answer_that_breaks_off_anywhere_is_one_exception(cut: int) -> None:
 def test_a_body_beyond_the_bound_is_refused() -> None:
     with server(serving(b"x" * 200)) as url, closing(Transport(url)) as transport:
         response = transport.request("GET", "")
-        with pytest.raises(ValueError, match="longer than 100"):
+        with pytest.raises(AnswerError, match="longer than 100"):
             response.read(100)
 
 

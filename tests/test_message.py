@@ -58,6 +58,7 @@ def chunked(*pieces: bytes, trailer: bytes = b"") -> bytes:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
         (b"HTTP/1.1 200 OK\nContent-Length: 5\n\nhello", b"hello"),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 103 Hints\r\n\r\n" * 10 + b"HTTP/1.1 200 OK\r\n\r\nten", b"ten"),
         (chunked(b"one", b"two" * 50), b"one" + b"two" * 50),
         (chunked(b"x", trailer=b"A: b\r\nC: d\r\n"), b"x"),
         (b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"until the end"),

@@ -543,9 +543,17 @@ def test_what_is_on_its_way_when_it_ends_is_let_go(tree: Tree) -> None:
         "headers": [(b"content-type", b"application/json")],
     }
 
+    lent: list[Any] = []
+
+    class Watched(Transport):
+        def send(self, *args: Any, **options: Any) -> Any:
+            sent = super().send(*args, **options)
+            lent.append(sent._channel)
+            return sent
+
     async def ask() -> None:
         deadlines = Deadlines()
-        transport = Transport(top.url)
+        transport = Watched(top.url)
         passing = Passing(transport, Answering(deadlines), deadlines)
         messages: list[dict[str, Any]] = [{"type": "http.request", "body": body}]
         sent: list[Any] = []
@@ -558,8 +566,10 @@ def test_what_is_on_its_way_when_it_ends_is_let_go(tree: Tree) -> None:
             if len(sent) == 2:  # its head, and a piece
                 await passing.close()
 
-        with closing(transport), pytest.raises(ClientGoneError):
-            await passing.cursor(scope, receive, send)
+        with closing(transport):
+            with pytest.raises(ClientGoneError):
+                await passing.cursor(scope, receive, send)
+            assert [channel._sock.fileno() for channel in lent] == [-1]
         assert sent[-1]["more_body"]  # and nothing says that it is complete
 
     asyncio.run(ask())

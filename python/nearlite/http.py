@@ -23,7 +23,7 @@ import urllib3
 import urllib3.connection
 
 from nearlite.channel import Channel, Deadline, reason_of
-from nearlite.errors import OfflineError, ProgrammingError
+from nearlite.errors import AnswerError, OfflineError, ProgrammingError
 from nearlite.message import Answer
 from nearlite.network import DEFAULT, Network
 from nearlite.sync import REQUEST_SENT
@@ -123,7 +123,7 @@ class Response:
 
         Raises:
           OfflineError: the connection broke or the deadline passed.
-          ValueError: the body is longer than `limit`.
+          AnswerError: the body is longer than `limit`.
         """
         data = bytearray()
         room = memoryview(bytearray(min(limit + 1, self.length or 65536) or 1))
@@ -131,7 +131,9 @@ class Response:
             data += room[:count]
             if len(data) > limit:
                 self.close()
-                raise ValueError(f"the answer is longer than {limit} bytes")
+                raise AnswerError(
+                    f"the primary's answer was refused: it is longer than {limit} bytes"
+                )
         self._finish()
         return bytes(data)
 
@@ -139,7 +141,7 @@ class Response:
         """The beginning of an error's body, never raising for its length."""
         try:
             return self.read(_ERROR_BODY_LIMIT)
-        except ValueError:
+        except AnswerError:
             return b""
 
     def _finish(self) -> None:

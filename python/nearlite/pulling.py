@@ -11,7 +11,6 @@ from nearlite._native.applier import Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite.bootstrap import Folder
 from nearlite.errors import (
-    AnswerError,
     Error,
     HistoryGoneError,
     OfflineError,
@@ -111,8 +110,6 @@ def perform(
         raise failure_of(what, error, "no local file was created") from error
     except OSError as error:  # of the file system: the transport has its own exception
         raise not_created(replica.path, error) from error
-    except ValueError as error:  # a body beyond its bound
-        raise AnswerError(f"the primary's answer was refused: {error}") from error
     finally:
         seed.close(keep=keep)
     seconds = time.monotonic() - started

@@ -161,10 +161,7 @@ class SetReader:
     def _compact(self, data: bytes) -> wire.CompactSet:
         """A compact set whose length nobody tells: what lies between passed it on in pieces."""
         assert self._start is not None
-        try:
-            data += self._response.read(wire.LARGEST_COMPACT)
-        except ValueError as error:
-            raise AnswerError(f"the primary's answer was refused: {error}") from None
+        data += self._response.read(wire.LARGEST_COMPACT)
         self._meter.bytes += len(data) - 1
         return wire.CompactSet(data, self._start)
 
@@ -234,7 +231,6 @@ def json_of(response: Response) -> bytes:
     """
     try:
         return response.read(wire.MAX_JSON)
-    except ValueError as error:
-        raise AnswerError(
-            f"the primary's answer was refused: {error}", state="the request was carried out"
-        ) from None
+    except AnswerError as error:
+        error.state = "the request was carried out"
+        raise

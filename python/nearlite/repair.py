@@ -100,8 +100,6 @@ class Repair:
             raise apply_failed(self._path, error) from error
         except OSError as error:  # of the file system: the transport has its own exception
             raise not_kept(self._path, error) from error
-        except ValueError as error:  # a body beyond its bound
-            raise AnswerError(f"the primary's answer was refused: {error}") from error
         _log.warning(
             "%s: repaired, because %s; now at %s: %d of %d pages replaced, %d bytes sent, "
             "%d received, %.3f s",

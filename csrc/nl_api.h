@@ -31,6 +31,8 @@
 #define NL_E_BIND 13      /* parameters do not match the statement */
 #define NL_E_CONSTRAINT_DEFERRED 14
 #define NL_E_PIECEMEAL 15 /* a page set has to be taken chunk by chunk; nothing was done */
+#define NL_E_KEY 16       /* not the key of this sealed file, or none where one is needed */
+#define NL_E_TAG 17       /* sealed bytes are not what was sealed: damaged, moved or forged */
 
 typedef struct nl_error {
     int code;           /* NL_E_* */
@@ -229,6 +231,66 @@ int nl_ranges_check(
     uint32_t *ranges,       /* OUT: ranges of more than one page: so many bits are the answer */
     uint32_t *pages,        /* OUT: single pages, compared or wanted */
     nl_error *err);
+
+/* ------------------------------------------------------------------ keys (key.c, pure) */
+
+#define NL_KEY_SIZE 32
+#define NL_SALT_SIZE 16
+#define NL_SCRYPT_LOG2 17        /* 128 MiB and about a third of a second */
+#define NL_SCRYPT_MAX 20         /* 1 GiB: what a file may ask for */
+#define NL_PHRASE_MAX 1024
+
+/* A user's key, in memory that is locked, not dumped, and wiped. [any thread] */
+typedef struct nl_key nl_key;
+int nl_key_raw(const uint8_t *key, size_t n, nl_key **out, nl_error *err);     /* n: NL_KEY_SIZE */
+/* The cost is that of files sealed with it from now on; others say their own. */
+int nl_key_phrase(const uint8_t *phrase, size_t n, int log2_n, nl_key **out, nl_error *err);
+void nl_key_free(nl_key *key);
+int nl_key_random(uint8_t out[32], nl_error *err);      /* 32 bytes for a new key */
+
+/* ------------------------------------------------------------------ codec (codec.c, pure) */
+
+#define NL_NONCE_SIZE 12
+#define NL_TAG_SIZE 16
+#define NL_SEAL_SIZE 32          /* bytes by which a sealed page, and a sealed frame, is longer */
+#define NL_BLOCK_SIZE 4096       /* of the header block at the beginning of a sealed file */
+#define NL_EPOCHS 1024           /* keys among which the seals of one file are divided */
+
+/* What a header block says to anybody. */
+typedef struct nl_block {
+    uint32_t page_size;
+    uint32_t generation;         /* of the data key that seals */
+    uint32_t previous;           /* of the one that still opens while the key is changed, or 0 */
+    uint32_t phrases;            /* bit i: the i-th key of the two that open it is a passphrase */
+    uint64_t sequence;           /* which of two copies is newer */
+    uint8_t file_id[16];
+} nl_block;
+
+/* 1 if a file that begins with these 16 bytes is sealed. [any thread] */
+int nl_block_is_sealed(const uint8_t *first);
+/* NL_E_FORMAT: no header block, or one of another version, or damaged in both of its copies. [any thread] */
+int nl_block_look(const uint8_t *block, nl_block *out, nl_error *err);
+
+/* The data keys of one sealed file. One thread at a time. */
+typedef struct nl_codec nl_codec;
+/* A new file: its block, to be written at its beginning. */
+int nl_codec_create(uint32_t page_size, nl_key *key, uint8_t *block, nl_codec **out, nl_error *err);
+/* An existing one. NL_E_KEY: not with this key. */
+int nl_codec_open(const uint8_t *block, nl_key *key, nl_codec **out, nl_error *err);
+void nl_codec_free(nl_codec *c);
+uint32_t nl_codec_page_size(const nl_codec *c);
+/* Key id of the seal that the next page gets: generation << 16 | epoch. For tests. */
+uint32_t nl_codec_key_id(const nl_codec *c);
+/* page_size bytes to page_size + NL_SEAL_SIZE and back. NL_E_TAG: err->page; `page` is zeros then.
+** NL_E_KEY: sealed with a data key of a generation that this codec does not have. */
+int nl_codec_seal_page(nl_codec *c, uint32_t pgno, const uint8_t *page, uint8_t *slot, nl_error *err);
+int nl_codec_open_page(nl_codec *c, uint32_t pgno, const uint8_t *slot, uint8_t *page, nl_error *err);
+/* WAL frames, header and page: 24 + page_size bytes each to 24 + page_size + NL_SEAL_SIZE and back. `first`
+** is the number of the first one in the WAL, from 1. err->frame says which one failed. */
+int nl_codec_seal_frames(
+    nl_codec *c, uint32_t first, uint32_t n, const uint8_t *frames, uint8_t *sealed, nl_error *err);
+int nl_codec_open_frames(
+    nl_codec *c, uint32_t first, uint32_t n, const uint8_t *sealed, uint8_t *frames, nl_error *err);
 
 /* ------------------------------------------------------------------ delta (delta.c, pure) */
 /*

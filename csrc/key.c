@@ -1,0 +1,108 @@
+/*
+** key.c - a user's key: 32 bytes or a passphrase. Pure.
+**
+** It seals nothing itself. A file has data keys of its own, drawn at random when it is made; the header
+** block holds them wrapped by a key that is derived from the user's and the block's salt (header_block.c).
+** So one user key may serve any number of files.
+*/
+#include "key.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "aead.h"
+
+struct nl_key {
+    pthread_mutex_t mutex;       /* guards `known` */
+    int phrase;
+    int log2_n;
+    size_t n;
+    uint8_t bytes[NL_PHRASE_MAX];
+    struct {                     /* the last result of scrypt; log2_n == 0: none yet */
+        nl_key_form form;
+        uint8_t key[NL_KEY_SIZE];
+    } known;
+};
+
+static int key_new(const uint8_t *bytes, size_t n, int phrase, int log2_n, nl_key **out, nl_error *err)
+{
+    *out = NULL;
+    nl_key *key = nl_secret_alloc(sizeof *key);
+    if (!key) return nl_fail(err, NL_E_NOMEM, "no memory for a key");
+    pthread_mutex_init(&key->mutex, NULL);
+    key->phrase = phrase;
+    key->log2_n = log2_n;
+    key->n = n;
+    memcpy(key->bytes, bytes, n);
+    *out = key;
+    return NL_OK;
+}
+
+int nl_key_raw(const uint8_t *key, size_t n, nl_key **out, nl_error *err)
+{
+    *out = NULL;
+    if (n != NL_KEY_SIZE) return nl_fail(err, NL_E_KEY, "a key has 32 bytes, not %zu", n);
+    return key_new(key, n, 0, 0, out, err);
+}
+
+int nl_key_phrase(const uint8_t *phrase, size_t n, int log2_n, nl_key **out, nl_error *err)
+{
+    *out = NULL;
+    if (n == 0) return nl_fail(err, NL_E_KEY, "the passphrase is empty");
+    if (n > NL_PHRASE_MAX) return nl_fail(err, NL_E_KEY, "a passphrase above %d bytes", NL_PHRASE_MAX);
+    if (log2_n < 10 || log2_n > NL_SCRYPT_MAX) {
+        return nl_fail(err, NL_E_KEY, "scrypt costs 2^10 to 2^%d, not 2^%d", NL_SCRYPT_MAX, log2_n);
+    }
+    return key_new(phrase, n, 1, log2_n, out, err);
+}
+
+void nl_key_free(nl_key *key)
+{
+    if (!key) return;
+    pthread_mutex_destroy(&key->mutex);
+    nl_secret_free(key, sizeof *key);
+}
+
+int nl_key_random(uint8_t out[NL_KEY_SIZE], nl_error *err)
+{
+    return nl_random(out, NL_KEY_SIZE, err);
+}
+
+int nl_key_form_new(const nl_key *key, nl_key_form *out, nl_error *err)
+{
+    out->phrase = key->phrase;
+    out->log2_n = key->log2_n;
+    return nl_random(out->salt, sizeof out->salt, err);
+}
+
+static int key_same(const nl_key_form *a, const nl_key_form *b)
+{
+    return a->log2_n == b->log2_n && memcmp(a->salt, b->salt, sizeof a->salt) == 0;
+}
+
+int nl_key_wrapping(nl_key *key, const nl_key_form *form, uint8_t out[NL_KEY_SIZE], nl_error *err)
+{
+    static const char purpose[] = "nearlite: wraps data keys"; /* its 0 byte, too, before the salt */
+    uint8_t info[sizeof purpose + NL_SALT_SIZE];
+    int rc = NL_OK;
+
+    if (form->phrase != key->phrase) {
+        return nl_fail(err, NL_E_KEY, form->phrase ? "the file was sealed with a passphrase, not with a key"
+                                                   : "the file was sealed with a key, not with a passphrase");
+    }
+    if (!key->phrase) {
+        memcpy(info, purpose, sizeof purpose);
+        memcpy(info + sizeof purpose, form->salt, NL_SALT_SIZE);
+        return nl_key_derive(key->bytes, info, sizeof info, out, err);
+    }
+    /* Held during scrypt: a second thread that opens the same file waits instead of doing it again. */
+    pthread_mutex_lock(&key->mutex);
+    if (key->known.form.log2_n == 0 || !key_same(&key->known.form, form)) {
+        rc = nl_key_stretch(key->bytes, key->n, form->salt, form->log2_n, key->known.key, err);
+        key->known.form = *form;
+        if (rc != NL_OK) key->known.form.log2_n = 0;
+    }
+    if (rc == NL_OK) memcpy(out, key->known.key, NL_KEY_SIZE);
+    pthread_mutex_unlock(&key->mutex);
+    return rc;
+}

@@ -57,11 +57,15 @@ OBJECTS = Path("build") / f"objects-{sysconfig.get_platform()}-{sys.implementati
 # compact_answer.c, roll.c.
 SOURCES = [
     "fail.c",
+    "aead.c",
+    "key.c",
     "simd_scalar.c",
     "simd_base.c",
     "simd_avx2.c",
     "simd_avx512.c",
     "frame.c",
+    "header_block.c",
+    "codec.c",
     "pageset.c",
     "ranges.c",
     "btree_page.c",

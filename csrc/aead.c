@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <openssl/crypto.h>
@@ -21,9 +22,9 @@
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
 
+/* One context serves both directions: GCM opens with the schedule with which it seals. */
 struct nl_aead {
-    EVP_CIPHER_CTX *seal;
-    EVP_CIPHER_CTX *open;
+    EVP_CIPHER_CTX *ctx;
 };
 
 static pthread_once_t aead_once = PTHREAD_ONCE_INIT;
@@ -45,12 +46,10 @@ int nl_aead_new(const uint8_t key[NL_KEY_SIZE], nl_aead **out, nl_error *err)
     *out = NULL;
     pthread_once(&aead_once, aead_fetch);
     if (!aead_cipher) return nl_fail(err, NL_E_MISUSE, "this libcrypto has no AES-256-GCM");
-    nl_aead *a = calloc(1, sizeof *a);
+    nl_aead *a = malloc(sizeof *a);
     if (!a) return nl_fail(err, NL_E_NOMEM, "no memory for a key");
-    a->seal = EVP_CIPHER_CTX_new();
-    a->open = EVP_CIPHER_CTX_new();
-    if (!a->seal || !a->open || EVP_EncryptInit_ex2(a->seal, aead_cipher, key, NULL, NULL) != 1 ||
-        EVP_DecryptInit_ex2(a->open, aead_cipher, key, NULL, NULL) != 1) {
+    a->ctx = EVP_CIPHER_CTX_new();
+    if (!a->ctx || EVP_CipherInit_ex2(a->ctx, aead_cipher, key, NULL, 1, NULL) != 1) {
         nl_aead_free(a);
         return aead_failed(err, "preparing a key");
     }
@@ -61,8 +60,7 @@ int nl_aead_new(const uint8_t key[NL_KEY_SIZE], nl_aead **out, nl_error *err)
 void nl_aead_free(nl_aead *a)
 {
     if (!a) return;
-    EVP_CIPHER_CTX_free(a->seal);
-    EVP_CIPHER_CTX_free(a->open);
+    EVP_CIPHER_CTX_free(a->ctx);
     free(a);
 }
 
@@ -73,11 +71,11 @@ int nl_aead_seal(
     int done = 0;
 
     if (aad_n > INT_MAX || n > INT_MAX) return nl_fail(err, NL_E_TOO_BIG, "a message above 2 GiB");
-    if (EVP_EncryptInit_ex2(a->seal, NULL, NULL, nonce, NULL) != 1 ||
-        EVP_EncryptUpdate(a->seal, NULL, &done, aad, (int)aad_n) != 1 ||
-        EVP_EncryptUpdate(a->seal, out, &done, in, (int)n) != 1 ||
-        EVP_EncryptFinal_ex(a->seal, out + done, &done) != 1 ||
-        EVP_CIPHER_CTX_ctrl(a->seal, EVP_CTRL_AEAD_GET_TAG, NL_TAG_SIZE, tag) != 1) {
+    if (EVP_CipherInit_ex2(a->ctx, NULL, NULL, nonce, 1, NULL) != 1 ||
+        EVP_EncryptUpdate(a->ctx, NULL, &done, aad, (int)aad_n) != 1 ||
+        EVP_EncryptUpdate(a->ctx, out, &done, in, (int)n) != 1 ||
+        EVP_EncryptFinal_ex(a->ctx, out + done, &done) != 1 ||
+        EVP_CIPHER_CTX_ctrl(a->ctx, EVP_CTRL_AEAD_GET_TAG, NL_TAG_SIZE, tag) != 1) {
         return aead_failed(err, "sealing");
     }
     return NL_OK;
@@ -92,17 +90,72 @@ int nl_aead_open(
 
     if (aad_n > INT_MAX || n > INT_MAX) return nl_fail(err, NL_E_TOO_BIG, "a message above 2 GiB");
     memcpy(expected, tag, sizeof expected);
-    if (EVP_DecryptInit_ex2(a->open, NULL, NULL, nonce, NULL) != 1 ||
-        EVP_DecryptUpdate(a->open, NULL, &done, aad, (int)aad_n) != 1 ||
-        EVP_DecryptUpdate(a->open, out, &done, in, (int)n) != 1 ||
-        EVP_CIPHER_CTX_ctrl(a->open, EVP_CTRL_AEAD_SET_TAG, NL_TAG_SIZE, expected) != 1) {
+    if (EVP_CipherInit_ex2(a->ctx, NULL, NULL, nonce, 0, NULL) != 1 ||
+        EVP_DecryptUpdate(a->ctx, NULL, &done, aad, (int)aad_n) != 1 ||
+        EVP_DecryptUpdate(a->ctx, out, &done, in, (int)n) != 1 ||
+        EVP_CIPHER_CTX_ctrl(a->ctx, EVP_CTRL_AEAD_SET_TAG, NL_TAG_SIZE, expected) != 1) {
         memset(out, 0, n);
         return aead_failed(err, "opening");
     }
-    if (EVP_DecryptFinal_ex(a->open, out + done, &done) != 1) {
+    if (EVP_DecryptFinal_ex(a->ctx, out + done, &done) != 1) {
         memset(out, 0, n); /* what was decrypted is nobody's */
         return nl_fail(err, NL_E_TAG, "sealed bytes do not match their tag");
     }
+    return NL_OK;
+}
+
+int nl_gcm_seal(
+    const uint8_t *key, const uint8_t *nonce, const uint8_t *aad, size_t aad_n, const uint8_t *in, size_t n,
+    uint8_t *out, uint8_t *tag, nl_error *err)
+{
+    nl_aead *a;
+
+    int rc = nl_aead_new(key, &a, err);
+    if (rc == NL_OK) rc = nl_aead_seal(a, nonce, aad, aad_n, in, n, out, tag, err);
+    nl_aead_free(a);
+    return rc;
+}
+
+int nl_gcm_open(
+    const uint8_t *key, const uint8_t *nonce, const uint8_t *aad, size_t aad_n, const uint8_t *in, size_t n,
+    const uint8_t *tag, uint8_t *out, nl_error *err)
+{
+    nl_aead *a;
+
+    int rc = nl_aead_new(key, &a, err);
+    if (rc == NL_OK) rc = nl_aead_open(a, nonce, aad, aad_n, in, n, tag, out, err);
+    nl_aead_free(a);
+    return rc;
+}
+
+int nl_nonce_draw(nl_nonces *from, uint8_t out[NL_NONCE_SIZE], nl_error *err)
+{
+    struct timespec now = {0};
+    uint64_t ticks;
+
+    if (from->left == 0) {
+        int rc = nl_random(from->bytes, sizeof from->bytes, err);
+        if (rc != NL_OK) return rc;
+        from->left = NL_NONCES;
+    }
+    from->left--;
+    memcpy(out, from->bytes + (size_t)from->left * NL_NONCE_SIZE, NL_NONCE_SIZE);
+    /* A virtual machine that goes on twice from one image has these bytes twice, as it has the state of the
+    ** generator twice. Its clocks part; what is random stays so when they are added. */
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    memcpy(&ticks, out, sizeof ticks);
+    ticks ^= (uint64_t)now.tv_sec << 32 ^ (uint64_t)now.tv_nsec;
+    memcpy(out, &ticks, sizeof ticks);
+    return NL_OK;
+}
+
+int nl_digest(const uint8_t *in, size_t n, uint8_t *out, size_t size, nl_error *err)
+{
+    uint8_t sum[32];
+
+    if (size > sizeof sum) return nl_fail(err, NL_E_MISUSE, "a digest of %zu bytes", size);
+    if (EVP_Digest(in, n, sum, NULL, EVP_sha256(), NULL) != 1) return aead_failed(err, "a digest");
+    memcpy(out, sum, size);
     return NL_OK;
 }
 

@@ -8,8 +8,8 @@
 **       key id                   4           tag                                16
 **                                            sealed: checksum 8, page           8 + page size
 **
-**     aad   "page"   key id  page number  page size  file id
-**           "frame"  key id  frame number page size  file id  the plain 16 bytes
+**     aad   "nl-page1"  key id 4  page number 4   file id 16
+**           "nl-frame"  key id 4  frame number 4  file id 16  the plain 16 bytes
 **
 ** So a seal opens only where it was made: in this file, at this page or frame number, and a frame only
 ** with the salts of its WAL (rule D3: they are taken from the frame itself). An older slot of the same page
@@ -23,8 +23,8 @@
 ** date would. A frame's key comes from the salts, which every WAL draws anew; only frames with zero salts,
 ** which SQLite writes for a moment in the middle of a transaction, take an epoch as pages do.
 **
-** A nonce is drawn at its seal and never kept: a pool would be used twice after a fork(), or by a virtual
-** machine that is started twice from one image.
+** The child of a fork() has the parent's nonces before it; whoever owns a codec does not use it there
+** (nl_forks()), as nothing of a connection may be used there.
 */
 #include <stdlib.h>
 #include <string.h>
@@ -42,8 +42,7 @@ enum {
     AAD_PAGE = 32,
     AAD_FRAME = AAD_PAGE + PLAIN,
     WALS = 4,                    /* WAL keys that are kept: this WAL's, the one's before, zero salts' */
-    SEALS_PER_EPOCH = 1 << 20,
-    NONCES = 32                  /* drawn at once for the frames of one call */
+    SEALS_PER_EPOCH = 1 << 20
 };
 
 /* One data key and the keys that were derived from it so far. */
@@ -68,6 +67,7 @@ struct nl_codec {
     uint32_t left;               /* seals until the next epoch */
     codec_wal wal[WALS];
     unsigned next_wal;           /* the one that is given up next */
+    nl_nonces nonces;
 };
 
 /* ------------------------------------------------------------------ life */
@@ -252,11 +252,15 @@ static void codec_aad(const nl_codec *c, const char kind[9], uint32_t id, uint32
     memcpy(aad + 16, c->file_id, 16);
 }
 
-static int codec_count(nl_codec *c, uint32_t seals, nl_error *err)
+/* One seal more: its nonce, and another epoch when it is time for one. */
+static int codec_count(nl_codec *c, uint8_t nonce[NL_NONCE_SIZE], nl_error *err)
 {
-    if (c->left < seals) return codec_draw_epoch(c, err);
-    c->left -= seals;
-    return NL_OK;
+    if (c->left == 0) {
+        int rc = codec_draw_epoch(c, err);
+        if (rc != NL_OK) return rc;
+    }
+    c->left--;
+    return nl_nonce_draw(&c->nonces, nonce, err);
 }
 
 int nl_codec_seal_page(nl_codec *c, uint32_t pgno, const uint8_t *page, uint8_t *slot, nl_error *err)
@@ -264,10 +268,9 @@ int nl_codec_seal_page(nl_codec *c, uint32_t pgno, const uint8_t *page, uint8_t 
     uint8_t aad[AAD_PAGE], *nonce = slot + c->page_size;
     nl_aead *aead;
 
-    int rc = codec_count(c, 1, err);
+    int rc = codec_count(c, nonce, err);
     const uint32_t id = nl_codec_key_id(c);
     if (rc == NL_OK) rc = codec_page_key(c, id, &aead, err);
-    if (rc == NL_OK) rc = nl_random(nonce, NL_NONCE_SIZE, err);
     if (rc != NL_OK) return rc;
     codec_aad(c, "nl-page1", id, pgno, aad);
     nl_put32(nonce + NL_NONCE_SIZE + NL_TAG_SIZE, id);
@@ -296,21 +299,21 @@ int nl_codec_open_page(nl_codec *c, uint32_t pgno, const uint8_t *slot, uint8_t 
 /* ------------------------------------------------------------------ frames */
 
 static int codec_seal_frame(
-    nl_codec *c, uint32_t number, const uint8_t nonce[NL_NONCE_SIZE], const uint8_t *frame, uint8_t *out,
-    nl_error *err)
+    nl_codec *c, uint32_t number, const uint8_t *frame, uint8_t *out, nl_error *err)
 {
     static const uint8_t zeros[8];
-    uint8_t aad[AAD_FRAME];
+    uint8_t aad[AAD_FRAME], *nonce = out + PLAIN;
     nl_aead *aead;
 
+    int rc = codec_count(c, nonce, err);
+    if (rc != NL_OK) return rc;
     const uint32_t epoch = memcmp(frame + 8, zeros, 8) == 0 ? c->epoch : 0;
     const uint32_t id = c->current->number << 16 | epoch;
-    int rc = codec_wal_key(c, id, frame + 8, &aead, err);
+    rc = codec_wal_key(c, id, frame + 8, &aead, err);
     if (rc != NL_OK) return rc;
     codec_aad(c, "nl-frame", id, number, aad);
     memcpy(aad + AAD_PAGE, frame, PLAIN);
     memcpy(out, frame, PLAIN);
-    memcpy(out + PLAIN, nonce, NL_NONCE_SIZE);
     nl_put32(out + PLAIN + NL_NONCE_SIZE, id);
     return nl_aead_seal(aead, nonce, aad, sizeof aad, frame + PLAIN, SUM + (size_t)c->page_size,
                         out + FRAME_HEAD, out + FRAME_HEAD - NL_TAG_SIZE, err);
@@ -320,18 +323,9 @@ int nl_codec_seal_frames(
     nl_codec *c, uint32_t first, uint32_t n, const uint8_t *frames, uint8_t *sealed, nl_error *err)
 {
     const size_t step = NL_FRAME_HEADER_SIZE + (size_t)c->page_size;
-    uint8_t nonces[NONCES * NL_NONCE_SIZE];
 
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t drawn = i % NONCES;
-        if (drawn == 0) {
-            const uint32_t few = n - i < NONCES ? n - i : NONCES;
-            int rc = codec_count(c, few, err);
-            if (rc == NL_OK) rc = nl_random(nonces, (size_t)few * NL_NONCE_SIZE, err);
-            if (rc != NL_OK) return rc;
-        }
-        int rc = codec_seal_frame(c, first + i, nonces + (size_t)drawn * NL_NONCE_SIZE, frames + i * step,
-                                  sealed + i * (step + NL_SEAL_SIZE), err);
+        int rc = codec_seal_frame(c, first + i, frames + i * step, sealed + i * (step + NL_SEAL_SIZE), err);
         if (rc != NL_OK) return rc;
     }
     return NL_OK;

@@ -36,8 +36,6 @@
 
 #include <string.h>
 
-#include <openssl/evp.h>
-
 #include "aead.h"
 #include "bytes.h"
 #include "frame.h"
@@ -61,14 +59,6 @@ static const uint8_t block_magic[16] = "nearlite sealed";
 int nl_block_is_sealed(const uint8_t *first)
 {
     return memcmp(first, block_magic, sizeof block_magic) == 0;
-}
-
-static void block_digest(const uint8_t *copy, uint8_t out[DIGEST])
-{
-    uint8_t sum[32] = {0};
-
-    (void)EVP_Digest(copy, DIGEST_AT, sum, NULL, EVP_sha256(), NULL);
-    memcpy(out, sum, DIGEST);
 }
 
 static int block_zeros(const uint8_t *p, size_t n)
@@ -128,7 +118,7 @@ static int block_whole(const uint8_t *copy)
     uint8_t digest[DIGEST];
 
     if (!nl_block_is_sealed(copy)) return 0;
-    block_digest(copy, digest);
+    if (nl_digest(copy, DIGEST_AT, digest, DIGEST, NULL) != NL_OK) return 0;
     return memcmp(digest, copy + DIGEST_AT, DIGEST) == 0;
 }
 
@@ -232,6 +222,5 @@ int nl_block_wrap(
         int rc = block_wrap_lock(copy, block_lock(copy, i), keys[i], data, err);
         if (rc != NL_OK) return rc;
     }
-    block_digest(copy, copy + DIGEST_AT);
-    return NL_OK;
+    return nl_digest(copy, DIGEST_AT, copy + DIGEST_AT, DIGEST, err);
 }

@@ -248,6 +248,28 @@ int nl_key_phrase(const uint8_t *phrase, size_t n, int log2_n, nl_key **out, nl_
 void nl_key_free(nl_key *key);
 int nl_key_random(uint8_t out[32], nl_error *err);      /* 32 bytes for a new key */
 
+/* AES-256-GCM of one message (aead.c), for published test vectors and for measuring. NL_E_TAG. */
+int nl_gcm_seal(
+    const uint8_t *key,     /* NL_KEY_SIZE */
+    const uint8_t *nonce,   /* NL_NONCE_SIZE */
+    const uint8_t *aad,
+    size_t aad_n,
+    const uint8_t *in,
+    size_t n,
+    uint8_t *out,           /* n */
+    uint8_t *tag,           /* NL_TAG_SIZE */
+    nl_error *err);
+int nl_gcm_open(
+    const uint8_t *key,
+    const uint8_t *nonce,
+    const uint8_t *aad,
+    size_t aad_n,
+    const uint8_t *in,
+    size_t n,
+    const uint8_t *tag,
+    uint8_t *out,
+    nl_error *err);
+
 /* ------------------------------------------------------------------ codec (codec.c, pure) */
 
 #define NL_NONCE_SIZE 12

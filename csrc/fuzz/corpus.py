@@ -213,9 +213,56 @@ def ranges() -> dict[str, bytes]:
     }
 
 
+def seal() -> dict[str, bytes]:
+    """Header blocks with one thing wrong each, and changes to every part of a slot and of a frame."""
+    rng = random.Random(7)
+    block_as_is, forged, page, frame = (bytes([what]) + (9).to_bytes(4, "big") for what in range(4))
+    lock = b"\1\0\0\0" + rng.randbytes(108) + bytes(16)
+    fields = struct.pack(
+        ">16sIIB3xHH16sQ8x", b"nearlite sealed", 1, 512, 1, 1, 0, rng.randbytes(16), 1
+    )
+    copy = (fields + lock).ljust(2048, b"\0")
+    found = {
+        "block": block_as_is + copy + copy,
+        "block-torn": block_as_is + copy[:1000],
+        "block-foreign": block_as_is + b"SQLite format 3\0",
+        "forged": forged + copy + copy,
+        "forged-newer": forged + copy + patch(copy, 48, 2, 8),
+        "forged-phrase": forged + patch(copy, 64, 0x02110000) * 2,
+        "forged-both": forged + patch(copy, 30, 2, 2)[:192] + lock + copy[320:] + copy,
+    }
+    for name, offset, value in (
+        ("version", 16, 2),
+        ("page-size", 20, 513),
+        ("cipher", 24, 0x02000000),
+        ("generation", 28, 0),
+        ("generations", 28, 0x00010001),
+        ("unused", 56, 1),
+        ("no-lock", 64, 0),
+        ("lock-kind", 64, 0x03000000),
+        ("lock-cost", 64, 0x01010000),
+        ("phrase-cost", 64, 0x02150000),
+        ("second-lock", 192, 0x04000000),
+        ("behind", 1000, 1),
+    ):
+        found[f"forged-{name}"] = forged + patch(copy, offset, value) * 2
+    for name, at in (("page", 3), ("nonce", 512), ("tag", 524), ("key", 540), ("epoch", 543)):
+        found[f"slot-{name}"] = page + at.to_bytes(2, "big") + b"\x40"
+    for name, at in (
+        ("number", 3),
+        ("salt", 9),
+        ("nonce", 16),
+        ("key", 28),
+        ("tag", 32),
+        ("page", 99),
+    ):
+        found[f"frame-{name}"] = frame + at.to_bytes(2, "big") + b"\1"
+    return found | {"slot": page, "frame": frame}
+
+
 def main(corpus: Path) -> None:
     """Write the folders anew."""
-    for make in (checksum, compact, delta, frames, pageset, ranges):
+    for make in (checksum, compact, delta, frames, pageset, ranges, seal):
         folder = corpus / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():

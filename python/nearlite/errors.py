@@ -62,6 +62,18 @@ class NotSupportedError(DatabaseError, sqlite3.NotSupportedError):
     """Not supported by this build or this kind of connection."""
 
 
+class EncryptionError(DatabaseError):
+    """A sealed file cannot be opened, or read as it is."""
+
+
+class WrongKeyError(EncryptionError):
+    """Not the key of this file, none where one is needed, or one where there is nothing to open."""
+
+
+class TamperedError(EncryptionError):
+    """Bytes are not those that were sealed: damaged, moved from another place, or forged."""
+
+
 class SyncError(OperationalError):
     """Replication failed.
 

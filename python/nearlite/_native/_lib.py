@@ -93,6 +93,14 @@ class PiecemealError(NativeError, errors.InternalError):
     """A page set has to be taken chunk by chunk; nothing was done."""
 
 
+class KeyRefusedError(NativeError, errors.WrongKeyError):
+    """Not the key of this file, or not a key at all."""
+
+
+class SealBrokenError(NativeError, errors.TamperedError):
+    """Sealed bytes do not match their tag; `page` or `frame` says where."""
+
+
 # NL_E_* -> class. NL_E_SQLITE and NL_E_NOMEM are not here: see exception().
 _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_MISUSE: MisuseError,
@@ -108,6 +116,8 @@ _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_BIND: BindError,
     lib.NL_E_CONSTRAINT_DEFERRED: DeferredConstraintError,
     lib.NL_E_PIECEMEAL: PiecemealError,
+    lib.NL_E_KEY: KeyRefusedError,
+    lib.NL_E_TAG: SealBrokenError,
 }
 
 # Primary result code -> class, as CPython's Modules/_sqlite/util.c does it since 3.11. Codes that

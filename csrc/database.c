@@ -13,6 +13,7 @@
 **    authorizer; while something is compiled these reports become NL_STMT_* flags. Setting an authorizer
 **    expires all prepared statements, therefore it is set once, when the connection is opened.
 */
+#include "key.h"
 #include "rows.h"
 
 #include <stdlib.h>
@@ -55,6 +56,7 @@ static void database_unref(nl_db *db)
     if (database_inherited(db)) return;
     if (__atomic_sub_fetch(&db->refs, 1, __ATOMIC_ACQ_REL)) return;
     pthread_mutex_destroy(&db->guard);
+    nl_key_free(db->sealing.key);
     free(db->message);
     free(db);
 }
@@ -113,6 +115,7 @@ int nl_db_enter(nl_db *db, nl_error *err)
         database_exit(db);
         return nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed database.");
     }
+    if (db->sealing.key) db->outer = nl_sealing_with(&db->sealing);
     uint32_t schemas = __atomic_load_n(&database_schemas, __ATOMIC_ACQUIRE);
     if (db->schemas != schemas && nl_sqlite_forget_schema(db->sqlite)) db->schemas = schemas;
     db->begun_ms = 0;
@@ -128,6 +131,7 @@ void nl_db_leave(nl_db *db)
         db->status.last_rowid = sqlite3_last_insert_rowid(db->sqlite);
         db->status.in_transaction = !sqlite3_get_autocommit(db->sqlite);
     }
+    if (db->sealing.key) nl_sealing_with(db->outer);
     database_exit(db);
 }
 
@@ -157,7 +161,14 @@ void nl_db_orphan(nl_db *db, nl_stmt *s)
 
 int nl_db_fail(nl_db *db, int rc, nl_error *err)
 {
-    int code = nl_fail_sqlite(err, db->sqlite, rc);
+    /* A seal has more to say than any result code. */
+    int code = nl_sealed_failure(err);
+    if (code != NL_OK) {
+        free(db->message);
+        db->message = err ? strdup(err->text) : NULL;
+        return code;
+    }
+    code = nl_fail_sqlite(err, db->sqlite, rc);
     int own = db->sqlite && (sqlite3_errcode(db->sqlite) & 0xff) == (rc & 0xff);
     const char *text = own ? sqlite3_errmsg(db->sqlite) : sqlite3_errstr(rc);
 
@@ -393,7 +404,16 @@ static int database_configure(nl_db *db, int flags, nl_error *err)
     return NL_OK;
 }
 
-int nl_db_open(const char *path, int flags, int busy_ms, nl_db **out, nl_error *err)
+/* Temporary tables, sorts and statement journals of a sealed connection; files are refused to it. */
+static int database_keep_in_memory(nl_db *db, nl_error *err)
+{
+    if (!db->sealing.key) return NL_OK;
+    int rc = sqlite3_exec(db->sqlite, "PRAGMA temp_store=2", NULL, NULL, NULL);
+    return rc == SQLITE_OK ? NL_OK : nl_db_fail(db, rc, err);
+}
+
+int nl_db_open(
+    const char *path, int flags, int busy_ms, nl_key *key, uint32_t page_size, nl_db **out, nl_error *err)
 {
     int open_flags = SQLITE_OPEN_NOMUTEX;
     int code = NL_OK;
@@ -409,17 +429,21 @@ int nl_db_open(const char *path, int flags, int busy_ms, nl_db **out, nl_error *
     db->forks = nl_forks();
     db->busy_ms = busy_ms;
     db->budget = -1;
+    if (key) db->sealing = (nl_sealing){.key = nl_key_share(key), .page_size = page_size};
     if (flags & NL_OPEN_READONLY) open_flags |= SQLITE_OPEN_READONLY;
     if (flags & NL_OPEN_READWRITE) open_flags |= SQLITE_OPEN_READWRITE;
     if (flags & NL_OPEN_CREATE) open_flags |= SQLITE_OPEN_CREATE;
     if (flags & NL_OPEN_URI) open_flags |= SQLITE_OPEN_URI;
-    int rc = sqlite3_open_v2(path, &db->sqlite, open_flags, NULL);
+    const nl_sealing *outer = nl_sealing_with(key ? &db->sealing : NULL);
+    int rc = sqlite3_open_v2(path, &db->sqlite, open_flags, key ? "nearlite-sealed" : NULL);
     if (rc != SQLITE_OK) {
         code = nl_db_fail(db, rc, err);
         goto done;
     }
     code = database_configure(db, flags, err);
+    if (code == NL_OK) code = database_keep_in_memory(db, err);
 done:
+    nl_sealing_with(outer);
     if (code) {
         nl_db_close(db, NULL);
         nl_db_free(db);

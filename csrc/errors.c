@@ -9,6 +9,7 @@
 #include <openssl/crypto.h>
 #include <sqlite3.h>
 
+#include "codec_vfs.h"
 #include "fault.h"
 #include "ofd.h"
 
@@ -47,6 +48,7 @@ static void errors_init(void)
     errors_init_rc = sqlite3_initialize();
     if (errors_init_rc != SQLITE_OK) return;
     nl_ofd_install(); /* before the first file is opened */
+    errors_init_rc = nl_codec_vfs_install();
     errors_init_text = nl_fault_from_environment();
 }
 

@@ -13,6 +13,7 @@
 #include "aead.h"
 
 struct nl_key {
+    int refs;                    /* atomic */
     pthread_mutex_t mutex;       /* guards `known` */
     int phrase;
     int log2_n;
@@ -30,6 +31,7 @@ static int key_new(const uint8_t *bytes, size_t n, int phrase, int log2_n, nl_ke
     nl_key *key = nl_secret_alloc(sizeof *key);
     if (!key) return nl_fail(err, NL_E_NOMEM, "no memory for a key");
     pthread_mutex_init(&key->mutex, NULL);
+    key->refs = 1;
     key->phrase = phrase;
     key->log2_n = log2_n;
     key->n = n;
@@ -56,9 +58,15 @@ int nl_key_phrase(const uint8_t *phrase, size_t n, int log2_n, nl_key **out, nl_
     return key_new(phrase, n, 1, log2_n, out, err);
 }
 
+nl_key *nl_key_share(nl_key *key)
+{
+    __atomic_add_fetch(&key->refs, 1, __ATOMIC_RELAXED);
+    return key;
+}
+
 void nl_key_free(nl_key *key)
 {
-    if (!key) return;
+    if (!key || __atomic_sub_fetch(&key->refs, 1, __ATOMIC_ACQ_REL)) return;
     pthread_mutex_destroy(&key->mutex);
     nl_secret_free(key, sizeof *key);
 }

@@ -13,6 +13,9 @@ typedef struct nl_key_form {
     uint8_t salt[NL_SALT_SIZE];
 } nl_key_form;
 
+/* One more owner, who gives it up by nl_key_free(). */
+nl_key *nl_key_share(nl_key *key);
+
 /* How a file that is sealed with this key now is to be opened later: a new salt. */
 int nl_key_form_new(const nl_key *key, nl_key_form *out, nl_error *err);
 

@@ -421,6 +421,8 @@ int nl_db_open(
     const char *path,       /* UTF-8; "" is a temporary database */
     int flags,              /* NL_OPEN_* */
     int busy_ms,            /* how long to wait for a lock; < 0: for ever */
+    nl_key *key,            /* NULL: a plain file */
+    uint32_t page_size,     /* of a sealed file that is new; 0: 4096 */
     nl_db **out,            /* OUT: close with nl_db_close, then nl_db_free */
     nl_error *err);
 /* Closes the connection; statements still open keep it alive inside SQLite until they are freed.

@@ -8,6 +8,7 @@
 #define NL_ROWS_H
 
 #include "buffer.h"
+#include "codec_vfs.h"
 
 #include <pthread.h>
 #include <sqlite3.h>
@@ -29,6 +30,8 @@ struct nl_db {
     int pragma_set;          /* ... and whether it has a value */
     uint32_t epoch;          /* rises when this connection changes what names mean (temp, attach) */
     uint32_t forks;          /* nl_forks() at birth: in the child of a fork this handle is dead */
+    nl_sealing sealing;      /* of what this connection opens; key NULL: it is plain */
+    const nl_sealing *outer; /* while `running`: what this thread was about before */
     int running;             /* 1 while a call is inside: a second thread is refused, not obeyed */
     int64_t begun_ms;        /* monotonic time of the first progress report of this call; 0: none yet */
     int64_t tick_ms;         /* monotonic time of the next tick */

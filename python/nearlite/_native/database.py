@@ -10,6 +10,7 @@ import msgspec
 
 from nearlite import errors
 from nearlite._native._lib import exception, ffi, lib, new_error, sqlite_exception
+from nearlite._native.sealing import Key
 
 READONLY: Final[int] = lib.NL_STMT_READONLY
 WRITES_MAIN: Final[int] = lib.NL_STMT_WRITES_MAIN
@@ -132,6 +133,8 @@ class Database:
         busy_ms: int = 5000,
         checkpoint: bool = True,
         defensive: bool = False,
+        key: Key | None = None,
+        page_size: int = 0,
     ) -> None:
         flags = lib.NL_OPEN_READONLY if readonly else lib.NL_OPEN_READWRITE
         if create and not readonly:
@@ -145,7 +148,8 @@ class Database:
         name = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
         err = new_error()
         out = ffi.new("nl_db **")
-        if lib.nl_db_open(name, flags, busy_ms, out, err):
+        handle = ffi.NULL if key is None else key.handle
+        if lib.nl_db_open(name, flags, busy_ms, handle, page_size, out, err):
             raise exception(err)
         self._db = ffi.gc(out[0], lib.nl_db_free)
         self._err = lib.nl_db_error(out[0])

@@ -1,0 +1,541 @@
+/*
+** codec_vfs.c - two VFSes over SQLite's own: "nearlite", the default, which knows a sealed file when it sees
+** one and refuses it, and "nearlite-sealed", which opens them.
+**
+** **Plain files** get SQLite's own methods: the file object is theirs, nothing lies between.
+**
+** **Sealed ones fail closed.** On a connection that was opened with a key, a database is sealed, or was said
+** to be plain (nl_sealing_with); a WAL belongs to one of those; everything else that SQLite may want to
+** write - journals, temporary files - is refused. Temporary tables and sorts are in memory (temp_store), and a
+** sealed database is always in WAL mode.
+**
+** The WAL is named <db>-nlwal: another SQLite that opens a sealed file finds no database, and when it closes
+** it, would delete what it takes for the WAL of an empty one (rule D1). A -journal beside it is never played
+** back: we write none, so it is somebody else's.
+*/
+#include "codec_vfs.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+static sqlite3_vfs *vfs_below;
+static sqlite3_vfs vfs_plain, vfs_sealed;
+
+static pthread_mutex_t vfs_mutex = PTHREAD_MUTEX_INITIALIZER;
+static nl_sealed *vfs_open;      /* all sealed databases of the process, under the mutex */
+
+/* ------------------------------------------------------------------ beside the result codes */
+
+static _Thread_local nl_error vfs_failure;
+static _Thread_local const nl_sealing *vfs_sealing;
+
+const nl_sealing *nl_sealing_with(const nl_sealing *with)
+{
+    const nl_sealing *before = vfs_sealing;
+
+    vfs_sealing = with;
+    vfs_failure.code = NL_OK;
+    return before;
+}
+
+int nl_sealed_failure(nl_error *err)
+{
+    const int code = vfs_failure.code;
+
+    if (code != NL_OK && err) *err = vfs_failure;
+    vfs_failure.code = NL_OK;
+    return code;
+}
+
+static int vfs_fail(int rc, int code, const char *path, const char *what)
+{
+    nl_fail(&vfs_failure, code, "%s %s", path ? path : "a temporary file", what);
+    return rc;
+}
+
+int nl_sealed_fail(int rc, const nl_error *why, const nl_sealed *where)
+{
+    nl_fail(&vfs_failure, why->code, "%s: %s", where->path, why->text);
+    vfs_failure.page = why->page;
+    vfs_failure.frame = why->frame;
+    return rc;
+}
+
+int nl_sealed_refuse(int rc, const nl_sealed *where, const char *what)
+{
+    nl_fail(&vfs_failure, NL_E_MISUSE, "%s: %s", where->path, what);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ the list */
+
+/* The open sealed database whose WAL (or journal) has this name. */
+static nl_sealed *vfs_find(const char *name, int journal)
+{
+    nl_sealed *f;
+
+    pthread_mutex_lock(&vfs_mutex);
+    for (f = vfs_open; f; f = f->next) {
+        const char *other = journal ? f->journal : f->wal;
+        if (name && other && (name == other || strcmp(name, other) == 0)) break;
+    }
+    pthread_mutex_unlock(&vfs_mutex);
+    return f;
+}
+
+/* As vfs_find, of the very connection that asks: SQLite passes its own string. */
+static nl_sealed *vfs_find_own(const char *name)
+{
+    nl_sealed *f;
+
+    pthread_mutex_lock(&vfs_mutex);
+    for (f = vfs_open; f && f->wal != name; f = f->next) {}
+    pthread_mutex_unlock(&vfs_mutex);
+    return f;
+}
+
+static void vfs_enlist(nl_sealed *f)
+{
+    pthread_mutex_lock(&vfs_mutex);
+    f->next = vfs_open;
+    vfs_open = f;
+    pthread_mutex_unlock(&vfs_mutex);
+}
+
+static void vfs_delist(nl_sealed *f)
+{
+    pthread_mutex_lock(&vfs_mutex);
+    for (nl_sealed **p = &vfs_open; *p; p = &(*p)->next) {
+        if (*p != f) continue;
+        *p = f->next;
+        break;
+    }
+    pthread_mutex_unlock(&vfs_mutex);
+}
+
+/* <db>-wal to <db>-nlwal, or NULL without memory. */
+static char *vfs_wal_name(const char *wal)
+{
+    const size_t n = strlen(wal);
+
+    return n < 4 ? NULL : sqlite3_mprintf("%.*s-nlwal", (int)(n - 4), wal);
+}
+
+/* ------------------------------------------------------------------ methods of sealed files */
+
+static nl_sealed *vfs_of(sqlite3_file *file)
+{
+    return (nl_sealed *)(void *)file;
+}
+
+static void vfs_release(nl_sealed *f)
+{
+    if (f->main == f) {
+        nl_codec_free(f->codec);
+        sqlite3_free(f->scratch);
+    }
+    sqlite3_free(f->opened);
+    sqlite3_free(f->name);
+    f->file.pMethods = NULL;
+}
+
+static int main_close(sqlite3_file *file)
+{
+    nl_sealed *f = vfs_of(file);
+
+    vfs_delist(f);
+    int rc = f->below->pMethods->xClose(f->below);
+    vfs_release(f);
+    return rc;
+}
+
+static int wal_close(sqlite3_file *file)
+{
+    nl_sealed *f = vfs_of(file);
+
+    f->main->log = NULL;
+    int rc = f->below->pMethods->xClose(f->below);
+    vfs_release(f);
+    return rc;
+}
+
+static int main_read(sqlite3_file *file, void *out, int n, sqlite3_int64 at)
+{
+    return nl_sealed_main_read(vfs_of(file), out, n, at);
+}
+
+static int main_write(sqlite3_file *file, const void *in, int n, sqlite3_int64 at)
+{
+    return nl_sealed_main_write(vfs_of(file), in, n, at);
+}
+
+static int main_truncate(sqlite3_file *file, sqlite3_int64 size)
+{
+    return nl_sealed_main_truncate(vfs_of(file), size);
+}
+
+static int main_size(sqlite3_file *file, sqlite3_int64 *size)
+{
+    return nl_sealed_main_size(vfs_of(file), size);
+}
+
+static int wal_read(sqlite3_file *file, void *out, int n, sqlite3_int64 at)
+{
+    return nl_sealed_wal_read(vfs_of(file), out, n, at);
+}
+
+static int wal_write(sqlite3_file *file, const void *in, int n, sqlite3_int64 at)
+{
+    return nl_sealed_wal_write(vfs_of(file), in, n, at);
+}
+
+static int wal_truncate(sqlite3_file *file, sqlite3_int64 size)
+{
+    return nl_sealed_wal_truncate(vfs_of(file), size);
+}
+
+static int wal_size(sqlite3_file *file, sqlite3_int64 *size)
+{
+    return nl_sealed_wal_size(vfs_of(file), size);
+}
+
+static int main_sync(sqlite3_file *file, int flags)
+{
+    nl_sealed *f = vfs_of(file);
+
+    return f->below->pMethods->xSync(f->below, flags);
+}
+
+static int wal_sync(sqlite3_file *file, int flags)
+{
+    nl_sealed *f = vfs_of(file);
+    int rc = nl_sealed_wal_flush(f);
+
+    return rc == SQLITE_OK ? f->below->pMethods->xSync(f->below, flags) : rc;
+}
+
+static int main_lock(sqlite3_file *file, int level)
+{
+    nl_sealed *f = vfs_of(file);
+
+    f->known = 0;
+    return f->below->pMethods->xLock(f->below, level);
+}
+
+static int main_unlock(sqlite3_file *file, int level)
+{
+    nl_sealed *f = vfs_of(file);
+
+    return f->below->pMethods->xUnlock(f->below, level);
+}
+
+static int main_reserved(sqlite3_file *file, int *out)
+{
+    nl_sealed *f = vfs_of(file);
+
+    return f->below->pMethods->xCheckReservedLock(f->below, out);
+}
+
+static int main_sector(sqlite3_file *file)
+{
+    nl_sealed *f = vfs_of(file);
+
+    return f->below->pMethods->xSectorSize(f->below);
+}
+
+static int main_characteristics(sqlite3_file *file)
+{
+    (void)file;
+    /* Whatever the file below could do besides is not true of slots. */
+    return SQLITE_IOCAP_POWERSAFE_OVERWRITE | SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN;
+}
+
+static int main_shm_map(sqlite3_file *file, int region, int size, int extend, void volatile **out)
+{
+    nl_sealed *f = vfs_of(file);
+
+    return f->below->pMethods->xShmMap(f->below, region, size, extend, out);
+}
+
+static int main_shm_lock(sqlite3_file *file, int offset, int n, int flags)
+{
+    enum { RECOVER = 2 }; /* WAL_RECOVER_LOCK, part of the file format: https://sqlite.org/walformat.html */
+    nl_sealed *f = vfs_of(file);
+    int rc = f->below->pMethods->xShmLock(f->below, offset, n, flags);
+
+    if (rc == SQLITE_OK && (flags & SQLITE_SHM_EXCLUSIVE) && offset <= RECOVER && RECOVER < offset + n) {
+        f->recovering = (flags & SQLITE_SHM_LOCK) != 0;
+    }
+    return rc;
+}
+
+static void main_shm_barrier(sqlite3_file *file)
+{
+    nl_sealed *f = vfs_of(file);
+
+    /* What is published next must be in the file. */
+    if (f->log && f->log->held_frame && nl_sealed_wal_flush(f->log) != SQLITE_OK) f->log->broken = 1;
+    f->below->pMethods->xShmBarrier(f->below);
+}
+
+static int main_shm_unmap(sqlite3_file *file, int remove)
+{
+    nl_sealed *f = vfs_of(file);
+
+    return f->below->pMethods->xShmUnmap(f->below, remove);
+}
+
+/* ------------------------------------------------------------------ what is asked of a file */
+
+static int vfs_pragma_off(const char *value)
+{
+    return !sqlite3_stricmp(value, "off") || !sqlite3_stricmp(value, "0") || !sqlite3_stricmp(value, "no")
+        || !sqlite3_stricmp(value, "false");
+}
+
+/* Why a setting would take the seal off something, or NULL. */
+static const char *vfs_pragma_refused(const char *name, const char *value)
+{
+    if (!value) return NULL;
+    if (!sqlite3_stricmp(name, "journal_mode") && sqlite3_stricmp(value, "wal")) {
+        return "a sealed database stays in WAL mode: a journal would not be sealed";
+    }
+    if (!sqlite3_stricmp(name, "temp_store") && sqlite3_stricmp(value, "memory") && strcmp(value, "2")) {
+        return "with a sealed database temporary data stays in memory: files would not be sealed";
+    }
+    if (!sqlite3_stricmp(name, "synchronous") && vfs_pragma_off(value)) {
+        return "a sealed database does not take synchronous=OFF: a page torn by a crash could not be opened again";
+    }
+    if (!sqlite3_stricmp(name, "locking_mode") && !sqlite3_stricmp(value, "exclusive")) {
+        return "a sealed database does not take locking_mode=EXCLUSIVE";
+    }
+    return NULL;
+}
+
+static int vfs_pragma(char **arguments)
+{
+    const char *refused = vfs_pragma_refused(arguments[1], arguments[2]);
+
+    if (!refused) return SQLITE_NOTFOUND;
+    arguments[0] = sqlite3_mprintf("%s", refused);
+    return SQLITE_ERROR;
+}
+
+static int main_control(sqlite3_file *file, int op, void *arg)
+{
+    nl_sealed *f = vfs_of(file);
+
+    switch (op) {
+    case SQLITE_FCNTL_PRAGMA:
+        return vfs_pragma(arg);
+    case SQLITE_FCNTL_MMAP_SIZE:
+        *(sqlite3_int64 *)arg = 0;
+        return SQLITE_OK;
+    case SQLITE_FCNTL_SIZE_HINT: /* sizes of SQLite's, not of the file's */
+    case SQLITE_FCNTL_CHUNK_SIZE:
+    case SQLITE_FCNTL_POWERSAFE_OVERWRITE:
+        return SQLITE_OK;
+    case SQLITE_FCNTL_BEGIN_ATOMIC_WRITE:
+    case SQLITE_FCNTL_COMMIT_ATOMIC_WRITE:
+    case SQLITE_FCNTL_ROLLBACK_ATOMIC_WRITE:
+        return SQLITE_NOTFOUND;
+    case SQLITE_FCNTL_CKPT_START:
+        f->known = 0;
+        break;
+    default:
+        break;
+    }
+    return f->below->pMethods->xFileControl(f->below, op, arg);
+}
+
+/* Without xFetch and xUnfetch: nothing is mapped. */
+static const sqlite3_io_methods main_methods = {
+    .iVersion = 2, .xClose = main_close, .xRead = main_read, .xWrite = main_write, .xTruncate = main_truncate,
+    .xSync = main_sync, .xFileSize = main_size, .xLock = main_lock, .xUnlock = main_unlock,
+    .xCheckReservedLock = main_reserved, .xFileControl = main_control, .xSectorSize = main_sector,
+    .xDeviceCharacteristics = main_characteristics, .xShmMap = main_shm_map, .xShmLock = main_shm_lock,
+    .xShmBarrier = main_shm_barrier, .xShmUnmap = main_shm_unmap,
+};
+static const sqlite3_io_methods wal_methods = {
+    .iVersion = 1, .xClose = wal_close, .xRead = wal_read, .xWrite = wal_write, .xTruncate = wal_truncate,
+    .xSync = wal_sync, .xFileSize = wal_size, .xLock = main_lock, .xUnlock = main_unlock,
+    .xCheckReservedLock = main_reserved, .xFileControl = main_control, .xSectorSize = main_sector,
+    .xDeviceCharacteristics = main_characteristics,
+};
+
+/* ------------------------------------------------------------------ opening */
+
+static int vfs_room(nl_sealed *f)
+{
+    f->scratch = sqlite3_malloc64(NL_SEALED_BATCH * ((sqlite3_uint64)f->page_size + 2 * NL_SEAL_SIZE));
+    return f->scratch ? SQLITE_OK : SQLITE_NOMEM;
+}
+
+/* Another process may be at it, too, or have the empty file open for something else. */
+static int vfs_fill_empty(nl_sealed *f, const nl_sealing *with)
+{
+    sqlite3_int64 size = 0;
+    int rc = f->below->pMethods->xLock(f->below, SQLITE_LOCK_SHARED);
+
+    if (rc == SQLITE_OK) rc = f->below->pMethods->xLock(f->below, SQLITE_LOCK_EXCLUSIVE);
+    if (rc == SQLITE_OK) rc = f->below->pMethods->xFileSize(f->below, &size);
+    if (rc == SQLITE_OK && size == 0) rc = nl_sealed_create_in(f->below, f->path, with);
+    f->below->pMethods->xUnlock(f->below, SQLITE_LOCK_NONE);
+    return rc;
+}
+
+static int vfs_unlock_block(nl_sealed *f, const nl_sealing *with)
+{
+    uint8_t block[NL_BLOCK_SIZE];
+    sqlite3_int64 size = 0;
+    nl_error why;
+
+    int rc = f->below->pMethods->xFileSize(f->below, &size);
+    if (rc == SQLITE_OK && size == 0 && with->empty) {
+        f->key = with->key;
+        return SQLITE_OK;
+    }
+    if (rc == SQLITE_OK && size == 0) rc = vfs_fill_empty(f, with);
+    if (rc == SQLITE_OK) rc = f->below->pMethods->xRead(f->below, block, sizeof block, 0);
+    if (rc != SQLITE_OK && rc != SQLITE_IOERR_SHORT_READ) return rc;
+    if (memcmp(block, "SQLite format 3", 16) == 0) {
+        return vfs_fail(SQLITE_NOTADB, NL_E_KEY, f->path, "is not sealed: open it without a key, or seal it first");
+    }
+    if (nl_codec_open(block, with->key, &f->codec, &why) != NL_OK) return nl_sealed_fail(SQLITE_NOTADB, &why, f);
+    f->page_size = nl_codec_page_size(f->codec);
+    return vfs_room(f);
+}
+
+static int vfs_open_main(nl_sealed *f, const char *name, int flags, int *out, const nl_sealing *with)
+{
+    int exists = 1, rc = SQLITE_OK;
+
+    if ((flags & SQLITE_OPEN_CREATE) && !with->empty) {
+        rc = vfs_below->xAccess(vfs_below, name, SQLITE_ACCESS_EXISTS, &exists);
+        /* SQLite's xAccess takes an empty file for none. */
+        if (rc == SQLITE_OK && !exists) rc = nl_sealed_create(name, with);
+    }
+    if (rc == SQLITE_OK) rc = vfs_below->xOpen(vfs_below, name, f->below, flags, out);
+    if (rc != SQLITE_OK) return rc;
+    f->main = f;
+    f->path = name;
+    f->wal = sqlite3_filename_wal(name);
+    f->journal = sqlite3_filename_journal(name);
+    rc = vfs_unlock_block(f, with);
+    if (rc != SQLITE_OK) {
+        f->below->pMethods->xClose(f->below);
+        vfs_release(f);
+        return rc;
+    }
+    f->file.pMethods = &main_methods;
+    vfs_enlist(f);
+    return SQLITE_OK;
+}
+
+static int vfs_open_wal(nl_sealed *f, nl_sealed *database, const char *name, int flags, int *out)
+{
+    f->name = vfs_wal_name(name);
+    f->main = database;
+    f->page_size = database->page_size;
+    f->scratch = database->scratch;
+    f->opened = sqlite3_malloc64(NL_FRAME_HEADER_SIZE + (sqlite3_uint64)f->page_size);
+    int rc = f->name && f->opened ? SQLITE_OK : SQLITE_NOMEM;
+    if (rc == SQLITE_OK) rc = vfs_below->xOpen(vfs_below, f->name, f->below, flags, out);
+    if (rc != SQLITE_OK) {
+        vfs_release(f);
+        return rc;
+    }
+    f->file.pMethods = &wal_methods;
+    database->log = f;
+    return SQLITE_OK;
+}
+
+static int vfs_is_sealed(sqlite3_file *file)
+{
+    uint8_t first[16];
+
+    return file->pMethods->xRead(file, first, sizeof first, 0) == SQLITE_OK && nl_block_is_sealed(first);
+}
+
+/* A plain file: the object becomes SQLite's own. */
+static int vfs_open_plain(const char *name, sqlite3_file *file, int flags, int *out)
+{
+    int rc = vfs_below->xOpen(vfs_below, name, file, flags, out);
+
+    if (rc != SQLITE_OK || !(flags & SQLITE_OPEN_MAIN_DB) || !vfs_is_sealed(file)) return rc;
+    file->pMethods->xClose(file);
+    file->pMethods = NULL;
+    return vfs_fail(SQLITE_NOTADB, NL_E_KEY, name, "is sealed: it takes its key to open it");
+}
+
+static int plain_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int flags, int *out)
+{
+    (void)vfs;
+    return vfs_open_plain(name, file, flags, out);
+}
+
+static int sealed_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, int flags, int *out)
+{
+    nl_sealed *f = vfs_of(file);
+    const nl_sealing *with = vfs_sealing;
+
+    (void)vfs;
+    memset(f, 0, sizeof *f);
+    f->below = (sqlite3_file *)(void *)(f + 1);
+    f->below->pMethods = NULL;
+    if (flags & SQLITE_OPEN_MAIN_DB) {
+        if (!with) return vfs_fail(SQLITE_CANTOPEN, NL_E_KEY, name, "was to be opened without saying with which key");
+        if (!with->key) return vfs_open_plain(name, file, flags, out);
+        return vfs_open_main(f, name, flags, out, with);
+    }
+    if (flags & SQLITE_OPEN_WAL) {
+        nl_sealed *database = vfs_find_own(name);
+        if (database) return vfs_open_wal(f, database, name, flags, out);
+        if (!vfs_find(name, 0)) return vfs_open_plain(name, file, flags, out);
+    }
+    if ((flags & SQLITE_OPEN_MAIN_JOURNAL) && !vfs_find(name, 1)) return vfs_open_plain(name, file, flags, out);
+    return vfs_fail(SQLITE_CANTOPEN, NL_E_MISUSE, name, "would have been written without a seal");
+}
+
+static int sealed_delete(sqlite3_vfs *vfs, const char *name, int sync)
+{
+    char *real = vfs_find(name, 0) ? vfs_wal_name(name) : NULL;
+
+    (void)vfs;
+    int rc = vfs_below->xDelete(vfs_below, real ? real : name, sync);
+    sqlite3_free(real);
+    return rc;
+}
+
+static int sealed_access(sqlite3_vfs *vfs, const char *name, int flags, int *out)
+{
+    char *real = vfs_find(name, 0) ? vfs_wal_name(name) : NULL;
+    int rc = SQLITE_OK;
+
+    (void)vfs;
+    *out = 0;
+    if (!vfs_find(name, 1)) rc = vfs_below->xAccess(vfs_below, real ? real : name, flags, out);
+    sqlite3_free(real);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ installing */
+
+int nl_codec_vfs_install(void)
+{
+    vfs_below = sqlite3_vfs_find(NULL);
+    if (!vfs_below) return SQLITE_ERROR;
+    vfs_plain = *vfs_below;
+    vfs_plain.pNext = NULL;
+    vfs_plain.zName = "nearlite";
+    vfs_plain.xOpen = plain_open;
+    vfs_sealed = vfs_plain;
+    vfs_sealed.zName = "nearlite-sealed";
+    vfs_sealed.szOsFile = (int)sizeof(nl_sealed) + vfs_below->szOsFile;
+    vfs_sealed.xOpen = sealed_open;
+    vfs_sealed.xDelete = sealed_delete;
+    vfs_sealed.xAccess = sealed_access;
+    int rc = sqlite3_vfs_register(&vfs_plain, 1);
+    return rc == SQLITE_OK ? sqlite3_vfs_register(&vfs_sealed, 0) : rc;
+}

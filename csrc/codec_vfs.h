@@ -1,0 +1,81 @@
+/*
+** codec_vfs.h - sealed files under SQLite: what codec_vfs.c, codec_file.c and codec_wal.c share.
+**
+** SQLite sees a file of whole pages, and a WAL as its own; on disk both are sealed (codec.c). Methods that
+** are not about bytes (locks, shared memory, sync) go to the file below, which is SQLite's own VFS's.
+*/
+#ifndef NL_CODEC_VFS_H
+#define NL_CODEC_VFS_H
+
+#include "nl.h"
+
+#include <sqlite3.h>
+
+/* An open sealed database or its WAL. The file below lies behind this in the same memory. */
+typedef struct nl_sealed {
+    sqlite3_file file;           /* first: what SQLite has */
+    sqlite3_file *below;
+    struct nl_sealed *main;      /* of a WAL: its database; of a database: itself */
+    const char *path;            /* of the database, as SQLite says it */
+    uint32_t page_size;          /* 0: an empty file, whose page size is that of the first write */
+    uint8_t *scratch;            /* room for NL_SEALED_BATCH sealed frames */
+    /* Of a database: */
+    nl_codec *codec;             /* NULL with page_size 0 */
+    nl_key *key;                 /* what an empty file is to be sealed with; the connection's */
+    const char *wal;             /* what SQLite calls the WAL and the journal */
+    const char *journal;
+    struct nl_sealed *next;      /* in the list of all that are open */
+    uint32_t known;              /* pages it has at least, while nobody else may truncate it; 0: unknown */
+    int recovering;              /* this connection reads the WAL from its beginning, all others wait */
+    struct nl_sealed *log;       /* the WAL, while it is open */
+    /* Of a WAL: */
+    char *name;                  /* where it really is */
+    uint8_t held[24];            /* header of frame `held_frame`, which waits for its page */
+    uint32_t held_frame;         /* 0: none */
+    uint8_t *opened;             /* the last whole frame that was read, in clear */
+    uint32_t opened_frame;       /* its number; 0: none */
+    int broken;                  /* a header could not be written when nobody could be told */
+} nl_sealed;
+
+#define NL_SEALED_BATCH 16
+
+/* With what the databases that this thread opens next are sealed. */
+typedef struct nl_sealing {
+    nl_key *key;                 /* NULL: they are plain */
+    uint32_t page_size;          /* of new ones */
+    int empty;                   /* new ones get no page 1: VACUUM INTO wants to find nothing */
+} nl_sealing;
+
+/* Says so to "nearlite-sealed", on this thread, until the next call. Answers what was said before. */
+const nl_sealing *nl_sealing_with(const nl_sealing *with);
+/* What a failing call of SQLite's was about, if it was about a seal: fills *err, answers its code or NL_OK.
+** Once. Of this thread. */
+int nl_sealed_failure(nl_error *err);
+
+/* Keeps what SQLite's result codes cannot say for nl_sealed_failure(). Answers `rc`. */
+int nl_sealed_fail(int rc, const nl_error *why, const nl_sealed *where);
+int nl_sealed_refuse(int rc, const nl_sealed *where, const char *what);
+
+/* Slots of the database (codec_file.c). */
+int nl_sealed_main_read(nl_sealed *f, void *out, int n, sqlite3_int64 at);
+int nl_sealed_main_write(nl_sealed *f, const void *in, int n, sqlite3_int64 at);
+int nl_sealed_main_truncate(nl_sealed *f, sqlite3_int64 size);
+int nl_sealed_main_size(nl_sealed *f, sqlite3_int64 *size);
+
+/* Frames of the WAL (codec_wal.c). */
+int nl_sealed_wal_read(nl_sealed *f, void *out, int n, sqlite3_int64 at);
+int nl_sealed_wal_write(nl_sealed *f, const void *in, int n, sqlite3_int64 at);
+int nl_sealed_wal_truncate(nl_sealed *f, sqlite3_int64 size);
+int nl_sealed_wal_size(nl_sealed *f, sqlite3_int64 *size);
+int nl_sealed_wal_flush(nl_sealed *f);
+
+/* A new database, complete: block and page 1, of a database in WAL mode without tables (codec_create.c).
+** SQLITE_OK as well if somebody else was first. */
+int nl_sealed_create(const char *path, const nl_sealing *with);
+/* The same into an empty file that is open and locked. */
+int nl_sealed_create_in(sqlite3_file *file, const char *path, const nl_sealing *with);
+
+/* Registers the VFSes, as SQLite's default and as "nearlite-sealed". Answers SQLite's result. */
+int nl_codec_vfs_install(void);
+
+#endif

@@ -115,7 +115,10 @@ int nl_db_enter(nl_db *db, nl_error *err)
         database_exit(db);
         return nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed database.");
     }
-    if (db->sealing.key) db->outer = nl_sealing_with(&db->sealing);
+    if (db->sealing.key) {
+        db->sealing.empty = 0;
+        db->outer = nl_sealing_with(&db->sealing);
+    }
     uint32_t schemas = __atomic_load_n(&database_schemas, __ATOMIC_ACQUIRE);
     if (db->schemas != schemas && nl_sqlite_forget_schema(db->sqlite)) db->schemas = schemas;
     db->begun_ms = 0;
@@ -372,6 +375,8 @@ static int database_authorize(
     if (db->collect && action == SQLITE_ALTER_TABLE) db->alters_main = database_place(a) == 0;
     /* RENAME and DROP COLUMN always look for views and triggers in temp, too, that name the table. */
     if (db->alters_main && database_place(place) == 1) return SQLITE_OK;
+    /* No statement of ours is being compiled: it is VACUUM INTO that attaches its target. */
+    if (action == SQLITE_ATTACH && !db->collect) db->sealing.empty = 1;
     if (db->collect) {
         *db->collect |= database_report_flags(action, a, b, place);
         if (!trigger) *db->collect |= database_own_flags(action, a);
@@ -474,6 +479,29 @@ int nl_db_close(nl_db *db, nl_error *err)
     db->status.in_transaction = 0;
     nl_db_leave(db);
     return NL_OK;
+}
+
+int nl_db_attach(nl_db *db, const char *path, const char *name, nl_key *key, uint32_t page_size, nl_error *err)
+{
+    const nl_sealing with = {.key = key, .page_size = page_size};
+    sqlite3_stmt *statement = NULL;
+
+    if (key && !db->sealing.key) {
+        return nl_fail(err, NL_E_KEY, "%s cannot be attached: what is sorted on a connection without a key goes"
+                       " into files that are not sealed. Open the connection with a key", path);
+    }
+    if (nl_db_enter(db, err)) return NL_E_MISUSE;
+    const nl_sealing *outer = db->sealing.key ? nl_sealing_with(&with) : NULL;
+    int rc = sqlite3_prepare_v2(db->sqlite, "ATTACH ?1 AS ?2", -1, &statement, NULL);
+    if (rc == SQLITE_OK) rc = sqlite3_bind_text(statement, 1, path, -1, SQLITE_STATIC);
+    if (rc == SQLITE_OK) rc = sqlite3_bind_text(statement, 2, name, -1, SQLITE_STATIC);
+    if (rc == SQLITE_OK && sqlite3_step(statement) == SQLITE_DONE) db->epoch++;
+    const int ended = sqlite3_finalize(statement);
+    if (rc == SQLITE_OK) rc = ended;
+    const int code = rc == SQLITE_OK ? NL_OK : nl_db_fail(db, rc, err);
+    if (outer) nl_sealing_with(outer);
+    nl_db_leave(db);
+    return code;
 }
 
 void nl_db_free(nl_db *db)

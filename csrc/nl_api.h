@@ -428,6 +428,9 @@ int nl_db_open(
 /* Closes the connection; statements still open keep it alive inside SQLite until they are freed.
 ** The handle stays valid (and refuses everything) until nl_db_free. Idempotent. */
 int nl_db_close(nl_db *db, nl_error *err);
+/* ATTACH path AS name, with a key of its own; NULL: a plain file. NL_E_KEY: the connection has no key. */
+int nl_db_attach(
+    nl_db *db, const char *path, const char *name, nl_key *key, uint32_t page_size, nl_error *err);
 void nl_db_free(nl_db *db);
 void nl_db_interrupt(nl_db *db);                     /* [any thread] */
 nl_status *nl_db_status(nl_db *db);                  /* lives as long as the handle */

@@ -15,6 +15,7 @@ CSRC = ROOT / "csrc"
 ROOMS = [
     "errors position beats zstd spawn script delivery",
     "_native",
+    "keys",
     "message wire sync btree",
     "channel network hrana guard",
     "dbapi http asgi",

@@ -115,6 +115,8 @@ class Database:
       busy_ms: milliseconds to wait for a lock; negative: for ever.
       checkpoint: False: neither a commit nor closing ever checkpoints.
       defensive: SQL cannot damage the file (SQLITE_DBCONFIG_DEFENSIVE).
+      key: of a sealed file; None: the file is plain.
+      page_size: of a sealed file that is made here; 0: 4096.
 
     Raises:
       OperationalError: it cannot be opened.
@@ -234,6 +236,16 @@ class Database:
     def limit(self, category: int, value: int = -1) -> int:
         """Ask for, or with a non-negative `value` set, a run-time limit. Answers the old value."""
         return int(lib.nl_db_limit(self._db, category, value))
+
+    def attach(self, path: bytes, name: str, key: Key | None, page_size: int = 0) -> None:
+        """ATTACH a file with a key of its own; None: a plain one.
+
+        Raises:
+          KeyRefusedError: this connection has no key, or it is not the file's.
+        """
+        handle = ffi.NULL if key is None else key.handle
+        if lib.nl_db_attach(self._db, path, name.encode(), handle, page_size, self._err):
+            self.fail()
 
     def interrupt(self) -> None:
         """Stop what runs on this connection now. From any thread."""

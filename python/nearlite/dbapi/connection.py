@@ -25,6 +25,7 @@ from nearlite.dbapi.cursor import Cursor, Result
 from nearlite.dbapi.sets import NO_THREAD, Asking
 from nearlite.errors import DataError, ProgrammingError
 from nearlite.guard import guard
+from nearlite.keys import EncryptionKey, key_of
 
 Self = TypeVar("Self", bound="Connection")
 CursorT = TypeVar("CursorT", bound=Cursor)
@@ -51,9 +52,12 @@ class Connection:
       cached_statements: compiled statements kept for the next time.
       uri: `database` may be a URI.
       autocommit: True, False (PEP 249), or LEGACY_TRANSACTION_CONTROL: isolation_level rules.
+      encryption_key: the file is sealed, and created so if it is missing (docs/encryption.md): see
+        :func:`nearlite.keys.key_of` for what may be given.
 
     Raises:
       OperationalError: the file cannot be opened.
+      WrongKeyError: it is sealed with another key, or not sealed at all, or is and no key was given.
 
     """
 
@@ -89,12 +93,16 @@ class Connection:
         uri: bool = False,
         *,
         autocommit: bool | int = LEGACY_TRANSACTION_CONTROL,
+        encryption_key: EncryptionKey | None = None,
     ) -> None:
         self._prepare_state(
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
         )
         self._database = Database(
-            os.fsencode(database), uri=uri, busy_ms=max(0, int(timeout * 1000))
+            os.fsencode(database),
+            uri=uri,
+            busy_ms=max(0, int(timeout * 1000)),
+            key=None if encryption_key is None else key_of(encryption_key),
         )
         self._unwatch = guard.watch(self, database)
         self._opened()
@@ -303,6 +311,31 @@ class Connection:
         if old < 0:
             raise ProgrammingError("'category' is out of bounds")
         return old
+
+    def attach(
+        self,
+        database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        name: str,
+        *,
+        encryption_key: EncryptionKey | None = None,
+    ) -> None:
+        """Attach a file under a name of its own, as ATTACH does, with a key of its own.
+
+        On a connection that has a key, the statement ATTACH takes that key for the other file as well.
+
+        Args:
+          database: its path; created when missing.
+          name: what its tables are to be qualified with.
+          encryption_key: as for the connection; None: the file is plain.
+
+        Raises:
+          WrongKeyError: it is not the key of that file, or this connection has none: what is sorted on it
+            would go into files that are not sealed.
+        """
+        self._check()
+        key = None if encryption_key is None else key_of(encryption_key)
+        with self._guard():
+            self._database.attach(os.fsencode(database), name, key)
 
     def interrupt(self) -> None:
         """Stop what runs on this connection. From any thread."""

@@ -1,0 +1,519 @@
+"""Sealed database files: every kind of statement leaves nothing in clear, and no foreign byte comes in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sealed_reader import SealedFile
+
+import nearlite
+from nearlite._native.database import Database
+from nearlite._native.sealing import Key
+from nearlite.errors import TamperedError, WrongKeyError
+
+KEY = bytes(range(32))
+SIZE = 4096
+SLOT = SIZE + 32
+BLOCK = 4096
+FRAME = 24 + SLOT
+MARK = "PLAINTEXT-MARKER"
+
+
+def sealed(path: Path, **options) -> nearlite.Connection:
+    return nearlite.connect(path, encryption_key=KEY, isolation_level=None, **options)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.db"
+
+
+@pytest.fixture
+def con(path: Path) -> Iterator[nearlite.Connection]:
+    made = sealed(path)
+    made.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+    made.executemany(
+        "INSERT INTO t(b) VALUES(?)", [(f"{MARK} {i} " + "x" * 500,) for i in range(300)]
+    )
+    yield made
+    made.close()
+
+
+def rows(
+    connection: nearlite.Connection, sql: str = "SELECT count(*), sum(length(b)) FROM t"
+) -> list:
+    return connection.execute(sql).fetchall()
+
+
+def found_in_clear(folder: Path) -> list[str]:
+    return [f.name for f in folder.iterdir() if f.is_file() and MARK.encode() in f.read_bytes()]
+
+
+def flip(path: Path, at: int, bit: int = 1) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ bit]))
+
+
+def plain_copy(path: Path, to: Path, key: bytes = KEY) -> None:
+    """Decrypted by the second implementation; the WAL must have been checkpointed."""
+    data = path.read_bytes()
+    file = SealedFile.of(data[:BLOCK], key)
+    slot = file.page_size + 32
+    pages = [data[at : at + slot] for at in range(BLOCK, len(data), slot)]
+    to.write_bytes(b"".join(file.page(n, page) for n, page in enumerate(pages, 1)))
+
+
+# ---------------------------------------------------------------- what works
+
+
+def test_what_was_written_is_read_by_any_number_of_processes(path: Path, con) -> None:
+    script = """
+import sys, nearlite
+with nearlite.connect(sys.argv[1], 20, encryption_key="hex:" + sys.argv[2], isolation_level=None) as c:
+    for _ in range(50):
+        c.execute("INSERT INTO t(b) VALUES(?)", ("y" * 100,))
+    print(c.execute("SELECT count(*) > 300 FROM t").fetchone()[0])
+"""
+    several = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, path, KEY.hex()], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    assert [process.communicate(timeout=60)[0] for process in several] == ["1\n"] * 3
+    assert rows(con)[0][0] == 450
+    assert rows(con, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_the_second_implementation_reads_the_file(path: Path, con, tmp_path: Path) -> None:
+    before = rows(con)
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    plain_copy(path, tmp_path / "plain.db")
+    with closing(sqlite3.connect(tmp_path / "plain.db")) as stock:
+        assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert stock.execute("SELECT count(*), sum(length(b)) FROM t").fetchall() == before
+
+
+@pytest.mark.parametrize("size", [512, 1024, 8192, 65536])
+def test_every_page_size(path: Path, size: int, tmp_path: Path) -> None:
+    with closing(Database(str(path), key=Key.of_bytes(KEY), page_size=size)) as database:
+        database.exec("CREATE TABLE t(a, b); INSERT INTO t VALUES(1, randomblob(100000))")
+    with closing(sealed(path)) as con:
+        assert rows(con, "PRAGMA page_size") == [(size,)]
+        assert rows(con) == [(1, 100000)]
+        con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    plain_copy(path, tmp_path / "plain.db")
+    with closing(sqlite3.connect(tmp_path / "plain.db")) as stock:
+        assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_transaction_that_spills_and_rewrites_its_frames(path: Path, con) -> None:
+    """Pages that were written to the WAL are changed again before the commit: in place, then headers anew."""
+    con.execute("PRAGMA cache_size=10")
+    con.execute("BEGIN")
+    for n in range(3):
+        con.execute("UPDATE t SET b = b || ?", (f" again {n}",))
+    con.execute("SAVEPOINT s")
+    con.execute("DELETE FROM t WHERE a % 3 = 0")
+    con.execute("ROLLBACK TO s")
+    con.execute("COMMIT")
+    expected = rows(con)
+    with closing(sealed(path)) as other:
+        assert rows(other) == expected
+        assert rows(other, "PRAGMA integrity_check") == [("ok",)]
+    # and the chain of checksums is whole: everything is there after recovery
+    copy = path.with_name("copy.db")
+    shutil.copy(path, copy)
+    shutil.copy(f"{path}-nlwal", f"{copy}-nlwal")
+    with closing(sealed(copy)) as recovered:
+        assert rows(recovered) == expected
+
+
+def test_a_file_that_shrinks_and_grows_has_no_page_without_a_seal(
+    path: Path, con, tmp_path: Path
+) -> None:
+    con.execute("DELETE FROM t")
+    con.execute("VACUUM")
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    small = path.stat().st_size
+    con.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    con.execute("VACUUM")
+    con.execute("INSERT INTO t VALUES(1, zeroblob(3000000))")
+    con.execute("DELETE FROM t")
+    con.execute("INSERT INTO t VALUES(2, 'x')")
+    con.execute("PRAGMA incremental_vacuum(100)")
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert path.stat().st_size > small
+    plain_copy(path, tmp_path / "plain.db")
+    with closing(sqlite3.connect(tmp_path / "plain.db")) as stock:
+        assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_vacuum_into_makes_a_sealed_file(path: Path, con, tmp_path: Path) -> None:
+    other = tmp_path / "into.db"
+    con.execute("VACUUM INTO ?", (str(other),))
+    assert found_in_clear(tmp_path) == []
+    with closing(sealed(other)) as into:
+        assert rows(into) == rows(con)
+        assert rows(into, "PRAGMA integrity_check") == [("ok",)]
+    with pytest.raises(nearlite.OperationalError, match="output file already exists"):
+        con.execute("VACUUM INTO ?", (str(other),))
+
+
+def test_attached_files(con, tmp_path: Path) -> None:
+    other = bytes(reversed(KEY))
+    con.execute("ATTACH ? AS same", (str(tmp_path / "same.db"),))
+    con.attach(tmp_path / "other.db", "other", encryption_key=other)
+    con.attach(tmp_path / "plain.db", "plain")
+    for name in ("same", "other", "plain"):
+        con.execute(f"CREATE TABLE {name}.copied AS SELECT a FROM t")
+    con.execute("INSERT INTO other.copied SELECT a FROM same.copied")
+    for name, key, count in (("same", KEY, 300), ("other", other, 600), ("plain", None, 300)):
+        with closing(nearlite.connect(tmp_path / f"{name}.db", encryption_key=key)) as again:
+            assert rows(again, "SELECT count(*) FROM copied") == [(count,)]
+    with pytest.raises(WrongKeyError, match="plain.db is not sealed"):
+        con.execute("ATTACH ? AS again", (str(tmp_path / "plain.db"),))
+    with pytest.raises(WrongKeyError, match="not the key"):
+        con.attach(tmp_path / "other.db", "again", encryption_key=KEY)
+
+
+def test_a_plain_connection_attaches_no_sealed_file(path: Path, con, tmp_path: Path) -> None:
+    with closing(nearlite.connect(tmp_path / "plain.db", isolation_level=None)) as plain:
+        with pytest.raises(WrongKeyError, match="is sealed"):
+            plain.execute("ATTACH ? AS s", (str(path),))
+        with pytest.raises(WrongKeyError, match="Open the connection with a key"):
+            plain.attach(path, "s", encryption_key=KEY)
+        plain.execute("CREATE TABLE works(a)")
+
+
+def test_an_empty_file_becomes_a_sealed_one(path: Path) -> None:
+    path.touch()
+    with closing(sealed(path)) as con:
+        con.execute("CREATE TABLE t(a)")
+    with closing(sealed(path)) as con:
+        assert rows(con, "SELECT name FROM sqlite_schema") == [("t",)]
+
+
+def test_memory_needs_no_file() -> None:
+    with closing(nearlite.connect(":memory:", encryption_key=KEY)) as con:
+        con.execute("CREATE TABLE t(a)")
+
+
+def test_read_only(path: Path, con) -> None:
+    with closing(Database(str(path), readonly=True, key=Key.of_bytes(KEY))) as database:
+        with pytest.raises(nearlite.OperationalError, match="readonly"):
+            database.exec("DELETE FROM t")
+
+
+# ---------------------------------------------------------------- nothing in clear
+
+
+def test_nothing_is_written_in_clear(path: Path, con, tmp_path: Path) -> None:
+    con.execute("PRAGMA cache_size=10")
+    steps = [
+        "CREATE INDEX ib ON t(b)",
+        f"CREATE TEMP TABLE tt AS SELECT b || '{MARK}' AS b FROM t",
+        "INSERT INTO tt SELECT b FROM tt",
+        "SELECT b FROM (SELECT b FROM tt UNION SELECT b || 'x' FROM tt) ORDER BY b DESC LIMIT 1",
+        "BEGIN",
+        "UPDATE t SET b = b || 'y'",
+        "SAVEPOINT s",
+        "DELETE FROM t WHERE a % 2",
+        "ROLLBACK TO s",
+        "COMMIT",
+        "UPDATE OR FAIL t SET b = b || 'z'",
+        "PRAGMA wal_checkpoint",
+        "VACUUM",
+        "REINDEX",
+        "ANALYZE",
+        f'CREATE TABLE "{MARK}"(a)',
+        "CREATE VIRTUAL TABLE f USING fts5(b)",
+        "INSERT INTO f SELECT b FROM t",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+    ]
+    for step in steps:
+        con.execute(step).fetchall()
+        assert found_in_clear(tmp_path) == []
+        assert {f.name for f in tmp_path.iterdir()} <= {"a.db", "a.db-nlwal", "a.db-shm"}
+        open_files = {
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")
+        }
+        assert not [name for name in open_files if "etilqs" in name]
+
+
+@pytest.mark.parametrize(
+    "pragma",
+    [
+        "journal_mode=DELETE",
+        "journal_mode=MEMORY",
+        "journal_mode=OFF",
+        "main.journal_mode=PERSIST",
+        "temp_store=FILE",
+        "temp_store=0",
+        "synchronous=OFF",
+        "synchronous=0",
+        "locking_mode=EXCLUSIVE",
+    ],
+)
+def test_settings_that_would_break_a_seal_are_refused(con, pragma: str) -> None:
+    with pytest.raises(nearlite.OperationalError, match="a sealed database"):
+        con.execute(f"PRAGMA {pragma}").fetchall()
+    assert rows(con, "PRAGMA journal_mode") == [("wal",)]
+    assert rows(con, "PRAGMA temp_store") == [(2,)]
+
+
+def test_mapping_is_never_used(con) -> None:
+    assert rows(con, "PRAGMA mmap_size=1000000") in ([(0,)], [])
+    assert rows(con)[0][0] == 300
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_the_wrong_key_no_key_and_a_key_for_a_plain_file(path: Path, con, tmp_path: Path) -> None:
+    with pytest.raises(WrongKeyError, match=f"{path} is sealed: it takes its key"):
+        nearlite.connect(path)
+    with pytest.raises(
+        WrongKeyError, match=f"{path}: this is not the key that the file was sealed with"
+    ):
+        nearlite.connect(path, encryption_key=bytes(32))
+    with pytest.raises(WrongKeyError, match="sealed with a key, not with a passphrase"):
+        nearlite.connect(path, encryption_key="a passphrase")
+    plain = tmp_path / "plain.db"
+    with closing(sqlite3.connect(plain)) as stock:
+        stock.execute("CREATE TABLE t(a)")
+    before = plain.read_bytes()
+    with pytest.raises(WrongKeyError, match="plain.db is not sealed"):
+        sealed(plain)
+    assert plain.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", b"hello" * 2000, bytes(10_000), b"nearlite sealed\0" * 300]
+)
+def test_a_foreign_file_is_refused_and_left_alone(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(nearlite.DatabaseError, match="not a sealed database|damaged"):
+        sealed(path)
+    assert path.read_bytes() == content
+
+
+def test_keys_in_all_their_forms(path: Path, con, tmp_path: Path, monkeypatch) -> None:
+    text = f"hex:{KEY.hex()}"
+    (tmp_path / "raw.key").write_bytes(KEY)
+    (tmp_path / "text.key").write_text(text + "\n")
+    monkeypatch.setenv("NL_TEST_KEY", text)
+    forms = [
+        KEY, bytearray(KEY), memoryview(KEY), text, text.upper().replace("HEX", "hex"),
+        tmp_path / "raw.key", f"file:{tmp_path / 'text.key'}", "env:NL_TEST_KEY",
+        lambda: KEY, lambda: text, Key.of_bytes(KEY),
+    ]  # fmt: skip
+    for form in forms:
+        with closing(nearlite.connect(path, encryption_key=form)) as again:
+            assert rows(again)[0][0] == 300
+
+
+def test_a_passphrase(path: Path) -> None:
+    phrase = "correct horse: battery staple"
+    with closing(nearlite.connect(path, encryption_key=phrase)) as con:
+        con.execute("CREATE TABLE t(a)")
+    with closing(nearlite.connect(path, encryption_key=phrase)) as con:
+        con.execute("SELECT a FROM t")
+    with pytest.raises(WrongKeyError, match="not the key"):
+        nearlite.connect(path, encryption_key=phrase + " ")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (b"short", "32 bytes, not 5"),
+        ("hex:abc", "64 hexadecimal digits"),
+        ("", "empty"),
+        ("file:/nowhere/at/all", "cannot be read: No such file"),
+        (Path("/nowhere/at/all"), "cannot be read: No such file"),
+        ("env:NL_NOT_SET", "NL_NOT_SET, which is to hold the key, is not set"),
+        (lambda: None, "answered a NoneType"),
+        (7, "not a int"),
+    ],
+)
+def test_what_is_no_key_is_told_without_telling_it(path: Path, given, says: str) -> None:
+    with pytest.raises(WrongKeyError, match=says) as caught:
+        nearlite.connect(path, encryption_key=given)
+    assert "short" not in str(caught.value)
+    assert not path.exists()
+
+
+# ---------------------------------------------------------------- tampering
+
+
+def checkpointed(con) -> None:
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    con.close()
+
+
+def read_all(path: Path) -> None:
+    with closing(sealed(path)) as con:
+        con.execute("SELECT * FROM t").fetchall()
+
+
+@pytest.mark.parametrize("at", [0, 100, SIZE - 1, SIZE, SIZE + 12, SIZE + 28, SIZE + 31])
+def test_a_flipped_bit_in_a_page(path: Path, con, at: int) -> None:
+    checkpointed(con)
+    flip(path, BLOCK + 20 * SLOT + at)
+    with pytest.raises((TamperedError, WrongKeyError), match=f"{path}: .*") as caught:
+        read_all(path)
+    assert "page 21" in str(caught.value) or "generation" in str(caught.value)
+
+
+def test_swapped_pages(path: Path, con) -> None:
+    checkpointed(con)
+    data = bytearray(path.read_bytes())
+    one, two = BLOCK + 20 * SLOT, BLOCK + 21 * SLOT
+    data[one : one + SLOT], data[two : two + SLOT] = data[two : two + SLOT], data[one : one + SLOT]
+    path.write_bytes(data)
+    with pytest.raises(
+        TamperedError, match="page 21 is not what was sealed: damaged, moved or forged"
+    ):
+        read_all(path)
+
+
+def test_a_page_of_another_file_with_the_same_key(path: Path, con, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    con.execute("VACUUM INTO ?", (str(other),))
+    checkpointed(con)
+    data, foreign = bytearray(path.read_bytes()), other.read_bytes()
+    at = BLOCK + 20 * SLOT
+    data[at : at + SLOT] = foreign[at : at + SLOT]
+    path.write_bytes(data)
+    with pytest.raises(TamperedError, match="page 21 is not what was sealed"):
+        read_all(path)
+
+
+def test_zeros_are_no_page(path: Path, con) -> None:
+    checkpointed(con)
+    data = bytearray(path.read_bytes())
+    data[BLOCK + 20 * SLOT : BLOCK + 21 * SLOT] = bytes(SLOT)
+    path.write_bytes(data)
+    with pytest.raises((TamperedError, WrongKeyError)):
+        read_all(path)
+
+
+def test_a_truncated_page_and_a_truncated_file(path: Path, con) -> None:
+    checkpointed(con)
+    size = path.stat().st_size
+    os.truncate(path, size - 10)
+    with pytest.raises(nearlite.DatabaseError):
+        read_all(path)
+    os.truncate(path, BLOCK + 10 * SLOT)
+    with pytest.raises(nearlite.DatabaseError):
+        read_all(path)
+    os.truncate(path, 100)
+    with pytest.raises(nearlite.DatabaseError, match="damaged|not a sealed"):
+        read_all(path)
+
+
+def test_a_frame_that_was_changed_under_a_reader(path: Path, con) -> None:
+    """Read through a valid index: an error that names the frame."""
+    con.execute("PRAGMA wal_autocheckpoint=0")
+    con.execute("UPDATE t SET b = b || 'new'")
+    wal = Path(f"{path}-nlwal")
+    frames = (wal.stat().st_size - 32) // FRAME
+    for frame in range(frames):
+        flip(wal, 32 + frame * FRAME + 500)
+    with (
+        closing(sealed(path)) as other,
+        pytest.raises(TamperedError, match=r"frame \d+ of the WAL is not what"),
+    ):
+        other.execute("SELECT * FROM t").fetchall()
+
+
+def test_a_bad_frame_met_in_recovery_ends_the_log(path: Path, con, tmp_path: Path, capfd) -> None:
+    """It cannot be told from one that was being written when the machine stopped (rule D5)."""
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    con.execute("PRAGMA wal_autocheckpoint=0")
+    for n in range(5):
+        con.execute("INSERT INTO t(b) VALUES(?)", (str(n),))
+    copy = tmp_path / "copy.db"
+    shutil.copy(path, copy)
+    shutil.copy(f"{path}-nlwal", f"{copy}-nlwal")
+    wal = Path(f"{copy}-nlwal")
+    frames = (wal.stat().st_size - 32) // FRAME
+    assert frames >= 5
+    flip(wal, 32 + (frames - 1) * FRAME + 500)
+    with closing(sealed(copy)) as other:
+        assert rows(other)[0][0] == 304
+        assert rows(other, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_swapped_frames_end_the_log(path: Path, con, tmp_path: Path) -> None:
+    con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    con.execute("PRAGMA wal_autocheckpoint=0")
+    for n in range(4):
+        con.execute("INSERT INTO t(b) VALUES(?)", (str(n),))
+    copy = tmp_path / "copy.db"
+    shutil.copy(path, copy)
+    data = bytearray(Path(f"{path}-nlwal").read_bytes())
+    a, b = 32 + FRAME, 32 + 2 * FRAME
+    data[a : a + FRAME], data[b : b + FRAME] = data[b : b + FRAME], data[a : a + FRAME]
+    Path(f"{copy}-nlwal").write_bytes(data)
+    with closing(sealed(copy)) as other:
+        assert rows(other)[0][0] == 301
+        assert rows(other, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_journal_that_somebody_puts_there_is_not_played_back(
+    path: Path, con, tmp_path: Path
+) -> None:
+    checkpointed(con)
+    stock_path = tmp_path / "stock.db"
+    with closing(sqlite3.connect(stock_path, isolation_level=None)) as stock:
+        stock.execute("CREATE TABLE evil(a)")
+        stock.execute("PRAGMA cache_size=1")
+        stock.execute("BEGIN")
+        stock.executemany("INSERT INTO evil VALUES(?)", [("x" * 5000,)] * 50)
+        shutil.copy(f"{stock_path}-journal", f"{path}-journal")
+        stock.execute("ROLLBACK")
+    with closing(sealed(path)) as con:
+        assert rows(con)[0][0] == 300
+        assert rows(con, "PRAGMA integrity_check") == [("ok",)]
+
+
+# ---------------------------------------------------------------- other programs
+
+
+def test_stock_sqlite_sees_no_database_and_destroys_nothing(
+    path: Path, con, tmp_path: Path
+) -> None:
+    """Rule D1: after a crash, with committed frames that only the WAL has."""
+    con.execute("INSERT INTO t(b) VALUES('only in the log')")
+    copy = tmp_path / "crashed.db"
+    shutil.copy(path, copy)
+    shutil.copy(f"{path}-nlwal", f"{copy}-nlwal")
+    with (
+        closing(sqlite3.connect(copy)) as stock,
+        pytest.raises(sqlite3.DatabaseError, match="not a database"),
+    ):
+        stock.execute("SELECT * FROM sqlite_master")
+    subprocess.run(["sqlite3", copy, ".tables"], capture_output=True, timeout=30, check=False)
+    with pytest.raises(WrongKeyError):
+        nearlite.connect(copy)
+    with closing(sealed(copy)) as again:
+        assert rows(again, "SELECT b FROM t ORDER BY a DESC LIMIT 1") == [("only in the log",)]
+
+
+def test_the_last_connection_to_close_leaves_one_file(path: Path, con, tmp_path: Path) -> None:
+    con.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["a.db"]

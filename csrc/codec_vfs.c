@@ -364,6 +364,80 @@ static const sqlite3_io_methods wal_methods = {
     .xDeviceCharacteristics = main_characteristics,
 };
 
+/* ------------------------------------------------------------------ a journal that keeps nothing */
+
+/* VACUUM INTO opens one for its target, which had no page before: no page is ever written to it. */
+
+static int null_close(sqlite3_file *file)
+{
+    file->pMethods = NULL;
+    return SQLITE_OK;
+}
+
+static int null_read(sqlite3_file *file, void *out, int n, sqlite3_int64 at)
+{
+    (void)file, (void)at;
+    memset(out, 0, (size_t)n);
+    return SQLITE_IOERR_SHORT_READ;
+}
+
+static int null_write(sqlite3_file *file, const void *in, int n, sqlite3_int64 at)
+{
+    (void)file, (void)in, (void)n, (void)at;
+    return SQLITE_OK;
+}
+
+static int null_truncate(sqlite3_file *file, sqlite3_int64 size)
+{
+    (void)file, (void)size;
+    return SQLITE_OK;
+}
+
+static int null_sync(sqlite3_file *file, int flags)
+{
+    (void)file, (void)flags;
+    return SQLITE_OK;
+}
+
+static int null_size(sqlite3_file *file, sqlite3_int64 *size)
+{
+    (void)file;
+    *size = 0;
+    return SQLITE_OK;
+}
+
+static int null_lock(sqlite3_file *file, int level)
+{
+    (void)file, (void)level;
+    return SQLITE_OK;
+}
+
+static int null_reserved(sqlite3_file *file, int *out)
+{
+    (void)file;
+    *out = 0;
+    return SQLITE_OK;
+}
+
+static int null_control(sqlite3_file *file, int op, void *arg)
+{
+    (void)file, (void)op, (void)arg;
+    return SQLITE_NOTFOUND;
+}
+
+static int null_sector(sqlite3_file *file)
+{
+    (void)file;
+    return 4096;
+}
+
+static const sqlite3_io_methods null_methods = {
+    .iVersion = 1, .xClose = null_close, .xRead = null_read, .xWrite = null_write, .xTruncate = null_truncate,
+    .xSync = null_sync, .xFileSize = null_size, .xLock = null_lock, .xUnlock = null_lock,
+    .xCheckReservedLock = null_reserved, .xFileControl = null_control, .xSectorSize = null_sector,
+    .xDeviceCharacteristics = main_characteristics,
+};
+
 /* ------------------------------------------------------------------ opening */
 
 static int vfs_room(nl_sealed *f)
@@ -394,6 +468,7 @@ static int vfs_unlock_block(nl_sealed *f, const nl_sealing *with)
     int rc = f->below->pMethods->xFileSize(f->below, &size);
     if (rc == SQLITE_OK && size == 0 && with->empty) {
         f->key = with->key;
+        f->unlogged = 1;
         return SQLITE_OK;
     }
     if (rc == SQLITE_OK && size == 0) rc = vfs_fill_empty(f, with);
@@ -494,7 +569,14 @@ static int sealed_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, i
         if (database) return vfs_open_wal(f, database, name, flags, out);
         if (!vfs_find(name, 0)) return vfs_open_plain(name, file, flags, out);
     }
-    if ((flags & SQLITE_OPEN_MAIN_JOURNAL) && !vfs_find(name, 1)) return vfs_open_plain(name, file, flags, out);
+    if (flags & SQLITE_OPEN_MAIN_JOURNAL) {
+        const nl_sealed *database = vfs_find(name, 1);
+        if (!database) return vfs_open_plain(name, file, flags, out);
+        if (database->unlogged) {
+            file->pMethods = &null_methods;
+            return SQLITE_OK;
+        }
+    }
     return vfs_fail(SQLITE_CANTOPEN, NL_E_MISUSE, name, "would have been written without a seal");
 }
 
@@ -503,6 +585,7 @@ static int sealed_delete(sqlite3_vfs *vfs, const char *name, int sync)
     char *real = vfs_find(name, 0) ? vfs_wal_name(name) : NULL;
 
     (void)vfs;
+    if (vfs_find(name, 1)) return SQLITE_OK; /* it was never there, or is somebody else's */
     int rc = vfs_below->xDelete(vfs_below, real ? real : name, sync);
     sqlite3_free(real);
     return rc;

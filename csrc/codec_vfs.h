@@ -25,6 +25,7 @@ typedef struct nl_sealed {
     const char *wal;             /* what SQLite calls the WAL and the journal */
     const char *journal;
     struct nl_sealed *next;      /* in the list of all that are open */
+    int unlogged;                /* it was empty: there is nothing that a journal could bring back */
     uint32_t known;              /* pages it has at least, while nobody else may truncate it; 0: unknown */
     int recovering;              /* this connection reads the WAL from its beginning, all others wait */
     struct nl_sealed *log;       /* the WAL, while it is open */

@@ -182,7 +182,7 @@ def test_attached_files(con, tmp_path: Path) -> None:
     for name, key, count in (("same", KEY, 300), ("other", other, 600), ("plain", None, 300)):
         with closing(nearlite.connect(tmp_path / f"{name}.db", encryption_key=key)) as again:
             assert rows(again, "SELECT count(*) FROM copied") == [(count,)]
-    with pytest.raises(WrongKeyError, match="plain.db is not sealed"):
+    with pytest.raises(WrongKeyError, match=r"plain\.db is not sealed"):
         con.execute("ATTACH ? AS again", (str(tmp_path / "plain.db"),))
     with pytest.raises(WrongKeyError, match="not the key"):
         con.attach(tmp_path / "other.db", "again", encryption_key=KEY)
@@ -211,9 +211,10 @@ def test_memory_needs_no_file() -> None:
 
 
 def test_read_only(path: Path, con) -> None:
-    with closing(Database(str(path), readonly=True, key=Key.of_bytes(KEY))) as database:
-        with pytest.raises(nearlite.OperationalError, match="readonly"):
-            database.exec("DELETE FROM t")
+    read_only = Database(str(path), readonly=True, key=Key.of_bytes(KEY))
+    refused = pytest.raises(nearlite.OperationalError, match="readonly")
+    with closing(read_only) as database, refused:
+        database.exec("DELETE FROM t")
 
 
 # ---------------------------------------------------------------- nothing in clear
@@ -296,17 +297,17 @@ def test_the_wrong_key_no_key_and_a_key_for_a_plain_file(path: Path, con, tmp_pa
     with closing(sqlite3.connect(plain)) as stock:
         stock.execute("CREATE TABLE t(a)")
     before = plain.read_bytes()
-    with pytest.raises(WrongKeyError, match="plain.db is not sealed"):
+    with pytest.raises(WrongKeyError, match=r"plain\.db is not sealed"):
         sealed(plain)
     assert plain.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    "content", [b"x", b"hello" * 2000, bytes(10_000), b"nearlite sealed\0" * 300]
+    "content", [b"xy", b"hello" * 2000, bytes(10_000), b"nearlite sealed\0" * 300]
 )
 def test_a_foreign_file_is_refused_and_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(nearlite.DatabaseError, match="not a sealed database|damaged"):
+    with pytest.raises(nearlite.DatabaseError, match=r"not a sealed database|damaged"):
         sealed(path)
     assert path.read_bytes() == content
 
@@ -421,7 +422,7 @@ def test_a_truncated_page_and_a_truncated_file(path: Path, con) -> None:
     with pytest.raises(nearlite.DatabaseError):
         read_all(path)
     os.truncate(path, 100)
-    with pytest.raises(nearlite.DatabaseError, match="damaged|not a sealed"):
+    with pytest.raises(nearlite.DatabaseError, match=r"damaged|not a sealed"):
         read_all(path)
 
 

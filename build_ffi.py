@@ -91,6 +91,7 @@ SOURCES = [
     "bind.c",
     "statement.c",
     "rows.c",
+    "backup.c",
     "hrana.c",
 ]
 

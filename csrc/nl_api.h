@@ -432,6 +432,21 @@ int nl_db_close(nl_db *db, nl_error *err);
 int nl_db_attach(
     nl_db *db, const char *path, const char *name, nl_key *key, uint32_t page_size, nl_error *err);
 void nl_db_free(nl_db *db);
+
+/* ------------------------------------------------------------------ backup (backup.c) */
+
+typedef struct nl_backup nl_backup;
+typedef struct nl_backup_progress {
+    int rc;                 /* SQLITE_OK, _DONE, _BUSY or _LOCKED: not yet, ready, somebody is in the way */
+    int remaining;          /* pages */
+    int pages;              /* of the source */
+} nl_backup_progress;
+int nl_backup_begin(
+    nl_db *from, const char *from_name, nl_db *to, const char *to_name, nl_backup **out, nl_error *err);
+int nl_backup_step(nl_backup *b, int pages, nl_backup_progress *progress, nl_error *err); /* pages < 0: all */
+int nl_backup_end(nl_backup *b, nl_error *err);
+
+/* ------------------------------------------------------------------ */
 void nl_db_interrupt(nl_db *db);                     /* [any thread] */
 nl_status *nl_db_status(nl_db *db);                  /* lives as long as the handle */
 const char *nl_db_message(nl_db *db);                /* whole text of the last failure, or "" */

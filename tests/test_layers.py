@@ -89,6 +89,7 @@ C_ORDER = [
     "encode",
     "bind",
     "statement",
+    "backup",
     "hrana",
 ]
 

@@ -518,3 +518,47 @@ def test_stock_sqlite_sees_no_database_and_destroys_nothing(
 def test_the_last_connection_to_close_leaves_one_file(path: Path, con, tmp_path: Path) -> None:
     con.close()
     assert [f.name for f in tmp_path.iterdir()] == ["a.db"]
+
+
+# ---------------------------------------------------------------- backup
+
+
+@pytest.mark.parametrize("pages", [-1, 7])
+@pytest.mark.parametrize("keys", [(KEY, None), (None, KEY), (KEY, bytes(32)), (None, None)])
+def test_a_backup_between_sealed_and_plain(tmp_path: Path, keys, pages: int) -> None:
+    told: list[tuple[int, int, int]] = []
+    source = nearlite.connect(tmp_path / "source.db", encryption_key=keys[0], isolation_level=None)
+    target = nearlite.connect(tmp_path / "target.db", encryption_key=keys[1], isolation_level=None)
+    with closing(source), closing(target):
+        source.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        source.executemany("INSERT INTO t(b) VALUES(?)", [(MARK * 50,)] * 200)
+        target.execute("CREATE TABLE gone(a)")
+        source.backup(target, pages=pages, progress=lambda *what: told.append(what))
+        assert rows(target) == rows(source)
+        assert rows(target, "SELECT name FROM sqlite_schema") == [("t",)]
+        assert rows(target, "PRAGMA integrity_check") == [("ok",)]
+    assert told[-1][:2] == (101, 0)
+    assert (len(told) > 5) == (pages == 7)
+    with closing(nearlite.connect(tmp_path / "target.db", encryption_key=keys[1])) as again:
+        assert rows(again)[0][0] == 200
+    clear = {f"{n}.db" for n, key in zip(("source", "target"), keys, strict=True) if key is None}
+    assert set(found_in_clear(tmp_path)) == clear
+
+
+def test_what_a_backup_refuses(con, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="same connection"):
+        con.backup(con)
+    with (
+        pytest.raises(TypeError, match="not Connection|nearlite.Connection"),
+        closing(sqlite3.connect(":memory:")) as stock,
+    ):
+        con.backup(stock)
+    with closing(sealed(tmp_path / "b.db")) as target:
+        target.execute("BEGIN")
+        with pytest.raises(nearlite.OperationalError, match="target is in transaction"):
+            con.backup(target)
+        target.execute("ROLLBACK")
+        with pytest.raises(nearlite.OperationalError, match="unknown database nowhere"):
+            con.backup(target, name="nowhere")
+    with pytest.raises(nearlite.ProgrammingError):
+        con.backup(target)

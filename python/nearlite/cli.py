@@ -22,6 +22,7 @@ import nearlite
 from nearlite import errors, inspection
 from nearlite._native import _lib
 from nearlite.following import Download, follow_primary, say_synced
+from nearlite.keys import new_key
 from nearlite.network import Network
 from nearlite.options import (
     DATABASE,
@@ -55,6 +56,7 @@ _EXIT_BY_ERROR: tuple[tuple[type[Exception], int], ...] = (
     (errors.PrimaryRestoredError, EXIT_REFUSED),
     (errors.HistoryGoneError, EXIT_REFUSED),
     (errors.StateMismatchError, EXIT_REFUSED),
+    (errors.WrongKeyError, EXIT_REFUSED),
 )
 
 
@@ -417,6 +419,27 @@ def demo() -> None:
     from nearlite import demo as demonstration
 
     demonstration.run(wide_console())
+
+
+@cli.command()
+@click.argument("out", type=NEW_FILE, required=False)
+def keygen(*, out: Path | None) -> int:
+    """Make a key for sealed databases: printed, or written to OUT, which only you can read."""
+    if out is None:
+        print(new_key())
+        return EXIT_OK
+    try:
+        handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        print(
+            f"nearlite: {out} exists and was not touched: it may be the only key", file=sys.stderr
+        )
+        return EXIT_REFUSED
+    with os.fdopen(handle, "w") as file:
+        file.write(new_key() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return EXIT_OK
 
 
 def wide_console() -> Console:

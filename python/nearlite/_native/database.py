@@ -170,6 +170,11 @@ class Database:
         """
         return Statement(self, self._db, self._err, sql, persistent=persistent)
 
+    @property
+    def handle(self) -> Any:
+        """The ``nl_db *``."""
+        return self._db
+
     def exec(self, sql: str) -> None:
         """Run all statements of a script; rows are thrown away. Stops at the first failure."""
         text = sql.encode()
@@ -272,6 +277,45 @@ class Database:
         if err.code == lib.NL_E_TOO_BIG:
             raise OverflowError(_string(err.text))
         raise exception(err)
+
+
+class Backup:
+    """One database copied into another; each step may be on whatever connection is free.
+
+    Args:
+      source: with the name of its database ("main").
+      target: likewise.
+
+    Raises:
+      Error: as SQLite says, for example that the target has a transaction open.
+    """
+
+    __slots__ = ("_backup", "_err", "_progress", "_used")
+
+    def __init__(self, source: tuple[Database, str], target: tuple[Database, str]) -> None:
+        (one, one_name), (two, two_name) = source, target
+        self._used = (one, two)  # they outlive it
+        self._err, out = new_error(), ffi.new("nl_backup **")
+        self._progress = ffi.new("nl_backup_progress *")
+        names = one_name.encode(), two_name.encode()
+        if lib.nl_backup_begin(one.handle, names[0], two.handle, names[1], out, self._err):
+            raise exception(self._err)
+        self._backup = out[0]
+
+    def step(self, pages: int) -> tuple[int, int, int]:
+        """Copy so many pages, negative: all that are left.
+
+        Returns:
+          SQLite's result (OK, DONE, BUSY or LOCKED), pages left, pages of the source.
+        """
+        if lib.nl_backup_step(self._backup, pages, self._progress, self._err):
+            raise exception(self._err)
+        return self._progress.rc, self._progress.remaining, self._progress.pages
+
+    def end(self) -> None:
+        """Ready, or given up: the target is then as it was."""
+        if lib.nl_backup_end(self._backup, self._err):
+            raise exception(self._err)
 
 
 class Statement:

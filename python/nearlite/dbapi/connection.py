@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import RLock, get_ident
 from types import TracebackType
@@ -17,13 +18,14 @@ from nearlite._native.database import (
     TEXT_BYTES,
     TEXT_EXT,
     TEXT_STR,
+    Backup,
     Database,
     Statement,
 )
 from nearlite.dbapi import conversion
 from nearlite.dbapi.cursor import Cursor, Result
 from nearlite.dbapi.sets import NO_THREAD, Asking
-from nearlite.errors import DataError, ProgrammingError
+from nearlite.errors import DataError, NotSupportedError, OperationalError, ProgrammingError
 from nearlite.guard import guard
 from nearlite.keys import EncryptionKey, key_of
 
@@ -34,6 +36,8 @@ LEGACY_TRANSACTION_CONTROL: Final = -1
 LIMIT_SQL_LENGTH: Final = 1  # SQLITE_LIMIT_SQL_LENGTH
 
 _NO_LOCK: Final = contextlib.nullcontext()
+_OK: Final = 0
+_DONE: Final = 101
 
 
 class Connection:
@@ -336,6 +340,48 @@ class Connection:
         key = None if encryption_key is None else key_of(encryption_key)
         with self._guard():
             self._database.attach(os.fsencode(database), name, key)
+
+    def backup(
+        self,
+        target: Connection,
+        *,
+        pages: int = -1,
+        progress: Callable[[int, int, int], object] | None = None,
+        name: str = "main",
+        sleep: float = 0.250,
+    ) -> None:
+        """Copy a database into another connection's, also while others use it. Either may be sealed.
+
+        Args:
+          target: whose "main" becomes a copy; it must have the same page size if it is in WAL mode.
+          pages: copied at a time; 0 or less: all at once.
+          progress: called with SQLite's result, pages left and all pages after each step.
+          name: "main", "temp", or of an attached database.
+          sleep: seconds to wait when somebody is in the way.
+        """
+        if not isinstance(target, Connection):
+            raise TypeError(f"target must be a nearlite.Connection, not {type(target).__name__}")
+        if target is self:
+            raise ValueError("target cannot be the same connection instance")
+        for one in (self, target):
+            one._check()
+            if one._forwards:
+                raise NotSupportedError("a replica is copied by the command `nearlite backup`")
+        if target.in_transaction:
+            raise OperationalError("target is in transaction")
+        copying = Backup((self._database, name), (target._database, "main"))
+        try:
+            while True:
+                with self._guard(), target._guard():
+                    rc, left, total = copying.step(pages if pages > 0 else -1)
+                if progress is not None:
+                    progress(rc, left, total)
+                if rc == _DONE:
+                    return
+                if rc != _OK:
+                    time.sleep(sleep)
+        finally:
+            copying.end()
 
     def interrupt(self) -> None:
         """Stop what runs on this connection. From any thread."""

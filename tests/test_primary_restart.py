@@ -370,7 +370,11 @@ def test_a_state_of_a_later_version_is_refused_and_not_overwritten(tmp_path):
     assert state_of(path)["version"] == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"{", bytes(300), b"[1]", b'{"lineage": "\xff"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", bytes(300), b"[1]", b'{"lineage": "\xff"}'],
+    ids=["empty", "cut", "zeros", "another", "no text"],
+)
 def test_a_damaged_state_is_refused_and_not_overwritten(tmp_path, content):
     path = tmp_path / "data.db"
     Primary.open(path).close()

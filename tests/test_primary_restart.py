@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ from test_primary import bootstrap, execute, follow
 
 from nearlite import errors, log
 from nearlite._native.database import NO_PARAMETERS
+from nearlite.logformat import Journal
 from nearlite.primary import Primary
+from nearlite.streams import baton_key
 
 CHILD = """
 import sys
@@ -365,6 +368,61 @@ def test_a_state_of_a_later_version_is_refused_and_not_overwritten(tmp_path):
     with pytest.raises(errors.DatabaseError, match="cannot be read by this version"):
         Primary.open(path)
     assert state_of(path)["version"] == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", bytes(300), b"[1]", b'{"lineage": "\xff"}'],
+    ids=["empty", "cut", "zeros", "another", "no text"],
+)
+def test_a_damaged_state_is_refused_and_not_overwritten(tmp_path, content):
+    path = tmp_path / "data.db"
+    Primary.open(path).close()
+    state = tmp_path / "data.db-nearlite" / "state.json"
+    state.write_bytes(content)
+    with pytest.raises(errors.DatabaseError, match="The database itself is not affected"):
+        Primary.open(path)
+    assert state.read_bytes() == content
+
+
+def test_a_file_of_somebody_elses_in_the_folder_stops_no_roll(tmp_path):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        (tmp_path / "data.db-nearlite" / "notes.index").write_text("mine")
+        execute(primary, "CREATE TABLE t(a)")
+        assert primary.roll()
+
+
+def test_a_key_for_batons_that_was_left_half_made(tmp_path):
+    """In a container every start has the same process number."""
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / f"baton.key.{os.getpid()}").write_bytes(b"half")
+    key = baton_key(tmp_path)
+    assert (len(key), baton_key(tmp_path)) == (32, key)
+
+
+def test_a_journal_that_could_not_begin_is_begun_again(tmp_path, monkeypatch):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        model = bootstrap(primary)
+
+        def full(*_args):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("nearlite.log.write_all", full)
+            patched.setattr("nearlite.generation.Generations.save", _kept_in_memory)
+            with pytest.raises(OSError, match="No space"):
+                execute(primary, "CREATE TABLE t(a)")
+        execute(primary, "INSERT INTO t VALUES(1)")
+        follow(primary, model)
+        (journal,) = (tmp_path / "data.db-nearlite").glob("*.journal")
+        assert Journal.decode(journal.read_bytes()).frame == primary.state().position.frame
+        assert not list((tmp_path / "data.db-nearlite").glob("*.journal.part"))
+
+
+def _kept_in_memory(generations, state):
+    generations.state = state
 
 
 def test_the_wal_of_an_archived_generation_is_never_taken_for_the_next(tmp_path):

@@ -142,6 +142,9 @@ class Generations:
         if self.state.wal is None:
             self.bind()
             return
+        if not self.log.journaling:  # the disk was full when it was to begin
+            self.journal_again()
+            return
         self.log.journal_append(self._record(self.journaled))
         self.journaled = self.tail.frame
 

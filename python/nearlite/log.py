@@ -142,7 +142,7 @@ class Log:
             return None
         try:
             return msgspec.json.decode(data, type=State)
-        except msgspec.ValidationError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise errors.DatabaseError(
                 f"{self.folder / 'state.json'} cannot be read by this version: {error}. The database "
                 "itself is not affected. Use the version that wrote it, or move the folder away: "
@@ -211,10 +211,19 @@ class Log:
         name = _journal_name(state)
         part = self.folder / (name + ".part")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        self._journal = os.open(part, flags, 0o644)
-        write_all(self._journal, head + records)
-        self._journal_size = len(head) + len(records)
-        part.rename(self.folder / name)
+        handle = os.open(part, flags, 0o644)
+        try:
+            write_all(handle, head + records)
+            part.rename(self.folder / name)
+        except BaseException:
+            os.close(handle)
+            raise
+        self._journal, self._journal_size = handle, len(head) + len(records)
+
+    @property
+    def journaling(self) -> bool:
+        """Whether there is a journal to append to."""
+        return self._journal >= 0
 
     def journal_append(self, record: bytes) -> None:
         """Add a record; it survives a kill of the process, not a loss of power."""

@@ -24,6 +24,7 @@ only for what it has left over.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -271,5 +272,6 @@ class Roller(Generic[StateT]):
     def _index_bytes(self) -> dict[int, int]:
         sizes = {}
         for path in self._log.folder.glob("*.index"):
-            sizes[Position.parse(path.stem).generation] = path.stat().st_size
+            with contextlib.suppress(ValueError, FileNotFoundError):  # somebody else's
+                sizes[Position.parse(path.stem).generation] = path.stat().st_size
         return sizes

@@ -341,7 +341,8 @@ def baton_key(folder: Path) -> bytes:
         path.unlink()
     key = os.urandom(32)
     part = path.with_name(f"baton.key.{os.getpid()}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    # Not O_EXCL: in a container the process that was killed here had the same number.
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key)
     part.replace(path)

@@ -549,7 +549,7 @@ def test_what_a_backup_refuses(con, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="same connection"):
         con.backup(con)
     with (
-        pytest.raises(TypeError, match="not Connection|nearlite.Connection"),
+        pytest.raises(TypeError, match=r"must be a nearlite\.Connection"),
         closing(sqlite3.connect(":memory:")) as stock,
     ):
         con.backup(stock)

@@ -53,9 +53,9 @@ typedef struct codec_generation {
 } codec_generation;
 
 typedef struct codec_wal {
-    uint32_t id;                 /* key id, 0: free */
+    uint32_t id;                 /* key id */
     uint8_t salt[8];
-    nl_aead *aead;
+    nl_aead *aead;               /* NULL: free */
 } codec_wal;
 
 struct nl_codec {
@@ -222,7 +222,7 @@ static int codec_page_key(nl_codec *c, uint32_t id, nl_aead **out, nl_error *err
 static int codec_wal_key(nl_codec *c, uint32_t id, const uint8_t salt[8], nl_aead **out, nl_error *err)
 {
     for (int i = 0; i < WALS; i++) {
-        if (c->wal[i].id == id && memcmp(c->wal[i].salt, salt, 8) == 0) {
+        if (c->wal[i].aead && c->wal[i].id == id && memcmp(c->wal[i].salt, salt, 8) == 0) {
             *out = c->wal[i].aead;
             return NL_OK;
         }

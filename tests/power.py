@@ -78,6 +78,8 @@ class Disk:
         synced = {op.path: i for i, op in enumerate(done) if op.kind == "s"}
         files: dict[str, bytearray] = {}
         for i, op in enumerate(done):
+            if op.kind == "s":  # of a file, or of the folder
+                continue
             held = files.setdefault(op.path, bytearray())
             safe = i < synced.get(op.path, -1)
             if op.kind == "w":

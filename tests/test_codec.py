@@ -108,6 +108,15 @@ def test_a_slot_of_another_file_under_the_same_key_is_refused() -> None:
         two.open_frames(1, one.seal_frames(1, frame(PAGE[:512])))
 
 
+def test_zeros_are_neither_a_page_nor_a_frame() -> None:
+    """What a file system leaves where a write was lost."""
+    codec, _ = Codec.create(512, Key.of_bytes(RAW))
+    with pytest.raises(errors.EncryptionError):
+        codec.open_page(1, bytes(512 + SEAL_SIZE))
+    with pytest.raises(errors.EncryptionError):
+        codec.open_frames(1, bytes(24 + 512 + SEAL_SIZE))
+
+
 def test_a_page_is_no_frame() -> None:
     """The same key id, number and bytes: the kind is in what is authenticated."""
     codec, _ = Codec.create(512, Key.of_bytes(RAW))

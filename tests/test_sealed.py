@@ -205,6 +205,22 @@ def test_an_empty_file_becomes_a_sealed_one(path: Path) -> None:
         assert rows(con, "SELECT name FROM sqlite_schema") == [("t",)]
 
 
+@pytest.mark.parametrize(
+    ("database", "options", "why"),
+    [
+        ("a.db", {"sync_url": "http://127.0.0.1:1"}, "replicas cannot be sealed yet"),
+        ("http://127.0.0.1:1", {}, "no local file to seal"),
+    ],
+)
+def test_what_cannot_be_sealed(
+    tmp_path: Path, monkeypatch, database: str, options, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(nearlite.NotSupportedError, match=why):
+        nearlite.connect(database, encryption_key=KEY, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_memory_needs_no_file() -> None:
     with closing(nearlite.connect(":memory:", encryption_key=KEY)) as con:
         con.execute("CREATE TABLE t(a)")

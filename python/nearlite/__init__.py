@@ -32,6 +32,7 @@ from nearlite.errors import (
     DatabaseError,
     DataError,
     DiskFullError,
+    EncryptionError,
     Error,
     HistoryGoneError,
     IntegrityError,
@@ -47,10 +48,12 @@ from nearlite.errors import (
     StaleReadError,
     StateMismatchError,
     SyncError,
+    TamperedError,
     UnauthorizedError,
     UpstreamBehindError,
     WaitTimeoutError,
     Warning,  # noqa: A004 - the name PEP 249 asks for
+    WrongKeyError,
 )
 from nearlite.position import Change, Position
 
@@ -110,7 +113,7 @@ def connect(
     """Open a database.
 
     * a path, or ``":memory:"``: a local file, with the parameters of ``sqlite3.connect``: see
-      :class:`Connection`.
+      :class:`Connection`; with ``encryption_key=`` a sealed one.
     * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
       (``auth_token``, ``sync_interval``, ``read_your_writes``, ``freshness``, ``network_timeout``,
       ``progress``, ``verify``, ``cert``, ``proxy``, ``headers``, ``adopt``).
@@ -119,12 +122,17 @@ def connect(
     """
     if factory is None and len(args) > 4:
         factory = args[4]  # the standard library's sixth parameter
+    sealed = options.get("encryption_key") is not None
     if sync_url is not None:
+        if sealed:
+            raise NotSupportedError("encryption_key: replicas cannot be sealed yet")
         from nearlite.embedded import ReplicaConnection
 
         options["sync_url"] = sync_url
         return (factory or ReplicaConnection)(database, *args, **options)
     if isinstance(database, str) and database.startswith(("http://", "https://", "libsql://")):
+        if sealed:
+            raise NotSupportedError("encryption_key: there is no local file to seal")
         from nearlite.remote import RemoteConnection
 
         return (factory or RemoteConnection)(database, *args, **options)
@@ -226,6 +234,7 @@ __all__ = [
     "Date",
     "DateFromTicks",
     "DiskFullError",
+    "EncryptionError",
     "Error",
     "HistoryGoneError",
     "IntegrityError",
@@ -245,6 +254,7 @@ __all__ = [
     "StaleReadError",
     "StateMismatchError",
     "SyncError",
+    "TamperedError",
     "Time",
     "TimeFromTicks",
     "Timestamp",
@@ -253,6 +263,7 @@ __all__ = [
     "UpstreamBehindError",
     "WaitTimeoutError",
     "Warning",
+    "WrongKeyError",
     "adapt",
     "adapters",
     "apilevel",

@@ -70,21 +70,23 @@ int nl_sealed_refuse(int rc, const nl_sealed *where, const char *what)
 
 /* ------------------------------------------------------------------ the list */
 
-/* The open sealed database whose WAL (or journal) has this name. */
-static nl_sealed *vfs_find(const char *name, int journal)
+enum { OTHER, WAL, JOURNAL, NO_JOURNAL };
+
+/* What a name is to the sealed databases that are open. NO_JOURNAL: of one that needs none. */
+static int vfs_role(const char *name)
 {
-    nl_sealed *f;
+    int role = OTHER;
 
     pthread_mutex_lock(&vfs_mutex);
-    for (f = vfs_open; f; f = f->next) {
-        const char *other = journal ? f->journal : f->wal;
-        if (name && other && (name == other || strcmp(name, other) == 0)) break;
+    for (const nl_sealed *f = vfs_open; name && f && role == OTHER; f = f->next) {
+        if (f->wal && strcmp(name, f->wal) == 0) role = WAL;
+        if (f->journal && strcmp(name, f->journal) == 0) role = f->unlogged ? NO_JOURNAL : JOURNAL;
     }
     pthread_mutex_unlock(&vfs_mutex);
-    return f;
+    return role;
 }
 
-/* As vfs_find, of the very connection that asks: SQLite passes its own string. */
+/* The database whose WAL this is, of the very connection that asks: SQLite passes its own string. */
 static nl_sealed *vfs_find_own(const char *name)
 {
     nl_sealed *f;
@@ -567,40 +569,52 @@ static int sealed_open(sqlite3_vfs *vfs, const char *name, sqlite3_file *file, i
     if (flags & SQLITE_OPEN_WAL) {
         nl_sealed *database = vfs_find_own(name);
         if (database) return vfs_open_wal(f, database, name, flags, out);
-        if (!vfs_find(name, 0)) return vfs_open_plain(name, file, flags, out);
     }
-    if (flags & SQLITE_OPEN_MAIN_JOURNAL) {
-        const nl_sealed *database = vfs_find(name, 1);
-        if (!database) return vfs_open_plain(name, file, flags, out);
-        if (database->unlogged) {
-            file->pMethods = &null_methods;
-            return SQLITE_OK;
-        }
+    const int role = vfs_role(name);
+    if ((flags & (SQLITE_OPEN_WAL | SQLITE_OPEN_MAIN_JOURNAL)) && role == OTHER) {
+        return vfs_open_plain(name, file, flags, out); /* of a plain file that was attached as such */
+    }
+    if ((flags & SQLITE_OPEN_MAIN_JOURNAL) && role == NO_JOURNAL) {
+        file->pMethods = &null_methods;
+        return SQLITE_OK;
     }
     return vfs_fail(SQLITE_CANTOPEN, NL_E_MISUSE, name, "would have been written without a seal");
 }
 
 static int sealed_delete(sqlite3_vfs *vfs, const char *name, int sync)
 {
-    char *real = vfs_find(name, 0) ? vfs_wal_name(name) : NULL;
+    const int role = vfs_role(name);
 
     (void)vfs;
-    if (vfs_find(name, 1)) return SQLITE_OK; /* it was never there, or is somebody else's */
-    int rc = vfs_below->xDelete(vfs_below, real ? real : name, sync);
+    if (role == JOURNAL || role == NO_JOURNAL) return SQLITE_OK; /* never there, or somebody else's */
+    if (role == OTHER) return vfs_below->xDelete(vfs_below, name, sync);
+    char *real = vfs_wal_name(name);
+    if (!real) return SQLITE_NOMEM;
+    int rc = vfs_below->xDelete(vfs_below, real, sync);
     sqlite3_free(real);
     return rc;
 }
 
 static int sealed_access(sqlite3_vfs *vfs, const char *name, int flags, int *out)
 {
-    char *real = vfs_find(name, 0) ? vfs_wal_name(name) : NULL;
-    int rc = SQLITE_OK;
+    const int role = vfs_role(name);
 
     (void)vfs;
     *out = 0;
-    if (!vfs_find(name, 1)) rc = vfs_below->xAccess(vfs_below, real ? real : name, flags, out);
+    if (role == JOURNAL || role == NO_JOURNAL) return SQLITE_OK;
+    if (role == OTHER) return vfs_below->xAccess(vfs_below, name, flags, out);
+    char *real = vfs_wal_name(name);
+    if (!real) return SQLITE_NOMEM;
+    int rc = vfs_below->xAccess(vfs_below, real, flags, out);
     sqlite3_free(real);
     return rc;
+}
+
+int nl_sealed_is(sqlite3 *db)
+{
+    sqlite3_vfs *vfs = NULL;
+
+    return sqlite3_file_control(db, "main", SQLITE_FCNTL_VFS_POINTER, &vfs) == SQLITE_OK && vfs == &vfs_sealed;
 }
 
 /* ------------------------------------------------------------------ installing */

@@ -57,6 +57,9 @@ int nl_sealed_failure(nl_error *err);
 int nl_sealed_fail(int rc, const nl_error *why, const nl_sealed *where);
 int nl_sealed_refuse(int rc, const nl_sealed *where, const char *what);
 
+/* Whether the main database of a connection was opened by "nearlite-sealed": a URI may name another VFS. */
+int nl_sealed_is(sqlite3 *db);
+
 /* Slots of the database (codec_file.c). */
 int nl_sealed_main_read(nl_sealed *f, void *out, int n, sqlite3_int64 at);
 int nl_sealed_main_write(nl_sealed *f, const void *in, int n, sqlite3_int64 at);

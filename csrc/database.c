@@ -446,6 +446,9 @@ int nl_db_open(
         goto done;
     }
     code = database_configure(db, flags, err);
+    if (code == NL_OK && key && !nl_sealed_is(db->sqlite)) {
+        code = nl_fail(err, NL_E_KEY, "%s names a VFS of its own, which would not seal the file", path);
+    }
     if (code == NL_OK) code = database_keep_in_memory(db, err);
 done:
     nl_sealing_with(outer);

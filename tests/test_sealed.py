@@ -221,6 +221,15 @@ def test_what_cannot_be_sealed(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("vfs", ["unix", "unix-dotfile", "nearlite"])
+def test_a_uri_cannot_take_the_seal_off(path: Path, vfs: str) -> None:
+    with pytest.raises(WrongKeyError, match="a VFS of its own, which would not seal"):
+        nearlite.connect(f"file:{path}?vfs={vfs}", uri=True, encryption_key=KEY)
+    with closing(nearlite.connect(f"file:{path}?mode=rwc", uri=True, encryption_key=KEY)) as con:
+        con.execute("CREATE TABLE t(a)")
+    assert path.read_bytes().startswith(b"nearlite sealed\0")
+
+
 def test_memory_needs_no_file() -> None:
     with closing(nearlite.connect(":memory:", encryption_key=KEY)) as con:
         con.execute("CREATE TABLE t(a)")

@@ -44,12 +44,11 @@ def locks(path: Path, kind: str) -> list[str]:
     It lists all locks of the machine, in pieces of 4 KiB: what changes between two of them, by whatever
     program, makes a line appear twice or not at all. Two looks in a row have to agree.
     """
-    stat = path.stat()
-    inode = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
+    inode = f":{path.stat().st_ino}"  # not the device: an overlay has another one than its files
     before: list[str] | None = None
     while True:
         rows = (line.split() for line in Path("/proc/locks").read_text().splitlines())
-        found = sorted(row[6] for row in rows if row[1] == kind and row[5] == inode)
+        found = sorted(row[6] for row in rows if row[1] == kind and row[5].endswith(inode))
         if found == before:
             return found
         before = found

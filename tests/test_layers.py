@@ -31,7 +31,7 @@ ROOMS = [
     "sending",
     "polls shown",
     "delivered changes running routes server applications inspection watching",
-    "pool connection serve shell microbench demo options",
+    "pool connection serve shell microbench demo options resealing",
     "cli",
     "__main__",
 ]

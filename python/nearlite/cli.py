@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +22,9 @@ from rich.console import Console
 import nearlite
 from nearlite import errors, inspection
 from nearlite._native import _lib
+from nearlite._native.sealing import Key
 from nearlite.following import Download, follow_primary, say_synced
-from nearlite.keys import new_key
+from nearlite.keys import key_of, new_key
 from nearlite.network import Network
 from nearlite.options import (
     DATABASE,
@@ -33,11 +35,13 @@ from nearlite.options import (
     chosen_token,
     existing,
     is_url,
+    key_option,
     network_options,
     timeout_option,
     token_options,
 )
 from nearlite.replica import Replica
+from nearlite.resealing import decrypt_file, encrypt_file
 
 # Exit codes, documented in docs/operations.md; a test compares the two.
 EXIT_OK = 0
@@ -419,6 +423,38 @@ def demo() -> None:
     from nearlite import demo as demonstration
 
     demonstration.run(wide_console())
+
+
+@cli.command()
+@click.argument("source", type=DATABASE)
+@click.argument("out", type=NEW_FILE)
+@key_option
+def encrypt(*, source: Path, out: Path, encryption_key_file: Path) -> int:
+    """Write the state of the database SOURCE to OUT, sealed with a key.
+
+    OUT appears complete or not at all. SOURCE may be in use and stays as it is: remove it yourself.
+    """
+    return _resealed(encrypt_file, source, out, encryption_key_file)
+
+
+@cli.command()
+@click.argument("source", type=DATABASE)
+@click.argument("out", type=NEW_FILE)
+@key_option
+def decrypt(*, source: Path, out: Path, encryption_key_file: Path) -> int:
+    """Write the state of the sealed database SOURCE to OUT, in clear."""
+    return _resealed(decrypt_file, source, out, encryption_key_file)
+
+
+def _resealed(
+    work: Callable[[Path, Path, Key], None], source: Path, out: Path, key_file: Path
+) -> int:
+    if out.exists():
+        print(f"nearlite: {out} exists and was not touched; choose another name", file=sys.stderr)
+        return EXIT_REFUSED
+    work(source, out, key_of(key_file))
+    print(f"{out}: {out.stat().st_size:,} bytes")
+    return EXIT_OK
 
 
 @cli.command()

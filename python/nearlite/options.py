@@ -171,6 +171,17 @@ def chosen_token(token: str | None, file: Path | None) -> str | None:
     return file.read_text().strip()
 
 
+def key_option(command: Command) -> Command:
+    """Give a command --encryption-key-file."""
+    return click.option(
+        "--encryption-key-file",
+        required=True,
+        envvar="NEARLITE_ENCRYPTION_KEY_FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="File that holds the key, as `nearlite keygen` writes it, or a passphrase.",
+    )(command)
+
+
 DATABASE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 

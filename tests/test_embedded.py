@@ -13,6 +13,7 @@ import pytest
 from primaries import primary
 
 import nearlite
+from nearlite import SyncError
 
 SQL, PIPELINE = "/nl/v1/sql", "/v3/pipeline"
 
@@ -777,3 +778,34 @@ def test_after_ctrl_c_inside_a_transaction_rollback_ends_it(served, remote):
     con.rollback()
     assert not con.in_transaction
     assert rows(con, "select count(*) from t") == [(2,)]
+
+
+# ------------------------------------------------------------ the file's place
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_file_that_is_gone_is_neither_written_nor_made_anew_empty(served, tmp_path, how):
+    con = served.replica()
+    path = tmp_path / "replica.db"
+    assert path.exists()
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / f"replica.db{suffix}").unlink(missing_ok=True)
+    if how == "replaced":
+        path.write_bytes(b"somebody else's")
+    with pytest.raises(SyncError, match="was removed or replaced while this process had it open"):
+        con.sync()
+    with pytest.raises(SyncError, match="was removed or replaced"):
+        served.replica()
+    assert rows(con, "select count(*) from t") == [(2,)]
+    con.close()
+    if how == "replaced":
+        assert path.read_bytes() == b"somebody else's"
+        path.unlink()
+    assert not path.exists()
+    again = served.replica()
+    assert rows(again, "select count(*) from t") == [(2,)]
+
+
+def test_a_folder_that_is_not_there_is_a_sync_error(served, tmp_path):
+    with pytest.raises(SyncError, match=r"could not be created.*No such file or directory"):
+        nearlite.connect(tmp_path / "nowhere" / "replica.db", sync_url=served.url)

@@ -137,6 +137,7 @@ class ReplicaConnection(ReplicatingConnection):
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()  # with a half-read statement
         self._prepare_forwarding(Stream(self._send))
         try:
+            self._replica.check_place()
             # The file exists; with create=False ATTACH could not create others either.
             self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
             self._counting = self._database.prepare(_COUNTERS)

@@ -42,9 +42,10 @@ from nearlite.failing import (
     is_applying,
     left,
     not_a_replica,
+    not_created,
     not_kept,
 )
-from nearlite.guard import guard
+from nearlite.guard import FileId, file_id, guard
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.network import DEFAULT, Network
 from nearlite.observed import Observed
@@ -100,6 +101,7 @@ class Replica(Observed):
         # whoever leaves gives back what he has, without having to know whether he has it.
         self._applying = threading.RLock()
         self._applier: Applier | None = None
+        self._file: FileId | None = None  # which one is open
         self._unwatch: Callable[[], object] = _nothing
         self._known: Hashes | None = None  # of the file just created, until the applier has them
         self._upkeep = Upkeep(path, wal_limit)
@@ -135,6 +137,7 @@ class Replica(Observed):
             known, self._known = self._known, None
             if known is not None:
                 self._applier.adopt(known)
+            self._file = file_id(self.path)
             self._unwatch = guard.watch(self, self.path)
         except BaseException:
             self._applier = None
@@ -186,6 +189,14 @@ class Replica(Observed):
 
     def _create(self, deadline: Deadline | None, *, torn: bool = False) -> None:
         """Create the file; `torn`: in place of the one there, unless another process has done so."""
+        try:
+            self._create_alone(deadline, torn=torn)
+        except SyncError:
+            raise
+        except OSError as error:  # no such folder, or none of ours
+            raise not_created(self.path, error) from error
+
+    def _create_alone(self, deadline: Deadline | None, *, torn: bool) -> None:
         with self.folder.creating(self.timeout):
             if torn and self.folder.may_be_torn():
                 for suffix in ("", "-wal", "-shm"):
@@ -238,7 +249,17 @@ class Replica(Observed):
     def _live(self) -> Applier:
         if self._applier is None:
             raise SyncError("the replica is closed", state="", action="connect again")
+        self.check_place()
         return self._applier
+
+    def check_place(self) -> None:
+        """Raises SyncError when its path names another file by now, or none: nobody would find the changes."""
+        if file_id(self.path) != self._file:
+            raise SyncError(
+                f"{self.path} was removed or replaced while this process had it open",
+                state="what is open here goes on reading the old file; nothing was written",
+                action="close all its connections in this process, then connect again",
+            )
 
     def ask(self, *, network_timeout: float | None = None) -> None:
         """Hear from the primary how far it is ahead; nothing is brought.

@@ -16,12 +16,14 @@
 #include "key.h"
 #include "rows.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #define DATABASE_STEPS 1000   /* VM steps between progress reports: some 20 microseconds */
 #define DATABASE_TICK_MS 50   /* Ctrl-C is seen within this */
+#define DATABASE_FREEING_TRIES 10000 /* a second: looks at whether a statement has been freed */
 #define DATABASE_LATE_MS 20   /* a batch with rows in it ends after this, whatever its size */
 
 static uint32_t database_schemas; /* how often nl_db_distrust_schemas() was called; atomic */
@@ -61,6 +63,28 @@ static void database_unref(nl_db *db)
     free(db);
 }
 
+/* Makes an idle connection this thread's. */
+static int database_claim(nl_db *db, int what, int *found)
+{
+    *found = 0;
+    return __atomic_compare_exchange_n(&db->running, found, what, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+/* The same for a call, which waits for those who free; not for ever: it may be what interrupted them. */
+static int database_claim_for_call(nl_db *db)
+{
+    const struct timespec moment = {0, 100000}; /* 0.1 ms */
+    int found;
+
+    for (int i = 0; i < DATABASE_FREEING_TRIES; i++) {
+        if (database_claim(db, NL_INSIDE, &found)) return 1;
+        if (found != NL_FREEING) return 0;
+        if (i < 100) sched_yield();
+        else nanosleep(&moment, NULL);
+    }
+    return 0;
+}
+
 /* Frees the orphans. While `running`. Answers how many: each held a reference. */
 static int database_reap(nl_db *db)
 {
@@ -86,13 +110,13 @@ static int database_reap(nl_db *db)
 ** next turn of the loop, so none is left behind. The references go last: they may free *db. */
 static void database_exit(nl_db *db)
 {
-    int reaped = 0;
+    int reaped = 0, found;
 
     do {
         if (__atomic_load_n(&db->orphans, __ATOMIC_RELAXED)) reaped += database_reap(db);
         __atomic_store_n(&db->running, 0, __ATOMIC_SEQ_CST);
     } while (__atomic_load_n(&db->orphans, __ATOMIC_SEQ_CST)
-        && !__atomic_exchange_n(&db->running, 1, __ATOMIC_ACQUIRE));
+        && database_claim(db, NL_FREEING, &found));
     while (reaped-- > 0) database_unref(db);
 }
 
@@ -108,7 +132,7 @@ int nl_db_enter(nl_db *db, nl_error *err)
             "the connection was opened before a fork, by the parent process, and works only there; "
             "nothing was done. Open a new connection in the child");
     }
-    if (__atomic_exchange_n(&db->running, 1, __ATOMIC_ACQUIRE)) {
+    if (!database_claim_for_call(db)) {
         return nl_fail(err, NL_E_MISUSE, "the connection is in use by another call");
     }
     if (!db->sqlite) {
@@ -158,7 +182,8 @@ void nl_db_orphan(nl_db *db, nl_stmt *s)
     db->orphans = s;
     pthread_mutex_unlock(&db->guard);
     /* If somebody is inside, he frees it when he leaves. */
-    if (!__atomic_exchange_n(&db->running, 1, __ATOMIC_ACQUIRE)) database_exit(db);
+    int found;
+    if (database_claim(db, NL_FREEING, &found)) database_exit(db);
     database_unref(db);
 }
 

@@ -13,6 +13,11 @@
 #include <pthread.h>
 #include <sqlite3.h>
 
+/* Of nl_db.running. Freeing is no call of the program's: it may be the garbage collector's, on any thread,
+** and whoever comes meanwhile waits for those moments. */
+#define NL_INSIDE 1
+#define NL_FREEING 2
+
 struct nl_db {
     sqlite3 *sqlite;         /* NULL once closed; written under `guard` */
     pthread_mutex_t guard;   /* held for moments: sqlite against interrupt, and `orphans` */
@@ -32,7 +37,7 @@ struct nl_db {
     uint32_t forks;          /* nl_forks() at birth: in the child of a fork this handle is dead */
     nl_sealing sealing;      /* of what this connection opens; key NULL: it is plain */
     const nl_sealing *outer; /* while `running`: what this thread was about before */
-    int running;             /* 1 while a call is inside: a second thread is refused, not obeyed */
+    int running;             /* NL_INSIDE while a call is: a second thread is refused, not obeyed */
     int64_t begun_ms;        /* monotonic time of the first progress report of this call; 0: none yet */
     int64_t tick_ms;         /* monotonic time of the next tick */
     int64_t busy_since_ms;   /* monotonic time at which the present wait for a lock began */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import queue
 import sqlite3
 import threading
 
@@ -293,6 +294,25 @@ def test_a_statement_may_be_freed_by_a_thread_while_another_is_inside(db):
     doomed.clear()
     thread.join()
     assert rows(db.prepare("select 1")) == [(1,)]
+
+
+def test_a_call_is_not_refused_because_a_statement_is_being_freed(db):
+    """The garbage collector frees on whatever thread it happens to run."""
+    given, done = queue.SimpleQueue(), threading.Event()
+
+    def free():
+        while given.get() is not None:
+            pass
+        done.set()
+
+    thread = threading.Thread(target=free)
+    thread.start()
+    one = db.prepare("select 1")
+    for number in range(20_000):
+        given.put(db.prepare("select 2"))
+        assert rows(one) == [(1,)], number
+    given.put(None)
+    thread.join()
 
 
 def test_a_second_thread_is_refused_not_obeyed(db):

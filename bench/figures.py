@@ -81,6 +81,12 @@ def _fanout(count: int, seconds: float) -> tuple[Figure, ...]:
     )
 
 
+_SEALED = (
+    ("write", "bulk write of 600,000 rows"),
+    ("scan", "cold scan of 61 MB"),
+    ("random", "50,000 random points"),
+)
+
 FIGURES = (
     Figure(
         "apply_pwrite",
@@ -264,6 +270,18 @@ FIGURES = (
         "download",
         (_at_most(3e6),),
     ),
+    *(
+        Figure(f"{key}_{part}", f"{title}: {what}", SECONDS, "the same in clear", bars)
+        for key, title, limits in (
+            ("sealed", "sealed by AES-256-GCM", (1.14, 1.35, 1.32)),
+            ("sqlite3mc", "SQLite3MultipleCiphers, AEGIS", (None, None, None)),
+            ("turso", "pyturso, AES-256-GCM", (None, None, None)),
+        )
+        for (part, what), limit in zip(_SEALED, limits, strict=True)
+        for bars in [() if limit is None else (_of_peer(limit),)]
+    ),
+    Figure("codec_seal", "pages sealed", PER_SECOND, "bare EVP loop", (_times(0.95),)),
+    Figure("codec_open", "pages opened", PER_SECOND, "bare EVP loop", (_times(0.95),)),
 )
 
 BY_KEY = {figure.key: figure for figure in FIGURES}

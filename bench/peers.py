@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -168,3 +169,25 @@ def remove_database(path: Path) -> None:
     for file in path.parent.glob(path.name + "*"):
         if file.is_file():
             file.unlink()
+
+
+def python_peer(package: str) -> Path:
+    """The folder of a Python package that cannot share an environment with others (two are named apsw)."""
+    folder = CACHE / package
+    if not folder.exists():
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--target",
+            str(folder),
+            package,
+        ]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise PeerMissingError(
+                f"{package} could not be installed: {done.stderr.strip()[-300:]}"
+            )
+    return folder

@@ -15,15 +15,24 @@
 */
 #include "codec_vfs.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 static sqlite3_vfs *vfs_below;
 static sqlite3_vfs vfs_plain, vfs_sealed;
 
-static pthread_mutex_t vfs_mutex = PTHREAD_MUTEX_INITIALIZER;
-static nl_sealed *vfs_open;      /* all sealed databases of the process, under the mutex */
+static nl_sealed *vfs_open;      /* all sealed databases of the process, under vfs_lock() */
+
+/* One of SQLite's mutexes, because ofd.c sees to those around fork(). */
+static void vfs_lock(void)
+{
+    sqlite3_mutex_enter(sqlite3_mutex_alloc(SQLITE_MUTEX_STATIC_APP3));
+}
+
+static void vfs_unlock(void)
+{
+    sqlite3_mutex_leave(sqlite3_mutex_alloc(SQLITE_MUTEX_STATIC_APP3));
+}
 
 /* ------------------------------------------------------------------ beside the result codes */
 
@@ -77,12 +86,12 @@ static int vfs_role(const char *name)
 {
     int role = OTHER;
 
-    pthread_mutex_lock(&vfs_mutex);
+    vfs_lock();
     for (const nl_sealed *f = vfs_open; name && f && role == OTHER; f = f->next) {
         if (f->wal && strcmp(name, f->wal) == 0) role = WAL;
         if (f->journal && strcmp(name, f->journal) == 0) role = f->unlogged ? NO_JOURNAL : JOURNAL;
     }
-    pthread_mutex_unlock(&vfs_mutex);
+    vfs_unlock();
     return role;
 }
 
@@ -91,29 +100,29 @@ static nl_sealed *vfs_find_own(const char *name)
 {
     nl_sealed *f;
 
-    pthread_mutex_lock(&vfs_mutex);
+    vfs_lock();
     for (f = vfs_open; f && f->wal != name; f = f->next) {}
-    pthread_mutex_unlock(&vfs_mutex);
+    vfs_unlock();
     return f;
 }
 
 static void vfs_enlist(nl_sealed *f)
 {
-    pthread_mutex_lock(&vfs_mutex);
+    vfs_lock();
     f->next = vfs_open;
     vfs_open = f;
-    pthread_mutex_unlock(&vfs_mutex);
+    vfs_unlock();
 }
 
 static void vfs_delist(nl_sealed *f)
 {
-    pthread_mutex_lock(&vfs_mutex);
+    vfs_lock();
     for (nl_sealed **p = &vfs_open; *p; p = &(*p)->next) {
         if (*p != f) continue;
         *p = f->next;
         break;
     }
-    pthread_mutex_unlock(&vfs_mutex);
+    vfs_unlock();
 }
 
 /* <db>-wal to <db>-nlwal, or NULL without memory. */

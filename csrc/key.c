@@ -7,22 +7,27 @@
 */
 #include "key.h"
 
-#include <pthread.h>
 #include <string.h>
 
 #include "aead.h"
 
+/* A result of scrypt. Written once, and without a lock: one that a thread holds during fork() would be held
+** for ever in the child. */
+typedef struct key_known {
+    int state;                   /* atomic: KNOWN_EMPTY, then _WRITING, then _READY */
+    nl_key_form form;
+    uint8_t key[NL_KEY_SIZE];
+} key_known;
+
+enum { KNOWN_EMPTY, KNOWN_WRITING, KNOWN_READY, KNOWN = 8 };
+
 struct nl_key {
     int refs;                    /* atomic */
-    pthread_mutex_t mutex;       /* guards `known` */
     int phrase;
     int log2_n;
     size_t n;
     uint8_t bytes[NL_PHRASE_MAX];
-    struct {                     /* the last result of scrypt; log2_n == 0: none yet */
-        nl_key_form form;
-        uint8_t key[NL_KEY_SIZE];
-    } known;
+    key_known known[KNOWN];      /* of the first files that it opened */
 };
 
 static int key_new(const uint8_t *bytes, size_t n, int phrase, int log2_n, nl_key **out, nl_error *err)
@@ -30,7 +35,6 @@ static int key_new(const uint8_t *bytes, size_t n, int phrase, int log2_n, nl_ke
     *out = NULL;
     nl_key *key = nl_secret_alloc(sizeof *key);
     if (!key) return nl_fail(err, NL_E_NOMEM, "no memory for a key");
-    pthread_mutex_init(&key->mutex, NULL);
     key->refs = 1;
     key->phrase = phrase;
     key->log2_n = log2_n;
@@ -67,7 +71,6 @@ nl_key *nl_key_share(nl_key *key)
 void nl_key_free(nl_key *key)
 {
     if (!key || __atomic_sub_fetch(&key->refs, 1, __ATOMIC_ACQ_REL)) return;
-    pthread_mutex_destroy(&key->mutex);
     nl_secret_free(key, sizeof *key);
 }
 
@@ -83,9 +86,27 @@ int nl_key_form_new(const nl_key *key, nl_key_form *out, nl_error *err)
     return nl_random(out->salt, sizeof out->salt, err);
 }
 
-static int key_same(const nl_key_form *a, const nl_key_form *b)
+static const key_known *key_find(nl_key *key, const nl_key_form *form)
 {
-    return a->log2_n == b->log2_n && memcmp(a->salt, b->salt, sizeof a->salt) == 0;
+    for (int i = 0; i < KNOWN; i++) {
+        const key_known *k = &key->known[i];
+        if (__atomic_load_n(&k->state, __ATOMIC_ACQUIRE) != KNOWN_READY) continue;
+        if (k->form.log2_n == form->log2_n && memcmp(k->form.salt, form->salt, NL_SALT_SIZE) == 0) return k;
+    }
+    return NULL;
+}
+
+static void key_remember(nl_key *key, const nl_key_form *form, const uint8_t made[NL_KEY_SIZE])
+{
+    for (int i = 0; i < KNOWN; i++) {
+        key_known *k = &key->known[i];
+        int empty = KNOWN_EMPTY;
+        if (!__atomic_compare_exchange_n(&k->state, &empty, KNOWN_WRITING, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) continue;
+        k->form = *form;
+        memcpy(k->key, made, NL_KEY_SIZE);
+        __atomic_store_n(&k->state, KNOWN_READY, __ATOMIC_RELEASE);
+        return;
+    }
 }
 
 int nl_key_wrapping(nl_key *key, const nl_key_form *form, uint8_t out[NL_KEY_SIZE], nl_error *err)
@@ -103,14 +124,12 @@ int nl_key_wrapping(nl_key *key, const nl_key_form *form, uint8_t out[NL_KEY_SIZ
         memcpy(info + sizeof purpose, form->salt, NL_SALT_SIZE);
         return nl_key_derive(key->bytes, info, sizeof info, out, err);
     }
-    /* Held during scrypt: a second thread that opens the same file waits instead of doing it again. */
-    pthread_mutex_lock(&key->mutex);
-    if (key->known.form.log2_n == 0 || !key_same(&key->known.form, form)) {
-        rc = nl_key_stretch(key->bytes, key->n, form->salt, form->log2_n, key->known.key, err);
-        key->known.form = *form;
-        if (rc != NL_OK) key->known.form.log2_n = 0;
+    const key_known *known = key_find(key, form);
+    if (known) {
+        memcpy(out, known->key, NL_KEY_SIZE);
+        return NL_OK;
     }
-    if (rc == NL_OK) memcpy(out, key->known.key, NL_KEY_SIZE);
-    pthread_mutex_unlock(&key->mutex);
+    rc = nl_key_stretch(key->bytes, key->n, form->salt, form->log2_n, out, err);
+    if (rc == NL_OK) key_remember(key, form, out);
     return rc;
 }

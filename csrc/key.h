@@ -20,7 +20,7 @@ nl_key *nl_key_share(nl_key *key);
 int nl_key_form_new(const nl_key *key, nl_key_form *out, nl_error *err);
 
 /* The key that wraps a file's data keys. NL_E_KEY: a passphrase where the file wants a key, or the other way
-** round. The last one is kept: scrypt is meant to be slow, and a pool opens one file many times. */
+** round. Results of scrypt are kept: it is meant to be slow, and a pool opens one file many times. */
 int nl_key_wrapping(nl_key *key, const nl_key_form *form, uint8_t out[NL_KEY_SIZE], nl_error *err);
 
 #endif

@@ -96,6 +96,43 @@ with nearlite.connect(sys.argv[1], 20, encryption_key="hex:" + sys.argv[2], isol
     assert rows(con, "PRAGMA integrity_check") == [("ok",)]
 
 
+@pytest.mark.forks_threads
+def test_the_child_of_a_fork_opens_it_while_threads_of_the_parent_do(path: Path, con) -> None:
+    script = """
+import os, sys, threading, nearlite
+path, stop = sys.argv[1], threading.Event()
+key = nearlite.keys.key_of("hex:" + sys.argv[2])
+def insert(value):
+    with nearlite.connect(path, 20, encryption_key=key, isolation_level=None) as own:
+        own.execute("INSERT INTO t(b) VALUES(?)", (value,))
+    own.close()
+def churn():
+    while not stop.is_set():
+        insert("parent")
+threads = [threading.Thread(target=churn) for _ in range(2)]
+for thread in threads: thread.start()
+codes = []
+for _ in range(6):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            insert("child")
+            code = 0
+        finally:
+            os._exit(code)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+stop.set()
+for thread in threads: thread.join()
+print(codes)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, path, KEY.hex()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[0, 0, 0, 0, 0, 0]\n", "")
+    assert rows(con, "SELECT count(*) FROM t WHERE b = 'child'") == [(6,)]
+    assert rows(con, "PRAGMA integrity_check") == [("ok",)]
+
+
 def test_the_second_implementation_reads_the_file(path: Path, con, tmp_path: Path) -> None:
     before = rows(con)
     con.execute("PRAGMA wal_checkpoint(TRUNCATE)")

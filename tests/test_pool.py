@@ -288,7 +288,16 @@ async def asgi(scope, receive, send):
     await send({"type": "http.response.body", "body": answer()})
 """
 
-GUNICORN = ["gunicorn", "--workers", "3", "--no-control-socket", "--bind"]
+# A worker that is forked just when the master is told to end does not hear of it: gunicorn waits for it.
+GUNICORN = [
+    "gunicorn",
+    "--workers",
+    "3",
+    "--graceful-timeout",
+    "5",
+    "--no-control-socket",
+    "--bind",
+]
 UVICORN = ["uvicorn", "--workers", "2", "--lifespan", "off", "--log-level", "warning"]
 
 
@@ -312,7 +321,7 @@ def workers(served: Served, tmp_path: Path, command: Callable[[int], list[str]])
             yield port
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(60)
 
 
 def ask(port: int) -> dict[str, Any]:

@@ -42,8 +42,8 @@ int nl_aead_open(
     uint8_t *out,
     nl_error *err);
 
-/* Nonces, random, each of them once. Drawn by the many: the generator takes two thirds of the time of sealing
-** a page, whether for one nonce or for all of these. Zeros at the beginning. One thread at a time. */
+/* Nonces, random, each of them once. Drawn by the many: to ask the kernel takes a third of the time of sealing
+** a page. Zeros at the beginning. One thread at a time. */
 #define NL_NONCES 64
 typedef struct nl_nonces {
     unsigned left;

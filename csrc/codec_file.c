@@ -46,32 +46,67 @@ int nl_sealed_main_size(nl_sealed *f, sqlite3_int64 *size)
     return rc;
 }
 
+/* Reads slots from `pgno` on into f->ahead. Who reads page after page saves most of the system calls; what
+** was read stays true as long as a read lock is held, because a checkpoint overwrites only pages that no
+** reader takes from the file. Answers whether it has done so. */
+static int file_ahead(nl_sealed *f, uint32_t pgno)
+{
+    const int slot = (int)file_slot(f);
+
+    f->ahead_count = 0;
+    if (!f->ahead) f->ahead = sqlite3_malloc64((sqlite3_uint64)slot * NL_SEALED_AHEAD);
+    if (!f->ahead) return 0;
+    /* Short near the end of the file, where pages are read one by one. */
+    if (f->below->pMethods->xRead(f->below, f->ahead, slot * NL_SEALED_AHEAD, file_offset(f, pgno)) != SQLITE_OK) return 0;
+    f->ahead_first = pgno;
+    f->ahead_count = NL_SEALED_AHEAD;
+    return 1;
+}
+
+/* The slot of a page if it was read ahead, or is now; NULL: it has to be read. */
+static const uint8_t *file_have(nl_sealed *f, uint32_t pgno)
+{
+    const int follows = f->reading > 0 && pgno == f->last + 1;
+
+    f->last = pgno;
+    if (pgno - f->ahead_first >= f->ahead_count && !(follows && file_ahead(f, pgno))) return NULL;
+    return f->ahead + (pgno - f->ahead_first) * file_slot(f);
+}
+
 /* One page. SQLITE_IOERR_SHORT_READ: it lies beyond the end; zeros. */
 static int file_page(nl_sealed *f, uint32_t pgno, uint8_t *page)
 {
+    const uint8_t *slot = file_have(f, pgno);
     nl_error why;
 
     for (int i = 0;; i++) {
-        int rc = f->below->pMethods->xRead(f->below, f->scratch, (int)file_slot(f), file_offset(f, pgno));
+        int rc = slot ? SQLITE_OK
+                      : f->below->pMethods->xRead(f->below, f->scratch, (int)file_slot(f), file_offset(f, pgno));
         if (rc == SQLITE_IOERR_SHORT_READ) memset(page, 0, f->page_size);
         if (rc != SQLITE_OK) return rc;
-        int code = nl_codec_open_page(f->codec, pgno, f->scratch, page, &why);
+        int code = nl_codec_open_page(f->codec, pgno, slot ? slot : f->scratch, page, &why);
         if (code == NL_OK) return SQLITE_OK;
         if (code == NL_E_NOMEM) return SQLITE_IOERR_NOMEM;
         if (i >= AGAIN) return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
+        slot = NULL;
         sched_yield();
     }
 }
 
 int nl_sealed_main_read(nl_sealed *f, void *out, int n, sqlite3_int64 at)
 {
-    uint8_t *to = out, *page = f->scratch + NL_SEALED_BATCH / 2 * (f->page_size + 2 * NL_SEAL_SIZE);
     int rc = SQLITE_OK;
 
     if (f->page_size == 0) {
         memset(out, 0, (size_t)n);
         return SQLITE_IOERR_SHORT_READ;
     }
+    if (n == (int)f->page_size && (at & (f->page_size - 1)) == 0) {
+        rc = file_page(f, (uint32_t)(at >> __builtin_ctz(f->page_size)) + 1, out);
+        if (rc != SQLITE_OK) memset(out, 0, (size_t)n);
+        return rc;
+    }
+    uint8_t *to = out, *page = f->scratch + NL_SEALED_BATCH / 2 * (f->page_size + 2 * NL_SEAL_SIZE);
     for (int done = 0; done < n && rc == SQLITE_OK;) {
         const uint32_t pgno = (uint32_t)((at + done) / f->page_size) + 1;
         const uint32_t within = (uint32_t)((at + done) % f->page_size);
@@ -112,6 +147,7 @@ static int file_put(nl_sealed *f, uint32_t pgno, const uint8_t *page)
 {
     nl_error why;
 
+    f->ahead_count = 0;
     int code = nl_codec_seal_page(f->codec, pgno, page, f->scratch, &why);
     if (code != NL_OK) return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
     return f->below->pMethods->xWrite(f->below, f->scratch, (int)file_slot(f), file_offset(f, pgno));
@@ -156,7 +192,7 @@ int nl_sealed_main_truncate(nl_sealed *f, sqlite3_int64 size)
     if (size % f->page_size) return nl_sealed_refuse(SQLITE_IOERR_TRUNCATE, f, "a size of broken pages");
     const uint32_t pages = (uint32_t)(size / f->page_size);
     int rc = file_fill(f, pages + 1);
-    f->known = 0;
+    f->known = f->ahead_count = 0;
     if (rc != SQLITE_OK) return rc;
     return f->below->pMethods->xTruncate(f->below, file_offset(f, pages + 1));
 }

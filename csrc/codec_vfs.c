@@ -145,6 +145,7 @@ static void vfs_release(nl_sealed *f)
     if (f->main == f) {
         nl_codec_free(f->codec);
         sqlite3_free(f->scratch);
+        sqlite3_free(f->ahead);
     }
     sqlite3_free(f->opened);
     sqlite3_free(f->name);
@@ -271,12 +272,17 @@ static int main_shm_map(sqlite3_file *file, int region, int size, int extend, vo
 
 static int main_shm_lock(sqlite3_file *file, int offset, int n, int flags)
 {
-    enum { RECOVER = 2 }; /* WAL_RECOVER_LOCK, part of the file format: https://sqlite.org/walformat.html */
+    /* WAL_RECOVER_LOCK and WAL_READ_LOCK(0), part of the file format: https://sqlite.org/walformat.html */
+    enum { RECOVER = 2, READ = 3 };
     nl_sealed *f = vfs_of(file);
     int rc = f->below->pMethods->xShmLock(f->below, offset, n, flags);
 
     if (rc == SQLITE_OK && (flags & SQLITE_SHM_EXCLUSIVE) && offset <= RECOVER && RECOVER < offset + n) {
         f->recovering = (flags & SQLITE_SHM_LOCK) != 0;
+    }
+    if (rc == SQLITE_OK && (flags & SQLITE_SHM_SHARED) && offset >= READ) {
+        f->reading += flags & SQLITE_SHM_LOCK ? 1 : -1;
+        f->ahead_count = 0;
     }
     return rc;
 }

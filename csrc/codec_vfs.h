@@ -27,6 +27,11 @@ typedef struct nl_sealed {
     struct nl_sealed *next;      /* in the list of all that are open */
     int unlogged;                /* it was empty: there is nothing that a journal could bring back */
     uint32_t known;              /* pages it has at least, while nobody else may truncate it; 0: unknown */
+    int reading;                 /* read locks held: what the file has of pages cannot change meanwhile */
+    uint32_t last;               /* page that was read last; the next one is expected behind it */
+    uint8_t *ahead;              /* slots `ahead_first`... as they are in the file; NULL: no room yet */
+    uint32_t ahead_first;
+    uint32_t ahead_count;        /* 0: none */
     int recovering;              /* this connection reads the WAL from its beginning, all others wait */
     struct nl_sealed *log;       /* the WAL, while it is open */
     /* Of a WAL: */
@@ -39,6 +44,7 @@ typedef struct nl_sealed {
 } nl_sealed;
 
 #define NL_SEALED_BATCH 16
+#define NL_SEALED_AHEAD 8        /* slots read in one call by who reads page after page */
 
 /* With what the databases that this thread opens next are sealed. */
 typedef struct nl_sealing {

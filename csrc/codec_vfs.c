@@ -16,6 +16,7 @@
 #include "codec_vfs.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static sqlite3_vfs *vfs_below;
@@ -144,8 +145,8 @@ static void vfs_release(nl_sealed *f)
 {
     if (f->main == f) {
         nl_codec_free(f->codec);
-        sqlite3_free(f->scratch);
-        sqlite3_free(f->ahead);
+        free(f->scratch);
+        free(f->ahead);
     }
     sqlite3_free(f->opened);
     sqlite3_free(f->name);
@@ -457,12 +458,6 @@ static const sqlite3_io_methods null_methods = {
 
 /* ------------------------------------------------------------------ opening */
 
-static int vfs_room(nl_sealed *f)
-{
-    f->scratch = sqlite3_malloc64(NL_SEALED_BATCH * ((sqlite3_uint64)f->page_size + 2 * NL_SEAL_SIZE));
-    return f->scratch ? SQLITE_OK : SQLITE_NOMEM;
-}
-
 /* Another process may be at it, too, or have the empty file open for something else. */
 static int vfs_fill_empty(nl_sealed *f, const nl_sealing *with)
 {
@@ -496,7 +491,7 @@ static int vfs_unlock_block(nl_sealed *f, const nl_sealing *with)
     }
     if (nl_codec_open(block, with->key, &f->codec, &why) != NL_OK) return nl_sealed_fail(SQLITE_NOTADB, &why, f);
     f->page_size = nl_codec_page_size(f->codec);
-    return vfs_room(f);
+    return nl_sealed_room(f);
 }
 
 static int vfs_open_main(nl_sealed *f, const char *name, int flags, int *out, const nl_sealing *with)

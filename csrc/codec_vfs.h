@@ -66,7 +66,8 @@ int nl_sealed_refuse(int rc, const nl_sealed *where, const char *what);
 /* Whether the main database of a connection was opened by "nearlite-sealed": a URI may name another VFS. */
 int nl_sealed_is(sqlite3 *db);
 
-/* Slots of the database (codec_file.c). */
+/* Slots of the database (codec_file.c). nl_sealed_room allocates f->scratch for its page size. */
+int nl_sealed_room(nl_sealed *f);
 int nl_sealed_main_read(nl_sealed *f, void *out, int n, sqlite3_int64 at);
 int nl_sealed_main_write(nl_sealed *f, const void *in, int n, sqlite3_int64 at);
 int nl_sealed_main_truncate(nl_sealed *f, sqlite3_int64 size);

@@ -68,14 +68,16 @@ int nl_sealed_main_size(nl_sealed *f, sqlite3_int64 *size)
 static int file_ahead(nl_sealed *f, uint32_t pgno)
 {
     const int slot = (int)file_slot(f);
+    const uint32_t count = nl_sealed_at_once(slot, NL_SEALED_AHEAD);
 
     f->ahead_count = 0;
-    if (!f->ahead) f->ahead = file_room((size_t)slot * NL_SEALED_AHEAD);
+    if (count < 2) return 0;
+    if (!f->ahead) f->ahead = file_room((size_t)slot * count);
     if (!f->ahead) return 0;
     /* Short near the end of the file, where pages are read one by one. */
-    if (f->below->pMethods->xRead(f->below, f->ahead, slot * NL_SEALED_AHEAD, file_offset(f, pgno)) != SQLITE_OK) return 0;
+    if (f->below->pMethods->xRead(f->below, f->ahead, slot * (int)count, file_offset(f, pgno)) != SQLITE_OK) return 0;
     f->ahead_first = pgno;
-    f->ahead_count = NL_SEALED_AHEAD;
+    f->ahead_count = count;
     return 1;
 }
 

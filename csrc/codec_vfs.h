@@ -46,6 +46,15 @@ typedef struct nl_sealed {
 #define NL_SEALED_BATCH 16
 #define NL_SEALED_AHEAD 8        /* slots read in one call by who reads page after page */
 
+/* How many units of so many bytes, at most `most`, go to SQLite's own VFS in one call: it takes 17 bits of
+** size and ignores the others. */
+static inline uint32_t nl_sealed_at_once(sqlite3_int64 unit, uint32_t most)
+{
+    const uint32_t fit = (uint32_t)(0x1ffff / unit);
+
+    return fit < most ? fit : most;
+}
+
 /* With what the databases that this thread opens next are sealed. */
 typedef struct nl_sealing {
     nl_key *key;                 /* NULL: they are plain */

@@ -123,10 +123,11 @@ int nl_sealed_wal_read(nl_sealed *f, void *out, int n, sqlite3_int64 at)
 
 static int wal_put(nl_sealed *f, uint32_t first, uint32_t count, const uint8_t *frames)
 {
+    const uint32_t batch = nl_sealed_at_once(wal_step(f), NL_SEALED_BATCH);
     nl_error why;
 
-    for (uint32_t i = 0; i < count; i += NL_SEALED_BATCH) {
-        const uint32_t some = count - i < NL_SEALED_BATCH ? count - i : NL_SEALED_BATCH;
+    for (uint32_t i = 0; i < count; i += batch) {
+        const uint32_t some = count - i < batch ? count - i : batch;
         const uint8_t *in = frames + (size_t)i * wal_frame_size(f);
         if (nl_codec_seal_frames(f->main->codec, first + i, some, in, f->scratch, &why) != NL_OK) {
             return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f->main);

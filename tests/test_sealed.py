@@ -145,11 +145,14 @@ def test_the_second_implementation_reads_the_file(path: Path, con, tmp_path: Pat
 @pytest.mark.parametrize("size", [512, 1024, 8192, 65536])
 def test_every_page_size(path: Path, size: int, tmp_path: Path) -> None:
     with closing(Database(str(path), key=Key.of_bytes(KEY), page_size=size)) as database:
-        database.exec("CREATE TABLE t(a, b); INSERT INTO t VALUES(1, randomblob(100000))")
+        database.exec("CREATE TABLE t(a, b); INSERT INTO t VALUES(1, randomblob(2000000))")
     with closing(sealed(path)) as con:
         assert rows(con, "PRAGMA page_size") == [(size,)]
-        assert rows(con) == [(1, 100000)]
+        assert rows(con) == [(1, 2000000)]
         con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with closing(sealed(path)) as con:  # out of the file, page after page
+        assert len(rows(con, "SELECT b FROM t")[0][0]) == 2000000
+        assert rows(con, "PRAGMA integrity_check") == [("ok",)]
     plain_copy(path, tmp_path / "plain.db")
     with closing(sqlite3.connect(tmp_path / "plain.db")) as stock:
         assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

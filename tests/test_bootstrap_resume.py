@@ -200,3 +200,21 @@ def test_impossible_pages_are_refused(served: primaries.Served) -> None:
             urllib.request.urlopen(f"{served.url}/nl/v1/snapshot?from={text}", timeout=10)
         assert caught.value.code == 400
         caught.value.close()
+
+
+def test_a_file_that_has_its_name_already_is_not_written_again(
+    served: primaries.Served, tmp_path: Path
+) -> None:
+    """The process was killed between the two names: later the replica is moved away and made anew."""
+    path, moved = tmp_path / "replica.db", tmp_path / "moved.db"
+    replica = Replica(str(path), served.url)
+    replica.open()
+    replica.sync()
+    replica.close()
+    part = tmp_path / "replica.db-nearlite" / "bootstrap.part"
+    os.link(path, part)
+    path.rename(moved)
+    before = moved.read_bytes()
+    served.remote(isolation_level=None).execute("UPDATE t SET b = randomblob(100) WHERE a % 40 = 2")
+    whole(served, path, served.url)
+    assert moved.read_bytes() == before

@@ -16,6 +16,7 @@ import primaries
 import pytest
 import stack
 
+from nearlite.bootstrap import Folder
 from nearlite.errors import OfflineError
 from nearlite.receiving import Progress
 from nearlite.replica import Replica
@@ -218,3 +219,23 @@ def test_a_file_that_has_its_name_already_is_not_written_again(
     served.remote(isolation_level=None).execute("UPDATE t SET b = randomblob(100) WHERE a % 40 = 2")
     whole(served, path, served.url)
     assert moved.read_bytes() == before
+
+
+def test_who_waits_while_another_process_creates_the_file_sees_its_part_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(str(tmp_path / "replica.db"))
+    folder.make()
+    folder.part.write_bytes(b"x")
+    with folder.creating(1.0):
+        stat = Path.stat
+
+        def just_gone(path: Path, **options: bool) -> os.stat_result:
+            found = stat(path, **options)
+            if path == folder.part:
+                path.unlink()  # the other process has placed it
+            return found
+
+        monkeypatch.setattr(Path, "stat", just_gone)
+        with pytest.raises(OfflineError), folder.creating(0.1):
+            pass

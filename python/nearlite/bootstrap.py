@@ -116,7 +116,7 @@ class Folder:
         try:
             seen, until = -1, time.monotonic() + seconds
             while not _locked(fd):
-                size = self.part.stat().st_size if self.part.exists() else 0
+                size = self._part_size()
                 if size != seen:
                     seen, until = size, time.monotonic() + seconds
                 elif time.monotonic() >= until:
@@ -131,6 +131,12 @@ class Folder:
             # Unlocked, not only closed: a child forked meanwhile has a copy of the descriptor.
             fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
+
+    def _part_size(self) -> int:
+        try:
+            return self.part.stat().st_size
+        except FileNotFoundError:  # not begun, or placed just now
+            return 0
 
     def place(self) -> None:
         """Give the finished ``bootstrap.part`` its real name; never over another file.

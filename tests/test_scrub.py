@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from primaries import primary
 
+from nearlite.http import Deadline
+
 
 def scrub(replica: Any) -> None:
     """A sync after a day, and the end of what it began."""
@@ -55,3 +57,30 @@ def test_a_sound_file_stays_trusted_and_is_looked_at_once(tmp_path: Path) -> Non
         assert due > 0.0
         replica.sync()
         assert check._scrub_at == due
+
+
+def test_a_check_whose_thread_could_not_begin_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with primary(tmp_path) as served:
+        replica = served.replica(isolation_level=None)
+        replica.execute("CREATE TABLE t(a)")
+        check = replica._replica._check
+        check.again()
+        start = threading.Thread.start
+
+        def no_more(thread: threading.Thread) -> None:
+            if thread.name in ("nearlite-check", "nearlite-scrub"):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", no_more)
+            with pytest.raises(RuntimeError):
+                check.wait(Deadline(1.0))
+            with pytest.raises(RuntimeError):
+                check.scrub_if_due(float("inf"))
+        check.wait(Deadline(5.0))
+        assert check.passed
+        assert check._scrubbing.acquire(blocking=False)
+        check._scrubbing.release()

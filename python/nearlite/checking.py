@@ -50,7 +50,11 @@ class FullCheck:
         if now < self._scrub_at or not self._scrubbing.acquire(blocking=False):
             return
         self._scrub_at = now + SCRUB_SECONDS
-        threading.Thread(target=self._scrub, name="nearlite-scrub", daemon=True).start()
+        try:
+            threading.Thread(target=self._scrub, name="nearlite-scrub", daemon=True).start()
+        except BaseException:  # no more threads
+            self._scrubbing.release()
+            raise
 
     def _scrub(self) -> None:
         try:
@@ -78,12 +82,13 @@ class FullCheck:
           SyncError: the time is over.
         """
         with self._starting:
-            if self._running is None:
-                self._running = concurrent.futures.Future()
-                threading.Thread(
-                    target=self._run, args=(self._running,), name="nearlite-check", daemon=True
-                ).start()
             running = self._running
+            if running is None:
+                running = concurrent.futures.Future()
+                threading.Thread(
+                    target=self._run, args=(running,), name="nearlite-check", daemon=True
+                ).start()
+                self._running = running  # only now: without a thread nobody would end it
         try:
             running.result(None if deadline.renewed else left(deadline))
         except concurrent.futures.TimeoutError:

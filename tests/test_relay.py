@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -915,3 +915,33 @@ def test_transactions_sent_as_batches_go_through(tree: Tree) -> None:
     answer = Client(low.port).pipeline(transaction("INSERT INTO t(b) VALUES(1)"), {"type": "close"})
     assert answer["results"][0]["type"] == "ok"
     assert Client(top.port).rows("SELECT count(*) FROM t") == [[1]]
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_the_trail_of_another_lineage_is_removed_and_hides_nothing(tree: Tree, lower: bool) -> None:
+    """A primary was restored; its new lineage is any number, lower or higher than the old one."""
+    top = tree.primary()
+    writer = made(tree, top)
+    path = tree.folder / "middle.db"
+    folder = tree.folder / "middle.db-nearlite"
+    with relayed(path, top.url) as relay:
+        write(writer, 5)
+        relay.refresh()
+        own = relay.latest.lineage
+    name = max(folder.glob("*.trail"))
+    old = Stretch.decode(name.read_bytes())
+    number = own - 1 if lower else own + 1
+    stray = replace(old, lineage=number)
+    (folder / f"{stray.end}.trail").write_bytes(stray.encode())
+    with relayed(path, top.url) as relay:
+        begin = relay.latest
+        write(writer, 2)
+        relay.refresh()
+        relay.roll()
+        end = relay.latest
+    with relayed(path, top.url) as relay:
+        answer = relay.changes(begin)
+        assert answer is not None
+        assert answer.to == end
+        answer.close()
+    assert all(file.name.startswith(f"{own:08x}") for file in folder.glob("*.trail"))

@@ -281,7 +281,7 @@ class Relay(Origin):
                     return False
                 time.sleep(_WAIT_MS / 1000)
 
-    def _section(self) -> tuple[Stretch, bytes, list[Stretch]] | None:
+    def _section(self) -> tuple[Stretch, bytes, set[str]] | None:
         """Mutex held. Nobody applies meanwhile; None when somebody is in the way."""
         tail, trail = self._tail, self._trail
         try:
@@ -301,7 +301,7 @@ class Relay(Origin):
             tail.roll_abort()
         return ended, table, trail.turn(ended, self._held())
 
-    def _keep(self, ended: Stretch, table: bytes, dropped: list[Stretch]) -> None:
+    def _keep(self, ended: Stretch, table: bytes, kept: set[str]) -> None:
         """For the next start: only what is whole and fits the file then is believed, so nothing is synced."""
         at = ended.end
         self._log.write(f"{at}{SUFFIX}", ended.encode(), durable=False)
@@ -311,8 +311,10 @@ class Relay(Origin):
         for path in self._log.folder.glob("*.hashes"):
             if path.name != f"{at}.hashes":
                 path.unlink(missing_ok=True)
-        for stretch in dropped:
-            self._log.remove(f"{stretch.end}{SUFFIX}")
+        # Also what a history that began anew has left: that of another lineage may pass for the newest.
+        for path in self._log.folder.glob(f"*{SUFFIX}"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ end
 

@@ -233,7 +233,7 @@ class Trail:
             self.position.lineage, self.tail.page_size, tuple(self._stops), self.tail.index()
         )
 
-    def turn(self, ended: Stretch, held: Position | None) -> list[Stretch]:
+    def turn(self, ended: Stretch, held: Position | None) -> set[str]:
         """The WAL is empty: a new stretch begins where the last one ended.
 
         Args:
@@ -241,16 +241,14 @@ class Trail:
           held: the oldest position that must stay known, if any.
 
         Returns:
-          Stretches that are not kept any longer.
+          Names of the files of those that are kept.
         """
         self._set_base(self.position, ended.stops[-1][3])
         self.stretches.append(ended)
-        dropped: list[Stretch] = []
         size = sum(stretch.size for stretch in self.stretches)
         while size > KEPT_BYTES and (held is None or self.stretches[0].end <= held):
-            dropped.append(self.stretches.pop(0))
-            size -= dropped[-1].size
-        return dropped
+            size -= self.stretches.pop(0).size
+        return {f"{stretch.end}{SUFFIX}" for stretch in self.stretches}
 
     # ------------------------------------------------------------ History
 

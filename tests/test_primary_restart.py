@@ -450,3 +450,31 @@ def test_the_wal_of_an_archived_generation_is_never_taken_for_the_next(tmp_path)
         assert again.roll()
         follow(again, model)
     assert log.Log(str(path)).load().generation == 4
+
+
+def test_after_a_restore_under_the_running_primary_the_old_historys_indexes_are_forgotten(tmp_path):
+    """Written over in place, as a copy tool does: same inode, an empty WAL, an earlier state."""
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)")
+        start = primary.state()
+        execute(primary, "INSERT INTO t VALUES(1)")
+        primary.roll()
+        saved = path.read_bytes()
+        execute(primary, "INSERT INTO t VALUES(2)")
+        primary.roll()
+        assert primary.changes(start.position, start.hash) is not None  # reads generation 1's index
+        execute(primary, "INSERT INTO t VALUES(3)")
+        path.write_bytes(saved)
+        with open(f"{path}-shm", "r+b") as shm:
+            shm.write(bytes(os.fstat(shm.fileno()).st_size))
+        os.truncate(f"{path}-wal", 0)
+        begun = primary.state()
+        assert begun.position.lineage != start.position.lineage
+        for number in range(5):
+            execute(primary, f"CREATE TABLE u{number}(a)")
+        between = primary.state()
+        execute(primary, "INSERT INTO t VALUES(4)")
+        while primary.state().position.generation == between.position.generation:
+            primary.roll()
+        assert primary.changes(between.position, between.hash) is not None

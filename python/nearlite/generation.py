@@ -39,7 +39,8 @@ class Generations:
         self.state: State
         self.journaled = 0
         self._begun: tuple[State, int] | None = None
-        self._indexes: dict[int, Index] = {}
+        # By position: another lineage counts its generations from 1, too.
+        self._indexes: dict[Position, Index] = {}
 
     def base_table(self) -> bytes | None:
         """Page hashes where the generation begins; None when that file is missing or damaged."""
@@ -255,14 +256,14 @@ class Generations:
         return None
 
     def _index_of(self, old: Archived) -> Index | None:
-        found = self._indexes.get(old.generation)
+        at = Position(self.state.lineage_number, old.generation, old.frame)
+        found = self._indexes.get(at)
         if found is None:
-            at = Position(self.state.lineage_number, old.generation, old.frame)
             found = self.log.load_index(at)
             if found is not None:
                 while len(self._indexes) >= 4:  # the newest few are what followers ask for
                     self._indexes.pop(next(iter(self._indexes)))
-                self._indexes[old.generation] = found
+                self._indexes[at] = found
         return found
 
     def archived_indexes(self) -> Iterator[Index]:

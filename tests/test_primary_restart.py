@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -478,3 +479,25 @@ def test_after_a_restore_under_the_running_primary_the_old_historys_indexes_are_
         while primary.state().position.generation == between.position.generation:
             primary.roll()
         assert primary.changes(between.position, between.hash) is not None
+
+
+def test_a_start_that_fails_at_its_lock_can_be_tried_again(tmp_path, monkeypatch):
+    path = tmp_path / "data.db"
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            Primary.open(path)
+    Primary.open(path).close()
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(OSError, match="No locks available"):
+        Primary.open(tmp_path / "data.db")

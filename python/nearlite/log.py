@@ -56,7 +56,9 @@ class Log:
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError:
             owner = os.pread(self._lock, 64, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._lock)
             raise errors.OperationalError(
@@ -64,8 +66,9 @@ class Log:
                 "Stop that one, or connect to its address instead of opening the file again. "
                 "Nothing was changed"
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            os.close(self._lock)  # or the lock would be held by nobody, until the process ends
+            raise
         self._journal = -1
         self._journal_size = 0
 

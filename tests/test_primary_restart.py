@@ -501,3 +501,32 @@ def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", none)
     with pytest.raises(OSError, match="No locks available"):
         Primary.open(tmp_path / "data.db")
+
+
+FORK = """
+import os, sys
+from nearlite.primary import Primary
+primary = Primary.open(sys.argv[1])
+read, written = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(written)
+    os.read(read, 1)  # until the parent has closed its end
+    os._exit(0)
+try:
+    primary.close()
+    Primary.open(sys.argv[1]).close()
+finally:
+    os.close(written)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_child_that_was_forked_meanwhile_does_not_keep_the_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, str(tmp_path / "data.db")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import weakref
 from pathlib import Path
 from typing import Final
 
@@ -71,6 +72,7 @@ class Log:
             raise
         self._journal = -1
         self._journal_size = 0
+        _logs.add(self)
 
     def close(self) -> None:
         """Release the folder; idempotent."""
@@ -280,6 +282,17 @@ class Log:
 
 
 _SUFFIXES: Final = frozenset((".part", ".hashes", ".index", ".wal", ".journal"))
+
+
+_logs: weakref.WeakSet[Log] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for log in list(_logs):
+        log.close()  # this copy of the lock's descriptor: the lock lives as long as any; the parent has its own
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _journal_name(state: State) -> str:

@@ -530,3 +530,29 @@ def test_a_child_that_was_forked_meanwhile_does_not_keep_the_folder(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_primary_that_ends_before_it_has_recovered_keeps_its_history(tmp_path, monkeypatch):
+    """The WAL was emptied by force while the disk was full; there is room again at the end."""
+    path = tmp_path / "data.db"
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")
+        known = primary.state()
+        execute(primary, "INSERT INTO t VALUES(2)")
+        primary.state()
+        primary.prepare_roll()  # the database file has it all
+        with open(f"{path}-shm", "r+b") as shm:
+            shm.write(bytes(os.fstat(shm.fileno()).st_size))
+        os.truncate(f"{path}-wal", 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(log.Log, "save_index", full)
+            with pytest.raises(OSError, match="No space left"):
+                primary.state()
+        run(path, "INSERT INTO t VALUES(3)")
+    with Primary.open(path) as primary:
+        assert primary.state().position.lineage == known.position.lineage
+        assert primary.changes(known.position, known.hash) is not None

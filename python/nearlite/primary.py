@@ -285,6 +285,7 @@ class Primary(Origin):
             if self._closed:
                 return
             try:
+                self.state()  # recovers first if anything has to be
                 self._roller.roll(wait=1.0, held=None)
                 with self._mutex:
                     self._generations.stop()

@@ -451,3 +451,25 @@ def test_what_is_no_size_is_a_usage_error(text, tmp_path):
 )
 def test_addresses_are_read_as_written(text, address):
     assert Listen().convert(text, None, None) == address
+
+
+@pytest.mark.parametrize("command", ["verify", "status", "backup"])
+def test_what_is_no_regular_file_is_refused(tmp_path, command):
+    os.mkfifo(tmp_path / "fifo")
+    out = [str(tmp_path / "out.db")] if command == "backup" else []
+    done = run(command, str(tmp_path / "fifo"), *out)
+    assert done.returncode == EXIT_USAGE
+    assert "file" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    sqlite3.connect(tmp_path / "there.db").execute("create table t(a)").connection.close()
+    out = tmp_path / "nowhere" / "out.db"
+    done = run("backup", str(tmp_path / "there.db"), str(out))
+    assert (done.returncode, f"no folder {out.parent}" in done.stderr) == (EXIT_USAGE, True)
+    (tmp_path / "link.db").symlink_to(out)
+    done = run("serve", str(tmp_path / "link.db"), "--no-auth", "--listen", "127.0.0.1:0")
+    assert done.returncode == EXIT_FAILED
+    assert f"{out}-nearlite, the folder of the database's log, could not be created" in done.stderr
+    assert not out.parent.exists()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from primaries import primary
 
 import nearlite
-from nearlite import SyncError
+from nearlite import ProgrammingError, SyncError
 
 SQL, PIPELINE = "/nl/v1/sql", "/v3/pipeline"
 
@@ -809,3 +812,95 @@ def test_a_file_that_is_gone_is_neither_written_nor_made_anew_empty(served, tmp_
 def test_a_folder_that_is_not_there_is_a_sync_error(served, tmp_path):
     with pytest.raises(SyncError, match=r"could not be created.*No such file or directory"):
         nearlite.connect(tmp_path / "nowhere" / "replica.db", sync_url=served.url)
+
+
+def test_something_else_in_the_place_of_its_folder_is_a_sync_error(served, tmp_path):
+    served.replica().close()
+    beside = tmp_path / "replica.db-nearlite"
+    shutil.rmtree(beside)
+    beside.write_text("somebody else's")
+    with pytest.raises(SyncError, match=r"replica.db-nearlite, the folder .*: File exists"):
+        served.replica()
+    (tmp_path / "second.db-nearlite").write_text("somebody else's")
+    with pytest.raises(SyncError, match=r"second.db-nearlite, the folder .*: File exists"):
+        served.replica("second.db")
+    assert beside.read_text() == "somebody else's"
+    beside.unlink()
+    assert rows(served.replica(), "select 1") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"network_timeout": bad} for bad in (math.nan, 0, -1, "x", None, True)),
+        *({"sync_interval": bad} for bad in (math.nan, math.inf, 0, -1, "x", True)),
+        {"timeout": math.nan},
+        *(
+            {"proxy": bad}
+            for bad in ("http://[::1", "h:99999", "h:x", "", "socks5://h", 5, "h\n:8")
+        ),
+        *({"headers": bad} for bad in ([("a", "b")], "x", 5, {"a": "\0"})),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_refused_where_it_is_given(tmp_path, options):
+    with pytest.raises(ProgrammingError, match=f"{next(iter(options))}|header"):
+        nearlite.connect(tmp_path / "replica.db", sync_url="http://127.0.0.1:9", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_with_a_nul_is_refused_and_one_that_is_no_utf_8_works(served, tmp_path):
+    with pytest.raises(ProgrammingError, match="NUL"):
+        served.replica("a\0b")
+    con = served.replica(os.fsdecode(b"l\xe4tin-1.db"))
+    con.execute("create table w(a)")
+    con.sync()
+    assert b"l\xe4tin-1.db" in os.listdir(os.fsencode(tmp_path))
+    assert rows(con, "select count(*) from w") == [(0,)]
+
+
+@pytest.mark.parametrize("forever", [math.inf, 1e300, 10**400], ids=["infinite", "float", "int"])
+def test_whoever_wants_to_wait_for_ever_may(served, forever):
+    con = served.replica(timeout=forever, network_timeout=forever, sync_interval=1e300)
+    con.execute("create table w(a)")
+    con.sync(timeout=forever)
+    con.wait_for(con.last_write_position, timeout=forever)
+    assert rows(con, "select count(*) from w") == [(0,)]
+    for bad in (math.nan, -1, "x"):
+        with pytest.raises(ProgrammingError, match="timeout"):
+            con.sync(timeout=bad)
+        with pytest.raises(ProgrammingError, match="timeout"):
+            con.wait_for(con.last_write_position, timeout=bad)
+
+
+def test_a_file_that_is_emptied_while_it_is_open_says_so(served, tmp_path):
+    con = served.replica()
+    con.execute("create table w(a)")
+    con._replica._upkeep.checkpoint()
+    os.truncate(tmp_path / "replica.db", 0)
+    with pytest.raises(nearlite.DamagedError, match="was a replica and is none any more"):
+        _ = con.position
+    for use in (con.sync, lambda: con.execute("insert into w values(1)")):
+        with pytest.raises(SyncError, match=r"is none any more.*could not be repaired") as caught:
+            use()
+        assert caught.value.data_at_risk
+        assert "remove the file and its -wal" in str(caught.value)
+    con.close()
+    (tmp_path / "replica.db").unlink()
+    assert rows(served.replica(), "select count(*) from w") == [(0,)]
+
+
+@pytest.mark.parametrize("kept", [100, 512, 4096, 6000])
+def test_a_file_that_is_cut_off_while_it_is_open_is_repaired(served, tmp_path, kept):
+    con = served.replica()
+    con.execute("create table w(a)")
+    con.executemany("insert into w values(?)", [("x" * 100,)] * 200)
+    con.commit()
+    con._replica._upkeep.checkpoint()
+    os.truncate(tmp_path / "replica.db", kept)
+    with closing(served.remote()) as there:
+        there.execute("create table u(a)")
+    con.sync()
+    con.sync(repair=True)
+    assert rows(con, "select count(*), sum(length(a)) from w") == [(200, 20_000)]
+    assert rows(con, "select count(*) from u") == [(0,)]

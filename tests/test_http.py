@@ -226,7 +226,37 @@ def test_urls(given: str, meant: str) -> None:
     assert normalise_url(given) == meant
 
 
-@pytest.mark.parametrize("given", ["ftp://h", "h", "http://", "http://user:pw@h/"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "ftp://h",
+        "h",
+        "http://",
+        "http://user:pw@h/",
+        "http://h:99999",
+        "http://h:0",
+        "http://h:x",
+        "http://[::1",
+        "http://a b",
+        "http://h\n/",
+        "http://h/\0",
+        "http://münchen/",
+        b"http://h",
+        5,
+    ],
+)
 def test_other_urls_are_refused(given: str) -> None:
     with pytest.raises(ProgrammingError):
         normalise_url(given)
+
+
+@pytest.mark.parametrize("token", ["a\0b", "a\nb", "s3crét", b"s3cret", 5])
+def test_a_token_that_cannot_be_sent_is_refused_where_it_is_given(token: str) -> None:
+    with pytest.raises(ProgrammingError, match="token") as caught:
+        Transport("http://h", token=token)
+    assert "s3cr" not in str(caught.value)
+    with (
+        closing(Transport("http://127.0.0.1:9", token=lambda: token)) as to,
+        pytest.raises(ProgrammingError, match="token"),
+    ):
+        to.request("GET", "")

@@ -791,8 +791,9 @@ def test_a_restored_primary_is_told_from_a_relay_that_lags(tree: Tree, tmp_path:
     assert relay is not None
     with pytest.raises(nearlite.LineageError):
         relay.refresh()
-    with pytest.raises(nearlite.OfflineError):
-        leaf.sync()  # the relay says why
+    for repair in (False, True):  # from the relay it would become what is gone
+        with pytest.raises(nearlite.LineageError, match="another one by now"):
+            leaf.sync(repair=repair)
     relay.upstream.sync(repair=True)
     with pytest.raises(nearlite.LineageError):
         leaf.sync()

@@ -9,6 +9,7 @@ connects anew gets a Replica, and so threads and a bid for the lock, of its own.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Final, Protocol
 
 from nearlite._native.applier import sync_database
 from nearlite.bootstrap import Folder
+from nearlite.durations import duration
 from nearlite.election import Election
 from nearlite.errors import Error, ProgrammingError
 from nearlite.live import Followed, Live, as_sync_error
@@ -51,7 +53,8 @@ def check_interval(interval: object) -> None:
     """Raise ProgrammingError unless it is a `sync_interval`."""
     if interval is None or interval == LIVE:
         return
-    if isinstance(interval, (int, float)) and not isinstance(interval, bool) and interval > 0:
+    number = isinstance(interval, (int, float)) and not isinstance(interval, bool)
+    if number and 0 < interval < math.inf:  # type: ignore[operator]
         return
     raise ProgrammingError(
         f"sync_interval is a number of seconds above 0, 'live' or None, not {interval!r}"
@@ -81,8 +84,7 @@ class Background:
         if interval == LIVE:
             self.follow()
         elif interval is not None:
-            assert not isinstance(interval, str)
-            self.every(interval)
+            self.every(duration("sync_interval", interval))
 
     def every(self, seconds: float) -> None:
         """Sync at once and then every `seconds`; the shortest interval asked for counts, live before all."""

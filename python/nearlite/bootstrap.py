@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nearlite.errors import NotAReplicaError, OfflineError
+from nearlite.errors import NotAReplicaError, OfflineError, SyncError
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LOCK_NAP = 0.02  # seconds between two looks at a lock that another process holds
@@ -99,8 +99,19 @@ class Folder:
             return None
 
     def make(self) -> None:
-        """Create the folder when it is missing."""
-        self.path.mkdir(mode=0o755, exist_ok=True)
+        """Create the folder when it is missing.
+
+        Raises:
+          SyncError: that cannot be done.
+        """
+        try:
+            self.path.mkdir(mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise SyncError(
+                f"{self.path}, the folder beside the replica, could not be created: {error.strerror}",
+                state="no local file was created or changed",
+                action="move away what has its name, or make the folder that it lies in writable",
+            ) from error
 
     # ------------------------------------------------------------------ creating the file
 
@@ -185,7 +196,7 @@ class Folder:
         try:
             boot, _, inode = self._unsynced.read_text().partition(" ")
             return boot != boot_id() and inode == _inode(self.database)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     # ------------------------------------------------------------------ is it the file we left

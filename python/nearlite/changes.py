@@ -127,6 +127,7 @@ class Feed:
         replica, wait = self._caching.poll(*poll_of(text, scope.get("query_string", b"")))
         now = wait == 0 and replica.beat is None
         stale = await self._refreshed() if now else None
+        _refuse_another_history(stale)
         found = await self.polls.wait(replica, wait, leaving)
         if not isinstance(found, Whole):
             await self._sending.stream(send, found, self._sending.told(replica, found))
@@ -168,7 +169,7 @@ class Feed:
         def work() -> PageSet | Differences:
             return self._source.repair(RepairRequest.decode(body), compress=compress)
 
-        await self._refreshed()
+        _refuse_another_history(await self._refreshed())
         with refusals():
             try:
                 found = await self._sending.thread(work)
@@ -202,6 +203,16 @@ class Feed:
         """Answer all that wait, and let nobody wait any more."""
         self._caching.stop()
         self.polls.stop()
+
+
+def _refuse_another_history(stale: errors.Error | None) -> None:
+    """What is held here has ended further up, and trying again does not help. Raises HttpError."""
+    if isinstance(stale, (errors.LineageError, errors.PrimaryRestoredError)):
+        stale.message = (
+            f"it serves a copy of a database that is another one by now: {stale.message}"
+        )
+        with refusals():
+            raise stale
 
 
 class _Connected(Poll):

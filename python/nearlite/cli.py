@@ -508,4 +508,7 @@ def one_line(error: Exception) -> str:
     """An error's text as one line; what is missing, where a package of an extra is."""
     if isinstance(error, ModuleNotFoundError):
         return f"this command needs {error.name}: pip install 'nearlite[all]'"
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, errors.Error):
+        text = "the disk is full" if errors.is_disk_full(error) else error.strerror
+        return f"{error.filename}: {text}" if error.filename else text
     return " ".join(str(error).split()) or type(error).__name__

@@ -32,6 +32,7 @@ from nearlite.batches import Names
 from nearlite.dbapi.binding import encode
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
 from nearlite.dbapi.cursor import Cursor
+from nearlite.durations import busy_ms, duration
 from nearlite.errors import (
     DatabaseError,
     Error,
@@ -112,8 +113,9 @@ class ReplicaConnection(ReplicatingConnection):
         check_interval(sync_interval)
         path = _checked_path(database, uri=uri)
         token = auth_token or _token_of_environment
+        busy = busy_ms(timeout)
         # The replica is shared with other connections of this process; these are this one's own.
-        self._network_timeout = network_timeout
+        self._network_timeout = duration("network_timeout", network_timeout)
         self._progress = progress
         network = Network.of(verify, cert, proxy, headers)
         key = (path, normalise_url(sync_url), token, network)
@@ -123,7 +125,7 @@ class ReplicaConnection(ReplicatingConnection):
                 path,
                 sync_url,
                 token=token,
-                timeout=network_timeout,
+                timeout=self._network_timeout,
                 progress=progress,
                 network=network,
                 adopt=adopt,
@@ -139,7 +141,7 @@ class ReplicaConnection(ReplicatingConnection):
         try:
             self._replica.check_place()
             # The file exists; with create=False ATTACH could not create others either.
-            self._database = Database(path, checkpoint=False, busy_ms=max(0, int(timeout * 1000)))
+            self._database = Database(path, checkpoint=False, busy_ms=busy)
             self._counting = self._database.prepare(_COUNTERS)
             self._opened()
             self._set_freshness(freshness)
@@ -461,6 +463,8 @@ class ReplicaConnection(ReplicatingConnection):
 
 def _checked_path(database: Any, *, uri: bool) -> str:
     path = os.fsdecode(os.fspath(database))
+    if "\0" in path:
+        raise ProgrammingError("the path of a replica contains a NUL character")
     if path in ("", ":memory:") or (uri and path.startswith("file:")):
         raise ProgrammingError(
             f"a replica is a file, {path!r} is none. For a connection without a local file give the "

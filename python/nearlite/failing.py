@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from typing import Final
+
 from nearlite._native._lib import DiskFullError as NativeDiskFullError
-from nearlite._native._lib import FormatError, HashError
+from nearlite._native._lib import FormatError, HashError, NotReplicaError
 from nearlite.errors import (
     AnswerError,
+    DamagedError,
     DiskFullError,
     Error,
     NotAReplicaError,
@@ -14,7 +18,12 @@ from nearlite.errors import (
 )
 from nearlite.http import Deadline
 
-READS_GO_ON = "reads of the local file go on; try again"
+READS_GO_ON: Final = "reads of the local file go on; try again"
+START_OVER: Final = (
+    "close all its connections in all processes and remove the file and its -wal: "
+    "the next connect() creates it again"
+)
+_DAMAGE: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_SHORT_READ"})
 
 
 class UnfoundedError(AnswerError):
@@ -57,6 +66,30 @@ def not_a_replica(path: str, error: Exception) -> NotAReplicaError:
         f"{path} is not a nearlite replica: {error}",
         state="the file was not touched",
         action="choose another path, or move the file away to let a replica be created there",
+    )
+
+
+def is_damage(error: Error) -> bool:
+    """Whether it says that a file which was a replica is none any more."""
+    name = getattr(error, "sqlite_errorname", "")
+    return isinstance(error, NotReplicaError) or name in _DAMAGE
+
+
+def is_empty(path: str) -> bool:
+    """Whether there is nothing left of the file: SQLite would throw away its WAL instead of reading it."""
+    try:
+        return os.stat(path).st_size == 0
+    except OSError:
+        return False
+
+
+def unreadable(path: str, error: Error) -> DamagedError:
+    """What was open as a replica cannot be read as one."""
+    return DamagedError(
+        f"{path} was a replica and is none any more, something else has written to it: {error}",
+        state="nothing was written",
+        action="sync() repairs it",
+        data_at_risk=True,
     )
 
 

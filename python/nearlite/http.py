@@ -25,7 +25,7 @@ import urllib3.connection
 from nearlite.channel import Channel, Deadline, reason_of
 from nearlite.errors import AnswerError, OfflineError, ProgrammingError
 from nearlite.message import Answer
-from nearlite.network import DEFAULT, Network
+from nearlite.network import DEFAULT, Network, split_url
 from nearlite.sync import REQUEST_SENT
 
 __all__ = ["Deadline", "Response", "Sent", "Token", "Transport", "normalise_url"]
@@ -42,16 +42,31 @@ def normalise_url(url: str) -> str:
     """`url` with a scheme of http or https and exactly one trailing slash.
 
     Raises:
-      ProgrammingError: another scheme, no host, or credentials inside the URL.
+      ProgrammingError: another scheme, no host, no such port, or credentials inside the URL.
     """
-    parts = urlsplit(url)
-    scheme = _SCHEMES.get(parts.scheme)
-    if scheme is None or not parts.hostname:
-        raise ProgrammingError("a primary's URL starts with http://, https:// or libsql://")
+    if not isinstance(url, str):
+        raise ProgrammingError(f"a primary's URL is a str, not {type(url).__name__}")
+    parts = split_url(url)
+    scheme = None if parts is None else _SCHEMES.get(parts.scheme)
+    if parts is None or scheme is None:
+        raise ProgrammingError(
+            "a primary's URL is http://, https:// or libsql://, a host, :port if need be, and a path"
+        )
     if parts.username is not None or parts.password is not None:
         raise ProgrammingError("pass the token as auth_token, not inside the URL")
     path = parts.path.rstrip("/") + "/"
     return urlunsplit((scheme, parts.netloc, path, "", ""))
+
+
+def checked_token(token: object) -> str | None:
+    """What is sent as a bearer token. Raises ProgrammingError, without it, for what cannot be sent."""
+    if token is None:
+        return None
+    if not isinstance(token, str):
+        raise ProgrammingError(f"the token is a str, not {type(token).__name__}")
+    if not (token.isascii() and token.isprintable()):
+        raise ProgrammingError("the token contains a line break, or is not printable ASCII")
+    return token
 
 
 def _is_loopback(host: str) -> bool:
@@ -216,7 +231,7 @@ class Transport:
       network: certificates, proxy and headers.
 
     Raises:
-      ProgrammingError: not such a URL, or certificates that cannot be used.
+      ProgrammingError: not such a URL, a token that cannot be sent, or certificates that cannot be used.
     """
 
     def __init__(
@@ -243,7 +258,7 @@ class Transport:
             f"Host: {parts.netloc}",
             *(f"{name}: {value}" for name, value in headers.items()),
         )
-        self._token = token
+        self._token = token if callable(token) else checked_token(token)
         self.timeout = timeout
         self.loopback = _is_loopback(self._host)
         self._idle: list[Channel] = []
@@ -323,15 +338,17 @@ class Transport:
     ) -> bytes:
         """One request, head and body, to be sent by one system call when it is small."""
         lines = [f"{method} {self._base}{path} HTTP/1.1", *self._fixed]
-        token = self._token() if callable(self._token) else self._token
+        token = self._token
+        if callable(token):
+            token = checked_token(token())
         if token and not self._has_token:
             lines.append(f"Authorization: Bearer {token}")
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
         head = "\r\n".join(lines)
-        if head.count("\r") + head.count("\n") != 2 * (len(lines) - 1) or not head.isascii():
-            raise ProgrammingError("a header or the token contains a line break or is not ASCII")
+        if not (head.isascii() and "".join(lines).isprintable()):
+            raise ProgrammingError("a header contains what is not printable ASCII")
         return head.encode() + b"\r\n\r\n" + (body or b"")
 
     # ------------------------------------------------------------------ connections

@@ -45,7 +45,7 @@ class Log:
       database: path of the database file.
 
     Raises:
-      errors.OperationalError: another process serves the same database.
+      errors.OperationalError: another process serves the same database, or its folder cannot be made.
     """
 
     def __init__(self, database: str) -> None:
@@ -53,7 +53,13 @@ class Log:
         self.database = real
         self.folder = real.with_name(real.name + "-nearlite")
         # Archives hold page images, and the database itself may be for its owner's eyes alone.
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise errors.OperationalError(
+                f"{self.folder}, the folder of the database's log, could not be created: "
+                f"{error.strerror}. Nothing was changed"
+            ) from error
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

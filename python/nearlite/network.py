@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3.connection
@@ -66,6 +66,8 @@ class Network:
             verify = os.fspath(verify)
         if cert is not None:
             cert = tuple(map(_path, cert if isinstance(cert, tuple) else (cert,)))
+        if headers is not None and not isinstance(headers, Mapping):
+            raise ProgrammingError(f"headers is a mapping, not {type(headers).__name__}")
         network = cls(verify, cert, proxy, tuple((headers or {}).items()))
         for name, value in network.headers:
             _check_header(name, value)
@@ -134,15 +136,30 @@ def _path(path: str | os.PathLike[str]) -> str:
 DEFAULT: Final = Network()
 
 
+def split_url(url: str) -> SplitResult | None:
+    """The parts of an absolute URL; None when it is none that a request could be sent to (RFC 3986).
+
+    What urllib would take out in silence, a line break say, is refused.
+    """
+    if not (url.isascii() and url.isprintable()) or " " in url:
+        return None
+    try:
+        parts = urlsplit(url)
+        if not parts.hostname or parts.port == 0:
+            return None
+    except ValueError:  # a port that is no number, half an IPv6 address
+        return None
+    return parts
+
+
 def _address(proxy: str) -> tuple[str, int, dict[str, str]]:
     """Host, port and headers of a proxy."""
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    try:
-        port = parts.port or 8080
-    except ValueError:
-        port = 0
-    if parts.scheme != "http" or not parts.hostname or not port:
+    parts = None
+    if isinstance(proxy, str):
+        parts = split_url(proxy if "://" in proxy else f"http://{proxy}")
+    if parts is None or parts.scheme != "http" or not parts.hostname:
         raise ProgrammingError("a proxy is given as http://[user:password@]host[:port]")
+    port = parts.port or 8080
     headers = {}
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

@@ -182,8 +182,28 @@ def key_option(command: Command) -> Command:
     )(command)
 
 
-DATABASE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+class _File(click.Path):
+    """A file that is there: of a fifo or a device nobody would ever read the end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if not path.is_file():
+            self.fail(f"{value} is not a regular file.", param, ctx)
+        return path
+
+
+class _NewFile(click.Path):
+    """A file that is to be made in a folder that is there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if not path.absolute().parent.is_dir():
+            self.fail(f"there is no folder {path.absolute().parent}.", param, ctx)
+        return path
+
+
+DATABASE = _File(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = _NewFile(dir_okay=False, path_type=Path)
 
 
 def existing(target: str) -> Path:

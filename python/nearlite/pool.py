@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from nearlite.durations import duration
 from nearlite.embedded import ReplicaConnection
 from nearlite.errors import Error, OperationalError, ProgrammingError
 from nearlite.position import Change, Position
@@ -183,7 +184,7 @@ class Replica:
           timeout: seconds to wait for one when all are in use.
         """
         pool = self._pool_here()
-        connection = pool.take(timeout)
+        connection = pool.take(duration("timeout", timeout, zero=True))
         try:
             yield connection
             if connection._open:  # the block may have closed it
@@ -204,6 +205,8 @@ class Replica:
 
     def sync(self, *, timeout: float | None = None, repair: bool = False) -> SyncResult:
         """Bring the file to the position that the primary has when asked; `repair` as of a connection."""
+        if timeout is not None:
+            timeout = duration("timeout", timeout, zero=True)
         return self._pool_here().keeper._replica.sync(timeout=timeout, repair=repair)
 
     def follow(self) -> None:

@@ -10,6 +10,7 @@ from nearlite import wire
 from nearlite._native.database import is_dml
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
 from nearlite.dbapi.cursor import Cursor
+from nearlite.durations import duration
 from nearlite.errors import NotSupportedError, ProgrammingError
 from nearlite.forwarding import ForwardingConnection
 from nearlite.http import Deadline, Token, Transport
@@ -64,7 +65,7 @@ class RemoteConnection(ForwardingConnection):
         self._transport = Transport(
             database,
             token=auth_token or _token_of_environment,
-            timeout=network_timeout,
+            timeout=duration("network_timeout", network_timeout),
             network=Network.of(verify, cert, proxy, headers),
         )
         self._prepare_forwarding(Stream(self._post))

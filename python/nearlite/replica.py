@@ -37,13 +37,17 @@ from nearlite.errors import (
 )
 from nearlite.failing import (
     READS_GO_ON,
+    START_OVER,
     UnfoundedError,
     apply_failed,
     is_applying,
+    is_damage,
+    is_empty,
     left,
     not_a_replica,
     not_created,
     not_kept,
+    unreadable,
 )
 from nearlite.guard import FileId, file_id, guard
 from nearlite.http import Deadline, Response, Token, Transport
@@ -138,12 +142,14 @@ class Replica(Observed):
             if known is not None:
                 self._applier.adopt(known)
             self._file = file_id(self.path)
+            self.folder.make()
             self._unwatch = guard.watch(self, self.path)
         except BaseException:
-            self._applier = None
+            applier, self._applier = self._applier, None
+            if applier is not None:
+                applier.close()
             self.transport.close()
             raise
-        self.folder.make()
         self.folder.forget()
         if self.folder.is_unsynced():
             self.background.flush()
@@ -238,11 +244,18 @@ class Replica(Observed):
 
         Args:
           wait: seconds to wait for another thread that applies; None: `timeout` of the construction.
+
+        Raises:
+          DamagedError: it cannot be read any more: something else has written over its header, or cut it off.
         """
         try:
             if not self._applying.acquire(timeout=self.timeout if wait is None else wait):
                 raise is_applying()
             return self._live().state()
+        except Error as error:
+            if is_damage(error):
+                raise unreadable(self.path, error) from error
+            raise
         finally:
             _give_back(self._applying)
 
@@ -283,9 +296,13 @@ class Replica(Observed):
 
     def stands_at(self, deadline: Deadline) -> Local:
         """Where it stands, once the file is known to be what it says."""
+        return Local.of(self._standing_now(deadline))
+
+    def _standing_now(self, deadline: Deadline) -> State:
+        """Raises DamagedError."""
         if not self._check.passed:
             self._check.wait(deadline)
-        return Local.of(self.state(wait=left(deadline)))
+        return self.state(wait=left(deadline))
 
     def sync(
         self,
@@ -372,6 +389,8 @@ class Replica(Observed):
         except SyncError as failure:
             failure.message = f"{error.message}; it could not be repaired: {failure.message}"
             failure.data_at_risk |= error.data_at_risk
+            if is_empty(self.path):
+                failure.action = START_OVER
             raise failure from error
 
     def repair(
@@ -533,11 +552,10 @@ class Replica(Observed):
 
     def _standing(self, deadline: Deadline) -> State:
         """Where it stands; repaired first if it is not what it says."""
-        if not self._check.passed:
-            try:
-                self._check.wait(deadline)
-            except DamagedError as error:
-                self._repair_because(error, deadline)
+        try:
+            return self._standing_now(deadline)
+        except DamagedError as error:
+            self._repair_because(error, deadline)
         return self.state(wait=left(deadline))
 
     def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:

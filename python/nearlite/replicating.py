@@ -14,6 +14,7 @@ from typing import Any, Final
 from nearlite._native.database import NO_PARAMETERS, Statement
 from nearlite.dbapi.connection import _new
 from nearlite.dbapi.cursor import Cursor
+from nearlite.durations import duration
 from nearlite.errors import Error, ProgrammingError, StaleReadError
 from nearlite.forwarding import ForwardingConnection
 from nearlite.freshness import Freshness, checked, freshen, wait_for
@@ -57,6 +58,8 @@ class ReplicatingConnection(ForwardingConnection):
         Raises:
           SyncError: one of its subclasses; the replica is as it was.
         """
+        if timeout is not None:
+            timeout = duration("timeout", timeout, zero=True)
         self._check()
         self._settle()
         with self._guard():
@@ -131,6 +134,9 @@ class ReplicatingConnection(ForwardingConnection):
           WaitTimeoutError: it did not come in time; it is a TimeoutError, too.
           StaleReadError: the open transaction reads an older state, and goes on doing so.
         """
+        seconds = (
+            self._network_timeout if timeout is None else duration("timeout", timeout, zero=True)
+        )
         self._check()
         self._settle()
         wanted = _position(position)
@@ -138,7 +144,7 @@ class ReplicatingConnection(ForwardingConnection):
             if self._stream.in_transaction:
                 return  # reads are the primary's
             self._before_forward()
-            wait_for(self._replica, wanted, self._network_timeout if timeout is None else timeout)
+            wait_for(self._replica, wanted, seconds)
             if self._database.has_snapshot:
                 self._see_to_snapshot(wanted)
 

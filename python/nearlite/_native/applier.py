@@ -5,6 +5,7 @@ Neither class is safe for use by two threads at once; :mod:`nearlite.replica` se
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -108,7 +109,7 @@ class Applier:
         self._out = ffi.new("nl_state *")
         self._header = ffi.new("nl_set_header *")
         slot = ffi.new("nl_applier **")
-        check(lib.nl_applier_open(path.encode(), int(durable), slot, self._err), self._err)
+        check(lib.nl_applier_open(os.fsencode(path), int(durable), slot, self._err), self._err)
         self._handle: Any = slot[0]
 
     def _live(self) -> Any:
@@ -326,9 +327,9 @@ class Bootstrap:
         self._err = ffi.new("nl_error *")
         slot, held = ffi.new("nl_bootstrap **"), ffi.new("uint32_t *")
         if resume:
-            rc = lib.nl_bootstrap_resume(path.encode(), page_size, slot, held, self._err)
+            rc = lib.nl_bootstrap_resume(os.fsencode(path), page_size, slot, held, self._err)
         else:
-            rc = lib.nl_bootstrap_open(path.encode(), page_size, slot, self._err)
+            rc = lib.nl_bootstrap_open(os.fsencode(path), page_size, slot, self._err)
         check(rc, self._err)
         self._handle: Any = slot[0]
         self.held: int = held[0]
@@ -377,4 +378,4 @@ class Bootstrap:
 def sync_database(path: str) -> None:
     """Flush the database file of a live database to the disk."""
     err = ffi.new("nl_error *")
-    check(lib.nl_sync_database(path.encode(), err), err)
+    check(lib.nl_sync_database(os.fsencode(path), err), err)

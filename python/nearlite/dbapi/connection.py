@@ -25,6 +25,7 @@ from nearlite._native.database import (
 from nearlite.dbapi import conversion
 from nearlite.dbapi.cursor import Cursor, Result
 from nearlite.dbapi.sets import NO_THREAD, Asking
+from nearlite.durations import busy_ms
 from nearlite.errors import DataError, NotSupportedError, OperationalError, ProgrammingError
 from nearlite.guard import guard
 from nearlite.keys import EncryptionKey, key_of
@@ -105,7 +106,7 @@ class Connection:
         self._database = Database(
             os.fsencode(database),
             uri=uri,
-            busy_ms=max(0, int(timeout * 1000)),
+            busy_ms=busy_ms(timeout),
             key=None if encryption_key is None else key_of(encryption_key),
         )
         self._unwatch = guard.watch(self, database)

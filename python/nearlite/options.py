@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +187,7 @@ class _File(click.Path):
     """A file that is there: of a fifo or a device nobody would ever read the end."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.is_file():
             self.fail(f"{value} is not a regular file.", param, ctx)
         return path
@@ -196,7 +197,7 @@ class _NewFile(click.Path):
     """A file that is to be made in a folder that is there."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.absolute().parent.is_dir():
             self.fail(f"there is no folder {path.absolute().parent}.", param, ctx)
         return path

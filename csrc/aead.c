@@ -320,3 +320,8 @@ void nl_wipe(void *p, size_t n)
 {
     OPENSSL_cleanse(p, n);
 }
+
+int nl_same(const uint8_t *a, const uint8_t *b, size_t n)
+{
+    return CRYPTO_memcmp(a, b, n) == 0;
+}

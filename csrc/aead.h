@@ -67,6 +67,9 @@ int nl_key_stretch(
     uint8_t out[NL_KEY_SIZE],
     nl_error *err);
 
+/* 1 when n bytes are equal, in a time that does not depend on them. */
+int nl_same(const uint8_t *a, const uint8_t *b, size_t n);
+
 /* Random bytes nobody can predict. */
 int nl_random(uint8_t *out, size_t n, nl_error *err);
 

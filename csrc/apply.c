@@ -36,6 +36,7 @@
 */
 #include "nl.h"
 #include "bytes.h"
+#include "codec_vfs.h"
 #include "fault.h"
 #include "frame.h"
 #include "pageset.h"
@@ -194,7 +195,8 @@ static void apply_undo(nl_applier *a) {
 }
 
 static int apply_fail_sqlite(int rc, const char *what, nl_error *err) {
-    int base = rc & 0xff;
+    int base = rc & 0xff, code = nl_sealed_explain(rc, err);
+    if (code != NL_OK) return code;
     if (base == SQLITE_BUSY) {
         nl_fail(err, NL_E_BUSY, "another program holds the write lock of the replica");
     } else if (base == SQLITE_FULL) {
@@ -326,7 +328,7 @@ static int apply_bulk(nl_applier *a, const nl_chunk *c, uint32_t from) {
 
 /* ------------------------------------------------------------------ exported */
 
-int nl_applier_open(const char *path, int durable, nl_applier **out, nl_error *err) {
+int nl_applier_open(const char *path, nl_key *key, int durable, nl_applier **out, nl_error *err) {
     nl_applier *a = sqlite3_malloc64(sizeof *a);
     int rc = SQLITE_NOMEM;
     *out = NULL;
@@ -336,7 +338,7 @@ int nl_applier_open(const char *path, int durable, nl_applier **out, nl_error *e
     a->buffer = sqlite3_malloc64(APPLY_WRITE_MAX + 1);
     a->page = sqlite3_malloc64(65536);
     if (a->buffer == NULL || a->page == NULL) goto done;
-    rc = sqlite3_open_v2(path, &a->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_PRIVATECACHE, NULL);
+    rc = nl_sealed_connect(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_PRIVATECACHE, key, &a->db);
     if (rc != SQLITE_OK) goto done;
     sqlite3_busy_timeout(a->db, 5000);
     sqlite3_wal_autocheckpoint(a->db, 0);
@@ -708,9 +710,9 @@ done:
     return rc;
 }
 
-int nl_sync_database(const char *path, nl_error *err) {
+int nl_sync_database(const char *path, nl_key *key, nl_error *err) {
     nl_applier *a = NULL;
-    int rc = nl_applier_open(path, 0, &a, err);
+    int rc = nl_applier_open(path, key, 0, &a, err);
     if (rc != NL_OK) return rc;
     apply_enter(a);
     rc = sqlite3BtreeBeginTrans(apply_btree(a), 0, 0);

@@ -8,6 +8,7 @@
 #include "nl.h"
 
 #include "bytes.h"
+#include "codec_vfs.h"
 #include "replica_header.h"
 
 /* ------------------------------------------------------------------ the base of a generation */
@@ -161,7 +162,7 @@ int nl_tail_stands(nl_tail *t, uint32_t frame, nl_position *position, uint64_t *
     if (t->pgno[frame - t->start - 1] != 1) {
         return nl_fail(err, NL_E_NOT_REPLICA, "a commit of the WAL is not a replica's");
     }
-    int rc = tail_os_read(tail_wal(t)->pWalFd, page1, sizeof page1,
+    int rc = tail_os_read(tail_wal(t)->pWalFd, sizeof page1, page1, sizeof page1,
                           tail_frame_offset(t, frame) + NL_FRAME_HEADER_SIZE);
     if (rc != SQLITE_OK) return tail_sqlite(err, t, rc);
     return nl_replica_header(page1, position, hash, err);
@@ -175,9 +176,17 @@ void nl_tail_table(const nl_tail *t, uint32_t first, uint32_t n, uint8_t *out)
     }
 }
 
+uint32_t nl_tail_wal_step(const nl_tail *t)
+{
+    const int sealed = nl_sealed_below(tail_wal(t)->pWalFd) != tail_wal(t)->pWalFd;
+
+    return (uint32_t)tail_frame_size(t) + (sealed ? NL_SEAL_SIZE : 0);
+}
+
 int nl_tail_read_wal(nl_tail *t, uint64_t offset, size_t n, uint8_t *out, nl_error *err)
 {
-    int rc = tail_os_read(tail_wal(t)->pWalFd, out, n, offset);
+    sqlite3_file *file = nl_sealed_below(tail_wal(t)->pWalFd);
+    int rc = tail_os_read(file, 1, out, n, offset);
     return rc == SQLITE_OK ? NL_OK : tail_sqlite(err, t, rc);
 }
 

@@ -229,7 +229,7 @@ int nl_tail_detach(nl_tail *t, nl_tail **out, nl_error *err)
         r->expected[i] = t->table[t->sel[i] - 1];
     }
     r->sel_count = t->sel_count;
-    if (rc == NL_OK) rc = tail_connect(sqlite3_db_filename(t->db, "main"), &r->db, err);
+    if (rc == NL_OK) rc = tail_connect(sqlite3_db_filename(t->db, "main"), t->key, &r->db, err);
     if (rc == NL_OK) rc = tail_enter(r, err);
     if (rc == NL_OK) {
         const WalIndexHdr *mine = &tail_wal(t)->hdr, *its = &tail_wal(r)->hdr;

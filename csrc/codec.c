@@ -8,8 +8,11 @@
 **       key id                   4           tag                                16
 **                                            sealed: checksum 8, page           8 + page size
 **
+**     a sealed record, of the files beside a database: the record, then nonce, tag and key id as in a slot
+**
 **     aad   "nl-page1"  key id 4  page number 4   file id 16
 **           "nl-frame"  key id 4  frame number 4  file id 16  the plain 16 bytes
+**           "nl-recrd"  key id 4  its number 4    file id 16  the name of what it is a record of
 **
 ** So a seal opens only where it was made: in this file, at this page or frame number, and a frame only
 ** with the salts of its WAL (rule D3: they are taken from the frame itself). An older slot of the same page
@@ -41,6 +44,7 @@ enum {
     SUM = 8,
     AAD_PAGE = 32,
     AAD_FRAME = AAD_PAGE + PLAIN,
+    AAD_RECORD = AAD_PAGE + NL_RECORD_NAME_MAX,
     WALS = 4,                    /* WAL keys that are kept: this WAL's, the one's before, zero salts' */
     SEALS_PER_EPOCH = 1 << 20
 };
@@ -49,7 +53,8 @@ enum {
 typedef struct codec_generation {
     uint32_t number;
     uint8_t key[NL_KEY_SIZE];
-    nl_aead *epoch[NL_EPOCHS];
+    nl_aead *epoch[NL_EPOCHS];   /* of pages */
+    nl_aead *record[NL_EPOCHS];
 } codec_generation;
 
 typedef struct codec_wal {
@@ -85,7 +90,10 @@ static codec_generation *codec_generation_new(uint32_t number, const uint8_t key
 static void codec_generation_free(codec_generation *g)
 {
     if (!g) return;
-    for (int i = 0; i < NL_EPOCHS; i++) nl_aead_free(g->epoch[i]);
+    for (int i = 0; i < NL_EPOCHS; i++) {
+        nl_aead_free(g->epoch[i]);
+        nl_aead_free(g->record[i]);
+    }
     nl_secret_free(g, sizeof *g);
 }
 
@@ -203,7 +211,8 @@ static int codec_derive(
     return rc;
 }
 
-static int codec_page_key(nl_codec *c, uint32_t id, nl_aead **out, nl_error *err)
+/* The key of pages, or of records. */
+static int codec_epoch_key(nl_codec *c, uint32_t id, int record, nl_aead **out, nl_error *err)
 {
     static const uint8_t none[8];
     codec_generation *g = codec_generation_of(c, id);
@@ -211,12 +220,18 @@ static int codec_page_key(nl_codec *c, uint32_t id, nl_aead **out, nl_error *err
 
     if (!g) return codec_unknown(id, err);
     if (epoch >= NL_EPOCHS) return nl_fail(err, NL_E_TAG, "an impossible key id");
-    if (!g->epoch[epoch]) {
-        int rc = codec_derive(g, "nearlite: pages", epoch, none, &g->epoch[epoch], err);
+    nl_aead **kept = record ? &g->record[epoch] : &g->epoch[epoch];
+    if (!*kept) {
+        int rc = codec_derive(g, record ? "nearlite: records" : "nearlite: pages", epoch, none, kept, err);
         if (rc != NL_OK) return rc;
     }
-    *out = g->epoch[epoch];
+    *out = *kept;
     return NL_OK;
+}
+
+static int codec_page_key(nl_codec *c, uint32_t id, nl_aead **out, nl_error *err)
+{
+    return codec_epoch_key(c, id, 0, out, err);
 }
 
 static int codec_wal_key(nl_codec *c, uint32_t id, const uint8_t salt[8], nl_aead **out, nl_error *err)
@@ -366,4 +381,50 @@ int nl_codec_open_frames(
         return rc;
     }
     return NL_OK;
+}
+
+/* ------------------------------------------------------------------ records */
+
+/* Answers the bytes of the aad. */
+static size_t codec_record_aad(
+    const nl_codec *c, const char *name, uint32_t id, uint32_t number, uint8_t aad[AAD_RECORD])
+{
+    const size_t n = strnlen(name, NL_RECORD_NAME_MAX);
+
+    codec_aad(c, "nl-recrd", id, number, aad);
+    memcpy(aad + AAD_PAGE, name, n);
+    return AAD_PAGE + n;
+}
+
+int nl_codec_seal_record(
+    nl_codec *c, const char *name, uint32_t number, const uint8_t *record, size_t n, uint8_t *sealed, nl_error *err)
+{
+    uint8_t aad[AAD_RECORD], *nonce = sealed + n;
+    nl_aead *aead;
+
+    int rc = codec_count(c, nonce, err);
+    const uint32_t id = nl_codec_key_id(c);
+    if (rc == NL_OK) rc = codec_epoch_key(c, id, 1, &aead, err);
+    if (rc != NL_OK) return rc;
+    const size_t aad_n = codec_record_aad(c, name, id, number, aad);
+    nl_put32(nonce + NL_NONCE_SIZE + NL_TAG_SIZE, id);
+    return nl_aead_seal(aead, nonce, aad, aad_n, record, n, sealed, nonce + NL_NONCE_SIZE, err);
+}
+
+int nl_codec_open_record(
+    nl_codec *c, const char *name, uint32_t number, const uint8_t *sealed, size_t n, uint8_t *record, nl_error *err)
+{
+    uint8_t aad[AAD_RECORD];
+    nl_aead *aead;
+
+    if (n < NL_SEAL_SIZE) return nl_fail(err, NL_E_TAG, "a record of %s is too short", name);
+    const size_t size = n - NL_SEAL_SIZE;
+    const uint8_t *nonce = sealed + size;
+    const uint32_t id = nl_get32(nonce + NL_NONCE_SIZE + NL_TAG_SIZE);
+    int rc = codec_epoch_key(c, id, 1, &aead, err);
+    if (rc != NL_OK) return rc;
+    const size_t aad_n = codec_record_aad(c, name, id, number, aad);
+    rc = nl_aead_open(aead, nonce, aad, aad_n, sealed, size, nonce + NL_NONCE_SIZE, record, err);
+    if (rc == NL_E_TAG) nl_fail(err, rc, "%s is not what was sealed: damaged, moved or forged", name);
+    return rc;
 }

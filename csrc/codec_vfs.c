@@ -38,6 +38,7 @@ static void vfs_unlock(void)
 /* ------------------------------------------------------------------ beside the result codes */
 
 static _Thread_local nl_error vfs_failure;
+static _Thread_local int vfs_failure_rc; /* what SQLite was told meanwhile */
 static _Thread_local const nl_sealing *vfs_sealing;
 
 const nl_sealing *nl_sealing_with(const nl_sealing *with)
@@ -58,14 +59,22 @@ int nl_sealed_failure(nl_error *err)
     return code;
 }
 
+int nl_sealed_explain(int rc, nl_error *err)
+{
+    if (vfs_failure.code == NL_OK || ((rc ^ vfs_failure_rc) & 0xff) != 0) return NL_OK;
+    return nl_sealed_failure(err);
+}
+
 static int vfs_fail(int rc, int code, const char *path, const char *what)
 {
+    vfs_failure_rc = rc;
     nl_fail(&vfs_failure, code, "%s %s", path ? path : "a temporary file", what);
     return rc;
 }
 
 int nl_sealed_fail(int rc, const nl_error *why, const nl_sealed *where)
 {
+    vfs_failure_rc = rc;
     nl_fail(&vfs_failure, why->code, "%s: %s", where->path, why->text);
     vfs_failure.page = why->page;
     vfs_failure.frame = why->frame;
@@ -74,6 +83,7 @@ int nl_sealed_fail(int rc, const nl_error *why, const nl_sealed *where)
 
 int nl_sealed_refuse(int rc, const nl_sealed *where, const char *what)
 {
+    vfs_failure_rc = rc;
     nl_fail(&vfs_failure, NL_E_MISUSE, "%s: %s", where->path, what);
     return rc;
 }
@@ -618,6 +628,21 @@ static int sealed_access(sqlite3_vfs *vfs, const char *name, int flags, int *out
     int rc = vfs_below->xAccess(vfs_below, real, flags, out);
     sqlite3_free(real);
     return rc;
+}
+
+int nl_sealed_connect(const char *path, int flags, nl_key *key, sqlite3 **out)
+{
+    const nl_sealing with = {.key = key};
+    const nl_sealing *outer = nl_sealing_with(key ? &with : NULL);
+    int rc = sqlite3_open_v2(path, out, flags, key ? "nearlite-sealed" : NULL);
+
+    vfs_sealing = outer; /* and what was said about a failure stays said */
+    return rc;
+}
+
+sqlite3_file *nl_sealed_below(sqlite3_file *file)
+{
+    return file->pMethods == &wal_methods || file->pMethods == &main_methods ? vfs_of(file)->below : file;
 }
 
 int nl_sealed_is(sqlite3 *db)

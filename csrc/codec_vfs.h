@@ -67,6 +67,11 @@ const nl_sealing *nl_sealing_with(const nl_sealing *with);
 /* What a failing call of SQLite's was about, if it was about a seal: fills *err, answers its code or NL_OK.
 ** Once. Of this thread. */
 int nl_sealed_failure(nl_error *err);
+/* The same of the call that answered `rc`: an older failure, of one that went well after all, stays unsaid. */
+int nl_sealed_explain(int rc, nl_error *err);
+
+/* sqlite3_open_v2 with a key, or without one of a plain file. */
+int nl_sealed_connect(const char *path, int flags, nl_key *key, sqlite3 **out);
 
 /* Keeps what SQLite's result codes cannot say for nl_sealed_failure(). Answers `rc`. */
 int nl_sealed_fail(int rc, const nl_error *why, const nl_sealed *where);
@@ -74,6 +79,9 @@ int nl_sealed_refuse(int rc, const nl_sealed *where, const char *what);
 
 /* Whether the main database of a connection was opened by "nearlite-sealed": a URI may name another VFS. */
 int nl_sealed_is(sqlite3 *db);
+
+/* The file as it lies on the disk: of a plain one itself. */
+sqlite3_file *nl_sealed_below(sqlite3_file *file);
 
 /* Slots of the database (codec_file.c). nl_sealed_room allocates f->scratch for its page size. */
 int nl_sealed_room(nl_sealed *f);

@@ -77,12 +77,28 @@ static void wal_log_ends(nl_sealed *f, uint32_t frame)
                 " follow it", f->main->path, frame, follow);
 }
 
+/* Whole frames by the many, in clear, as long as they are whole and as they were sealed; answers how many. */
+static uint32_t wal_batches(nl_sealed *f, uint32_t first, uint32_t count, uint8_t *out)
+{
+    const uint32_t batch = nl_sealed_at_once(wal_step(f), NL_SEALED_BATCH);
+    uint32_t done = 0;
+    nl_error why;
+
+    for (uint32_t some; batch > 1 && done + 1 < count; done += some) {
+        some = count - done < batch ? count - done : batch;
+        int rc = f->below->pMethods->xRead(f->below, f->scratch, (int)(some * wal_step(f)), wal_offset(f, first + done));
+        uint8_t *to = out + (size_t)done * wal_frame_size(f);
+        if (rc != SQLITE_OK || nl_codec_open_frames(f->main->codec, first + done, some, f->scratch, to, &why) != NL_OK) break;
+    }
+    return done;
+}
+
 static int wal_whole(nl_sealed *f, uint32_t first, int count, uint8_t *out)
 {
     const size_t size = wal_frame_size(f);
     nl_error why;
 
-    for (int i = 0; i < count; i++) {
+    for (int i = (int)wal_batches(f, first, (uint32_t)count, out); i < count; i++) {
         const uint32_t frame = first + (uint32_t)i;
         int rc = wal_open(f, frame, out + (size_t)i * size, &why);
         if (rc == SQLITE_OK) continue;
@@ -99,24 +115,38 @@ static int wal_whole(nl_sealed *f, uint32_t first, int count, uint8_t *out)
     return SQLITE_OK;
 }
 
-int nl_sealed_wal_read(nl_sealed *f, void *out, int n, sqlite3_int64 at)
+/* Part of a frame. */
+static int wal_piece(nl_sealed *f, uint32_t frame, uint32_t within, int n, uint8_t *out)
 {
     nl_error why;
 
+    f->opened_frame = 0;
+    int rc = wal_open(f, frame, f->opened, &why);
+    memcpy(out, f->opened + within, (size_t)n);
+    if (rc != SQLITE_OK) memset(out, 0, (size_t)n);
+    return rc == SQLITE_IOERR_CODEC ? nl_sealed_fail(rc, &why, f->main) : rc;
+}
+
+int nl_sealed_wal_read(nl_sealed *f, void *out, int n, sqlite3_int64 at)
+{
     int rc = nl_sealed_wal_flush(f);
     if (rc != SQLITE_OK) return rc;
     if (at + n <= NL_WAL_HEADER_SIZE) return f->below->pMethods->xRead(f->below, out, n, at);
     if (at < NL_WAL_HEADER_SIZE) return nl_sealed_refuse(SQLITE_IOERR_READ, f->main, "a read across its log's header");
     const uint32_t size = wal_frame_size(f);
-    const uint32_t frame = (uint32_t)((at - NL_WAL_HEADER_SIZE) / size) + 1;
-    const uint32_t within = (uint32_t)((at - NL_WAL_HEADER_SIZE) % size);
-    if (within == 0 && (uint32_t)n % size == 0) return wal_whole(f, frame, n / (int)size, out);
-    if (within + (uint32_t)n > size) return nl_sealed_refuse(SQLITE_IOERR_READ, f->main, "a read across frames of its log");
-    f->opened_frame = 0;
-    rc = wal_open(f, frame, f->opened, &why);
-    memcpy(out, f->opened + within, (size_t)n);
-    if (rc != SQLITE_OK) memset(out, 0, (size_t)n);
-    return rc == SQLITE_IOERR_CODEC ? nl_sealed_fail(rc, &why, f->main) : rc;
+    uint8_t *to = out;
+    while (n > 0 && rc == SQLITE_OK) {
+        const uint32_t frame = (uint32_t)((at - NL_WAL_HEADER_SIZE) / size) + 1;
+        const uint32_t within = (uint32_t)((at - NL_WAL_HEADER_SIZE) % size);
+        const int whole = within == 0 ? n / (int)size : 0;
+        const int some = whole ? whole * (int)size : n < (int)(size - within) ? n : (int)(size - within);
+        rc = whole ? wal_whole(f, frame, whole, to) : wal_piece(f, frame, within, some, to);
+        to += some;
+        at += some;
+        n -= some;
+    }
+    if (n > 0) memset(to, 0, (size_t)n);
+    return rc;
 }
 
 /* ------------------------------------------------------------------ writing */

@@ -16,6 +16,9 @@
 int nl_fail_sqlite(nl_error *err, struct sqlite3 *db, int rc)
 {
     if (!err) return NL_E_SQLITE;
+    /* A seal has more to say than any result code. */
+    int code = nl_sealed_explain(rc, err);
+    if (code != NL_OK) return code;
     /* The connection's message belongs to its last failure; it is ours only if the codes agree.
     ** sqlite3_errmsg() of a closed or half-opened connection would be a use after free, hence NULL
     ** is passed there. */

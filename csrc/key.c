@@ -44,6 +44,11 @@ static int key_new(const uint8_t *bytes, size_t n, int phrase, int log2_n, nl_ke
     return NL_OK;
 }
 
+int nl_key_same(const nl_key *a, const nl_key *b)
+{
+    return a->phrase == b->phrase && a->n == b->n && nl_same(a->bytes, b->bytes, a->n);
+}
+
 int nl_key_raw(const uint8_t *key, size_t n, nl_key **out, nl_error *err)
 {
     *out = NULL;

@@ -246,6 +246,7 @@ int nl_key_raw(const uint8_t *key, size_t n, nl_key **out, nl_error *err);     /
 /* The cost is that of files sealed with it from now on; others say their own. */
 int nl_key_phrase(const uint8_t *phrase, size_t n, int log2_n, nl_key **out, nl_error *err);
 void nl_key_free(nl_key *key);
+int nl_key_same(const nl_key *a, const nl_key *b);      /* in a time that says nothing of where they differ */
 int nl_key_random(uint8_t out[32], nl_error *err);      /* 32 bytes for a new key */
 
 /* AES-256-GCM of one message (aead.c), for published test vectors and for measuring. NL_E_TAG. */
@@ -313,6 +314,14 @@ int nl_codec_seal_frames(
     nl_codec *c, uint32_t first, uint32_t n, const uint8_t *frames, uint8_t *sealed, nl_error *err);
 int nl_codec_open_frames(
     nl_codec *c, uint32_t first, uint32_t n, const uint8_t *sealed, uint8_t *frames, nl_error *err);
+
+/* A record of n bytes of a file beside the database to n + NL_SEAL_SIZE and back (there n is what is sealed).
+** It opens under the same name, of at most NL_RECORD_NAME_MAX bytes, and number only. NL_E_TAG, NL_E_KEY. */
+#define NL_RECORD_NAME_MAX 64
+int nl_codec_seal_record(
+    nl_codec *c, const char *name, uint32_t number, const uint8_t *record, size_t n, uint8_t *sealed, nl_error *err);
+int nl_codec_open_record(
+    nl_codec *c, const char *name, uint32_t number, const uint8_t *sealed, size_t n, uint8_t *record, nl_error *err);
 
 /* ------------------------------------------------------------------ delta (delta.c, pure) */
 /*
@@ -569,7 +578,12 @@ int nl_stmt_many(
 
 /* The writer of one replica file: a private connection. One thread at a time. */
 typedef struct nl_applier nl_applier;
-int nl_applier_open(const char *path, int durable, nl_applier **out, nl_error *err);
+int nl_applier_open(
+    const char *path,
+    nl_key *key,            /* NULL: a plain file */
+    int durable,
+    nl_applier **out,
+    nl_error *err);
 void nl_applier_close(nl_applier *a);
 /* Position and state hash as every reader sees them now. NL_E_NOT_REPLICA when there are none. */
 int nl_applier_state(nl_applier *a, nl_state *out, nl_error *err);
@@ -643,17 +657,27 @@ void nl_applier_ranges(const nl_applier *a, uint32_t first, uint32_t span, uint3
 ** the survey; nothing was written. */
 int nl_applier_repair(nl_applier *a, const nl_set_header *set, int wait_ms, nl_error *err);
 /* Flush the database file itself to the disk (fdatasync), through a connection of its own. */
-int nl_sync_database(const char *path, nl_error *err);
+int nl_sync_database(const char *path, nl_key *key, nl_error *err);
 
 /* ------------------------------------------------------------------ bootstrap (bootstrap.c) */
 
 /* A replica's first file under a temporary name. One thread at a time. */
 typedef struct nl_bootstrap nl_bootstrap;
-int nl_bootstrap_open(const char *path, uint32_t page_size, nl_bootstrap **out, nl_error *err);
+int nl_bootstrap_open(
+    const char *path,
+    nl_key *key,            /* NULL: a plain file */
+    uint32_t page_size,
+    nl_bootstrap **out,
+    nl_error *err);
 /* Go on with a file that an earlier one left: its pages are hashed as they are. `pages` is how many whole
-** ones there are. */
+** ones there are. NL_E_KEY, NL_E_FORMAT: it is not sealed with this key. */
 int nl_bootstrap_resume(
-    const char *path, uint32_t page_size, nl_bootstrap **out, uint32_t *pages, nl_error *err);
+    const char *path,
+    nl_key *key,
+    uint32_t page_size,
+    nl_bootstrap **out,
+    uint32_t *pages,
+    nl_error *err);
 int nl_bootstrap_chunk(nl_bootstrap *b, const nl_chunk *c, nl_error *err);
 uint64_t nl_bootstrap_hash(const nl_bootstrap *b, uint32_t pages);   /* XOR over pages 1..pages */
 /* Check completeness and state hash, write page 1 with the replica header, cut to size. */
@@ -723,7 +747,7 @@ typedef struct nl_tail_state {
 } nl_tail_state;
 
 /* Opens a WAL-mode database and pins its WAL. The path is opened by SQLite alone. */
-int nl_tail_open(const char *path, nl_tail **out, nl_error *err);
+int nl_tail_open(const char *path, nl_key *key, nl_tail **out, nl_error *err);
 void nl_tail_close(nl_tail *t);              /* releases pin and locks; never checkpoints */
 int nl_tail_repin(nl_tail *t, nl_error *err); /* move the pin to the head of the log */
 
@@ -759,7 +783,9 @@ uint32_t nl_tail_commits(const nl_tail *t, uint32_t after, uint8_t *out, uint32_
 uint32_t nl_tail_frames(const nl_tail *t, uint32_t after, uint8_t *out, uint32_t max);
 /* (page u32, last frame u32) of every page in this generation, ascending. out may be NULL to count. */
 int nl_tail_index(nl_tail *t, uint8_t *out, uint32_t max, uint32_t *pairs, nl_error *err);
-/* Bytes of the WAL file as they are (the pin keeps them). */
+/* Bytes that a frame takes in the WAL file; more than in memory where it is sealed. */
+uint32_t nl_tail_wal_step(const nl_tail *t);
+/* Bytes of the WAL file as they are, sealed or not (the pin keeps them). */
 int nl_tail_read_wal(nl_tail *t, uint64_t offset, size_t n, uint8_t *out, nl_error *err);
 
 /* Page sets, inside begin/end: empty the selection, add page numbers to it (those of older

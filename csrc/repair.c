@@ -18,6 +18,7 @@
 */
 #include "nl.h"
 #include "bytes.h"
+#include "codec_vfs.h"
 #include "fault.h"
 #include "frame.h"
 #include "ranges.h"
@@ -25,6 +26,24 @@
 /* SQLite refuses a database file that is shorter than page 1 says, unless the connection may write the
 ** schema, as it wants it for the same purpose: to repair. This connection runs no SQL. */
 static void repair_tolerate(nl_applier *a) { a->db->flags |= SQLITE_WriteSchema; }
+
+/* No page has this hash, as far as anybody can make one: that of a sealed page which does not open. */
+#define REPAIR_BROKEN 1
+
+/* Hash pages one by one, because the seal of one of them is broken. It differs from the primary's, whatever
+** that is. */
+static int repair_hash_each(nl_applier *a, uint32_t first, uint32_t n) {
+    int rc = SQLITE_OK;
+    for (uint32_t pgno = first; rc == SQLITE_OK && pgno < first + n; pgno++) {
+        a->hash[pgno - 1] = 0;
+        if (pgno == nl_lock_page(a->page_size)) continue;
+        rc = apply_read_page(a, pgno, a->buffer);
+        a->hash[pgno - 1] = rc == SQLITE_OK ? nl_page_hash(a->buffer, a->page_size, pgno) : REPAIR_BROKEN;
+        if (rc == SQLITE_IOERR_CODEC) rc = SQLITE_OK;
+    }
+    nl_sealed_failure(NULL);
+    return rc;
+}
 
 /* Hash pages first .. first + n - 1, which fit into the buffer. Pages that are not in the WAL come with
 ** one read: page by page a gigabyte takes three times as long. */
@@ -44,10 +63,8 @@ static int repair_hash_block(nl_applier *a, uint32_t first, uint32_t n) {
     for (uint32_t i = 0; rc == SQLITE_OK && in_wal && i < n; i++) {
         rc = apply_read_page(a, first + i, a->buffer + i * size);
     }
-    if (rc == SQLITE_OK) {
-        nl_page_hashes(a->buffer, a->page_size, first, n, a->hash + first - 1);
-    }
-    return rc;
+    if (rc == SQLITE_OK) nl_page_hashes(a->buffer, a->page_size, first, n, a->hash + first - 1);
+    return rc == SQLITE_IOERR_CODEC ? repair_hash_each(a, first, n) : rc;
 }
 
 /* Inside a read transaction: hash every page into the table. The lock-byte page has 0. */

@@ -40,7 +40,9 @@
 #include "nl.h"
 
 #include "bytes.h"
+#include "codec_vfs.h"
 #include "fault.h"
+#include "key.h"
 
 #define TAIL_BLOCK (256 * 1024) /* bytes read from the WAL or the database file at a time */
 #define TAIL_PIECE 126976       /* bytes of one read: 31 pages of 4096, below 2^17 */
@@ -54,6 +56,7 @@ typedef struct tail_commit {
 
 struct nl_tail {
     sqlite3 *db;            /* R */
+    nl_key *key;            /* of a sealed database, for readers that are detached; or NULL */
     sqlite3 *pin[2];        /* at most one inside a transaction, but while a pin moves */
     int pinned;             /* index of the pin that holds, or -1 */
     uint32_t forks;         /* nl_forks() at birth: in the child of a fork the handle is dead */
@@ -192,12 +195,19 @@ static int tail_broken(nl_error *err, uint32_t number)
 
 /* In pieces: SQLite's unix VFS takes the low 17 bits of a length. What lies beyond the end of the file
 ** is zeros, and SQLITE_IOERR_SHORT_READ comes back. */
-static int tail_os_read(sqlite3_file *file, uint8_t *out, size_t n, uint64_t offset)
+static int tail_os_read(
+    sqlite3_file *file,
+    size_t unit,            /* a piece is of whole ones: a sealed page or frame is opened as a whole */
+    uint8_t *out,
+    size_t n,
+    uint64_t offset
+)
 {
+    const size_t most = TAIL_PIECE / unit * unit;
     int rc = SQLITE_OK;
 
     while (n > 0) {
-        int piece = n < TAIL_PIECE ? (int)n : TAIL_PIECE;
+        int piece = (int)(n < most ? n : most);
         int got = sqlite3OsRead(file, out, piece, (i64)offset);
         if (got != SQLITE_OK && got != SQLITE_IOERR_SHORT_READ) return got;
         if (got != SQLITE_OK) rc = got;
@@ -208,16 +218,20 @@ static int tail_os_read(sqlite3_file *file, uint8_t *out, size_t n, uint64_t off
     return rc;
 }
 
+static size_t tail_frame_size(const nl_tail *t)
+{
+    return NL_FRAME_HEADER_SIZE + (size_t)t->page_size;
+}
+
 static uint64_t tail_frame_offset(const nl_tail *t, uint32_t frame)
 {
-    return NL_WAL_HEADER_SIZE +
-           (uint64_t)(frame - 1) * (NL_FRAME_HEADER_SIZE + (uint64_t)t->page_size);
+    return NL_WAL_HEADER_SIZE + (uint64_t)(frame - 1) * tail_frame_size(t);
 }
 
 /* Frames that one read brings along with the first: 30 of 4 KiB. */
 static uint32_t tail_frames_at_once(const nl_tail *t)
 {
-    return TAIL_PIECE / (t->page_size + NL_FRAME_HEADER_SIZE);
+    return TAIL_PIECE / (uint32_t)tail_frame_size(t);
 }
 
 /* n frames that follow one another in the WAL, without their headers. */
@@ -225,18 +239,18 @@ static int tail_read_frames(nl_tail *t, uint32_t frame, uint32_t n, uint8_t *out
 {
     const size_t size = t->page_size, step = size + NL_FRAME_HEADER_SIZE;
     sqlite3_file *file = tail_wal(t)->pWalFd;
-    const uint64_t offset = tail_frame_offset(t, frame) + NL_FRAME_HEADER_SIZE;
+    const uint64_t offset = tail_frame_offset(t, frame);
 
     if (n > 1 && t->bounce == NULL) t->bounce = sqlite3_malloc64(TAIL_PIECE);
     if (n == 1 || t->bounce == NULL) {
         int rc = SQLITE_OK;
         for (uint32_t i = 0; rc == SQLITE_OK && i < n; i++) {
-            rc = tail_os_read(file, out + i * size, size, offset + i * step);
+            rc = tail_os_read(file, size, out + i * size, size, offset + i * step + NL_FRAME_HEADER_SIZE);
         }
         return rc;
     }
-    int rc = tail_os_read(file, t->bounce, n * step - NL_FRAME_HEADER_SIZE, offset);
-    for (uint32_t i = 0; i < n; i++) memcpy(out + i * size, t->bounce + i * step, size);
+    int rc = tail_os_read(file, step, t->bounce, n * step, offset);
+    for (uint32_t i = 0; i < n; i++) memcpy(out + i * size, t->bounce + i * step + NL_FRAME_HEADER_SIZE, size);
     return rc;
 }
 
@@ -271,7 +285,7 @@ static int tail_read_pages(
         if (rc == SQLITE_OK && frame != 0) {
             rc = tail_read_frames(t, frame, run, at);
         } else if (rc == SQLITE_OK) {
-            rc = tail_os_read(tail_pager(t)->fd, at, run * size, (uint64_t)(page - 1) * size);
+            rc = tail_os_read(tail_pager(t)->fd, size, at, run * size, (uint64_t)(page - 1) * size);
             if (rc == SQLITE_IOERR_SHORT_READ) rc = SQLITE_OK;
         }
         if (rc != SQLITE_OK) {
@@ -296,7 +310,7 @@ static int tail_read_header(nl_tail *t, nl_error *err)
 {
     uint8_t head[NL_WAL_HEADER_SIZE];
 
-    int rc = tail_os_read(tail_wal(t)->pWalFd, head, sizeof head, 0);
+    int rc = tail_os_read(tail_wal(t)->pWalFd, sizeof head, head, sizeof head, 0);
     if (rc != SQLITE_OK) return tail_sqlite(err, t, rc);
     if (nl_wal_header_decode(head, sizeof head, &t->chain, err) != NL_OK ||
         t->chain.page_size != t->page_size) {
@@ -351,7 +365,7 @@ static void tail_rewind(nl_tail *t)
 
     if (t->frame == 0) {
         t->bound = 0; /* the WAL's header is the seed: bind again */
-    } else if (tail_os_read(tail_wal(t)->pWalFd, head, sizeof head,
+    } else if (tail_os_read(tail_wal(t)->pWalFd, sizeof head, head, sizeof head,
                             tail_frame_offset(t, t->frame)) == SQLITE_OK) {
         t->chain.sum[0] = nl_get32(head + 16);
         t->chain.sum[1] = nl_get32(head + 20);
@@ -379,7 +393,7 @@ static int tail_advance(nl_tail *t, nl_error *err)
     if (!t->bound) rc = tail_bind(t, err);
     while (rc == NL_OK && at < hdr->mxFrame) {
         uint32_t n = hdr->mxFrame - at < fit ? hdr->mxFrame - at : fit;
-        int sqlite_rc = tail_os_read(tail_wal(t)->pWalFd, t->block, n * step,
+        int sqlite_rc = tail_os_read(tail_wal(t)->pWalFd, step, t->block, n * step,
                                      tail_frame_offset(t, at + 1));
         if (NL_FAULT("tail.read-frames")) sqlite_rc = SQLITE_IOERR_READ;
         if (sqlite_rc != SQLITE_OK) rc = tail_sqlite(err, t, sqlite_rc);
@@ -444,9 +458,9 @@ static void tail_unpin(nl_tail *t)
 
 /* ------------------------------------------------------------------ open and close */
 
-static int tail_connect(const char *path, sqlite3 **out, nl_error *err)
+static int tail_connect(const char *path, nl_key *key, sqlite3 **out, nl_error *err)
 {
-    int rc = sqlite3_open_v2(path, out, SQLITE_OPEN_READWRITE | SQLITE_OPEN_PRIVATECACHE, NULL);
+    int rc = nl_sealed_connect(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_PRIVATECACHE, key, out);
 
     if (rc == SQLITE_OK) {
         sqlite3_busy_timeout(*out, TAIL_WAIT_MS);
@@ -462,7 +476,7 @@ static int tail_connect(const char *path, sqlite3 **out, nl_error *err)
     return rc == SQLITE_OK ? NL_OK : nl_fail_sqlite(err, *out, rc);
 }
 
-int nl_tail_open(const char *path, nl_tail **out, nl_error *err)
+int nl_tail_open(const char *path, nl_key *key, nl_tail **out, nl_error *err)
 {
     nl_tail *t = sqlite3_malloc64(sizeof *t);
     int rc = NL_OK;
@@ -472,8 +486,9 @@ int nl_tail_open(const char *path, nl_tail **out, nl_error *err)
     memset(t, 0, sizeof *t);
     t->forks = nl_forks();
     t->pinned = -1;
-    rc = tail_connect(path, &t->db, err);
-    for (int i = 0; rc == NL_OK && i < 2; i++) rc = tail_connect(path, &t->pin[i], err);
+    if (key) t->key = nl_key_share(key);
+    rc = tail_connect(path, key, &t->db, err);
+    for (int i = 0; rc == NL_OK && i < 2; i++) rc = tail_connect(path, key, &t->pin[i], err);
     if (rc != NL_OK) goto done;
     if (tail_wal(t) == NULL || tail_wal(t)->exclusiveMode) {
         rc = nl_fail(err, NL_E_MISUSE, "the database is not in WAL mode");
@@ -506,6 +521,7 @@ void nl_tail_close(nl_tail *t)
     tail_unpin(t);
     for (int i = 0; i < 2; i++) sqlite3_close_v2(t->pin[i]);
     sqlite3_close_v2(t->db);
+    nl_key_free(t->key);
     sqlite3_free(t->table);
     sqlite3_free(t->pgno);
     sqlite3_free(t->commit);
@@ -600,7 +616,7 @@ int nl_tail_look(nl_tail *t, uint32_t frame, nl_tail_state *out, uint8_t page1[1
     out->salt[1] = nl_get32((const u8 *)hdr->aSalt + 4);
     out->checksum[0] = out->checksum[1] = 0;
     if (frame != 0 && frame <= hdr->mxFrame) {
-        int got = tail_os_read(tail_wal(t)->pWalFd, head, sizeof head, tail_frame_offset(t, frame));
+        int got = tail_os_read(tail_wal(t)->pWalFd, sizeof head, head, sizeof head, tail_frame_offset(t, frame));
         if (got != SQLITE_OK) rc = tail_sqlite(err, t, got);
         out->checksum[0] = nl_get32(head + 16);
         out->checksum[1] = nl_get32(head + 20);

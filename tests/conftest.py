@@ -64,6 +64,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+# ---------------------------------------------------------------- plain and sealed
+
+if os.environ.get("NL_EXPLORE"):
+    import sealing
+    os.environ["NEARLITE_TEST_SEALED"]="1"
+    sealing.seal_if_told()
+
 # ---------------------------------------------------------------- tests that last
 
 _SHARE = pytest.StashKey[float | None]()

@@ -55,6 +55,7 @@ from nearlite.errors import (
     Warning,  # noqa: A004 - the name PEP 249 asks for
     WrongKeyError,
 )
+from nearlite.keys import EncryptionKey, key_of
 from nearlite.position import Change, Position
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def connect(
     """Open a database.
 
     * a path, or ``":memory:"``: a local file, with the parameters of ``sqlite3.connect``: see
-      :class:`Connection`; with ``encryption_key=`` a sealed one.
+      :class:`Connection`; with ``encryption_key=`` a sealed one, here and for replicas.
     * a path and ``sync_url=``: an embedded replica: see :class:`nearlite.embedded.ReplicaConnection`
       (``auth_token``, ``sync_interval``, ``read_your_writes``, ``freshness``, ``network_timeout``,
       ``progress``, ``verify``, ``cert``, ``proxy``, ``headers``, ``adopt``).
@@ -124,8 +125,6 @@ def connect(
         factory = args[4]  # the standard library's sixth parameter
     sealed = options.get("encryption_key") is not None
     if sync_url is not None:
-        if sealed:
-            raise NotSupportedError("encryption_key: replicas cannot be sealed yet")
         from nearlite.embedded import ReplicaConnection
 
         options["sync_url"] = sync_url
@@ -150,6 +149,7 @@ def asgi(
     upstream: str | None = None,
     upstream_token: str | Callable[[], str] | None = None,
     sync_interval: float | Literal["live"] = "live",
+    encryption_key: EncryptionKey | None = None,
     **network: Any,
 ) -> App:
     """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
@@ -173,6 +173,8 @@ def asgi(
       upstream_token: what is sent there, or a callable that answers it.
       sync_interval: "live", or seconds between two looks there; for those who ask what is there now it is
         looked in any case.
+      encryption_key: the file is sealed, and created so, and what lies beside it as well
+        (docs/encryption.md): see :func:`nearlite.keys.key_of` for what may be given.
       network: how the upstream is reached: ``verify``, ``cert``, ``proxy``, ``headers`` as for `connect`.
     """
     from pathlib import Path
@@ -184,6 +186,7 @@ def asgi(
     if auth_token == "":
         raise ProgrammingError("the token is empty: anybody could send it")
     where = Path(path)
+    key = None if encryption_key is None else key_of(encryption_key)
     if upstream is not None:
         from nearlite.background import check_interval
         from nearlite.http import normalise_url
@@ -201,6 +204,7 @@ def asgi(
                 network=reached,
                 sync_interval=sync_interval,
                 roll_bytes=roll_bytes,
+                key=key,
             ),
             auth_token=auth_token,
             shared_cache=shared_cache,
@@ -212,7 +216,7 @@ def asgi(
     level = durability
     return PrimaryApp(
         where,
-        lambda: Primary.open(where, durability=level, roll_bytes=roll_bytes),  # type: ignore[arg-type]
+        lambda: Primary.open(where, durability=level, roll_bytes=roll_bytes, key=key),  # type: ignore[arg-type]
         auth_token=auth_token,
         foreign_keys=foreign_keys,
         shared_cache=shared_cache,

@@ -8,12 +8,11 @@ then the rest is read ahead, into memory or an unlinked file.
 
 from __future__ import annotations
 
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
-from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import Final, Protocol
 
 from nearlite import errors
 from nearlite._native.frames import (
@@ -26,6 +25,7 @@ from nearlite._native.frames import (
 from nearlite._native.tail import Reader, Tail, chunk_pages
 from nearlite.logstate import now_ms
 from nearlite.position import Position
+from nearlite.spooling import Spool
 from nearlite.wire import NOWHERE, Behind, Differences, RepairRequest, pack_compact
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
@@ -37,7 +37,6 @@ _CACHED_BYTES: Final = 4 << 20
 _CACHED: Final = 8
 _IN_MEMORY: Final = 32 << 20
 """Bytes of pages of an answer that is kept in memory while it is sent."""
-_READ: Final = 1 << 20
 _PIECE: Final = 256 << 10
 PATIENCE: Final = 0.25
 """Seconds in which a client may take a large answer straight from the database."""
@@ -92,16 +91,18 @@ class LargeAnswer(Answer):
     Args:
       reader: on the pages of the set, in a transaction of its own.
       head: its header.
-      folder: for an unlinked file.
+      spool: for what is too large for memory.
       compress: allow zstd chunks.
     """
 
     patience = PATIENCE
 
-    def __init__(self, reader: Reader, head: SetHeader, folder: Path, *, compress: bool) -> None:
+    def __init__(
+        self, reader: Reader, head: SetHeader, spool: Callable[[], Spool], *, compress: bool
+    ) -> None:
         super().__init__(head.target, None if compress else _size(head), iter(()))
         self._reader = reader
-        self._folder = folder
+        self._spool = spool
         self._left = head.count * head.page_size
         self._pieces = _pieces(reader, head, compress=compress)
         self._taking = threading.Lock()
@@ -152,7 +153,7 @@ class LargeAnswer(Answer):
                 return
             try:
                 if self._left > _IN_MEMORY:
-                    self._ahead = _read_out(_spool(self._pieces, self._folder)[0])
+                    self._ahead = _read_out(_spooled(self._pieces, self._spool()))
                 else:
                     self._ahead = iter(
                         [piece for pieces in iter(self._encode, []) for piece in pieces]
@@ -181,8 +182,9 @@ class History(Protocol):
     """How the frames of a database and the positions of its lineage belong together."""
 
     tail: Tail
-    folder: Path
-    """For unlinked files."""
+
+    def spool(self) -> Spool:
+        """For a page set that is too large for memory."""
 
     @property
     def position(self) -> Position:
@@ -292,11 +294,11 @@ class Answers:
         head = head.replace(count=count)
         if count * self._tail.page_size > _AT_ONCE and not wait:
             reader = self._tail.detach()
-            return LargeAnswer(reader, head, self._h.folder, compress=compress)
+            return LargeAnswer(reader, head, self._h.spool, compress=compress)
         pieces = _pieces(self._tail, head, compress=compress)
         if count * self._tail.page_size > _IN_MEMORY:
-            spool, size = _spool(pieces, self._h.folder)
-            return Answer(head.target, size, _read_out(spool))
+            spool = _spooled(pieces, self._h.spool())
+            return Answer(head.target, spool.size, _read_out(spool))
         return b"".join(bytes(piece) for piece in pieces)
 
     def repair(self, ask: RepairRequest, *, compress: bool, wait: bool) -> Answer | Differences:
@@ -421,21 +423,18 @@ def _size(head: SetHeader) -> int:
     return SET_HEADER_SIZE + (whole + bool(rest) + 1) * CHUNK_HEADER_SIZE + bodies
 
 
-def _spool(pieces: Iterator[Buffer], folder: Path) -> tuple[IO[bytes], int]:
-    """Write them to an unlinked file, so that memory stays bounded; at its beginning, and its size."""
-    spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by its reader
+def _spooled(pieces: Iterator[Buffer], spool: Spool) -> Spool:
+    """Write them to an unlinked file, so that memory stays bounded."""
     try:
         for piece in pieces:
             spool.write(piece)
-        size = spool.tell()
-        spool.seek(0)
+        spool.finish()
     except BaseException:
         spool.close()
         raise
-    return spool, size
+    return spool
 
 
-def _read_out(spool: IO[bytes]) -> Iterator[bytes]:
-    with spool:
-        while data := spool.read(_READ):
-            yield data
+def _read_out(spool: Spool) -> Iterator[bytes]:
+    with closing(spool):
+        yield from spool.blocks()

@@ -9,16 +9,15 @@ it costs that a primary can stand still without holding up the readers' checkpoi
 
 from __future__ import annotations
 
-import contextlib
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from nearlite._native.frames import Chunk, SetHeader
 from nearlite.errors import AnswerError
 from nearlite.receiving import SetReader
+from nearlite.spooling import Spool
 from nearlite.wire import (
     END_OF_SET,
     CompactSet,
@@ -53,16 +52,19 @@ class Arrived:
         self.whole: WholeSet | None = None
         self.in_memory: list[Chunk] | None = None
         self.as_of = -math.inf
-        self._file: IO[bytes] | None = None
+        self._spool: Spool | None = None
 
     @classmethod
-    def receive(cls, header: SetHeader, reader: SetReader, folder: Path) -> Arrived:
+    def receive(
+        cls, header: SetHeader, reader: SetReader, folder: Path, *, sealed: bool
+    ) -> Arrived:
         """Read the set to its end.
 
         Args:
           header: of the set, which `reader` has given already.
           reader: has its chunks.
           folder: where an unlinked file may be made.
+          sealed: that file, too.
 
         Raises:
           SyncError: what the reader raises.
@@ -80,14 +82,14 @@ class Arrived:
                     arrived.in_memory.append(chunk)
             else:
                 folder.mkdir(exist_ok=True)  # nothing in it is needed: somebody may have removed it
-                arrived._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - by close()
-                arrived._spool(arrived._file, reader)
+                arrived._spool = Spool(folder, sealed=sealed)
+                arrived._keep(arrived._spool, reader)
         except BaseException:
             arrived.close()
             raise
         return arrived
 
-    def _spool(self, file: IO[bytes], reader: SetReader) -> None:
+    def _keep(self, file: Spool, reader: SetReader) -> None:
         file.write(self.header.encode())
         for chunk in reader.chunks():
             with chunk:
@@ -95,11 +97,12 @@ class Arrived:
                 file.write(head)
                 file.write(body)
         file.write(END_OF_SET)
+        file.finish()
 
     def chunks(self) -> Iterator[Chunk]:
         """The chunks out of the file, once; the caller closes each before it asks for the next."""
-        assert self._file is not None
-        self._file.seek(0)
+        assert self._spool is not None
+        file = self._spool.reader()
         reader = PageSetReader()
         buffer = memoryview(b"")
         while not reader.ended:
@@ -107,7 +110,7 @@ class Arrived:
             if needed > len(buffer):
                 buffer = memoryview(bytearray(needed))
             piece = buffer[:needed]
-            if self._file.readinto(piece) != needed:  # type: ignore[attr-defined]
+            if file.readinto(piece) != needed:
                 raise AnswerError("the file that held the page set lost a part of it")
             events: Iterator[Event] = reader.receive(piece)
             for event in events:
@@ -118,6 +121,5 @@ class Arrived:
         """Give memory and file back; idempotent."""
         for chunk in self.in_memory or ():
             chunk.close()
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what was still buffered, on a full disk
-                self._file.close()
+        if self._spool is not None:
+            self._spool.close()

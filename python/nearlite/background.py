@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from nearlite._native.applier import sync_database
+from nearlite._native.sealing import Key
 from nearlite.bootstrap import Folder
 from nearlite.durations import duration
 from nearlite.election import Election
@@ -35,6 +36,7 @@ class Work(Followed, Protocol):
     """What the threads do it to: a Replica."""
 
     folder: Folder
+    key: Key | None
     tally: Tally
     last_error: Error | None
 
@@ -234,5 +236,5 @@ class Background:
         self._told.works("sync")
 
     def _to_disk(self) -> None:
-        sync_database(self._replica.path)
+        sync_database(self._replica.path, self._replica.key)
         self._replica.folder.synced()

@@ -157,7 +157,7 @@ class Folder:
         """
         self._write_durably(self._unsynced, f"{boot_id()} {_inode(self.part)}")
         # Rule C3: a -wal of a database that is gone would be replayed over the new file.
-        for suffix in ("-wal", "-shm", "-journal"):
+        for suffix in ("-wal", "-nlwal", "-shm", "-journal"):
             if self.database.exists():
                 break
             with contextlib.suppress(FileNotFoundError):
@@ -211,7 +211,7 @@ class Folder:
         Only when the -wal is gone, that is, when that close was the last one of all processes and
         everything is in the file itself.
         """
-        if os.path.exists(f"{self.database}-wal"):
+        if any(os.path.exists(f"{self.database}{suffix}") for suffix in ("-wal", "-nlwal")):
             return
         with contextlib.suppress(OSError):
             self._replace(self._closed, json.dumps({"version": 1, "file": self._identity()}))

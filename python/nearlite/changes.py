@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final
 
 from nearlite import errors
@@ -50,7 +49,6 @@ class Feed:
       answering: sends.
       version: of this program, told in status.
       guard: awaits a handler and answers its exceptions.
-      folder: of the source's log, for unlinked files.
       upstream: of such a replica.
       shared_cache: a cache in front may answer many live replicas with what one was answered.
 
@@ -66,7 +64,6 @@ class Feed:
         version: str,
         *,
         guard: Guard,
-        folder: Path,
         upstream: Upstream | None = None,
         shared_cache: bool = False,
     ) -> None:
@@ -78,7 +75,7 @@ class Feed:
         self._version = version
         self._seen = Seen()
         self._caching = Caching(shared=shared_cache)
-        self._sending = Sending(source, answering, folder, upstream, self._caching)
+        self._sending = Sending(source, answering, upstream, self._caching)
         self.polls = Polls(source, self._sending)
         self.shown = Shown(source, self._sending, answering, self._seen)
 

@@ -11,7 +11,8 @@ from typing import Final
 
 from nearlite._native._lib import BusyError
 from nearlite._native.applier import Applier, State
-from nearlite.errors import DamagedError, Error
+from nearlite._native.sealing import Key
+from nearlite.errors import DamagedError, Error, WrongKeyError
 from nearlite.failing import is_being_checked, left
 from nearlite.http import Deadline
 
@@ -34,9 +35,10 @@ class FullCheck:
       passed: it is what its header says; or it is known for another reason.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, key: Key | None = None) -> None:
         self.passed = False
         self._path = path
+        self._key = key
         self._starting = threading.Lock()  # guards `_running`
         self._running: concurrent.futures.Future[None] | None = None
         self._scrub_at = time.monotonic() + SCRUB_SECONDS
@@ -97,7 +99,7 @@ class FullCheck:
 
     def _look(self) -> None:
         """Raises DamagedError."""
-        with contextlib.closing(Applier(self._path)) as applier:
+        with contextlib.closing(Applier(self._path, key=self._key)) as applier:
             survey = applier.survey()  # also of a file that has become shorter
         if survey.hash != survey.claimed.hash:
             raise _not_what_it_says(self._path, survey.claimed)
@@ -114,18 +116,19 @@ class FullCheck:
             running.set_result(None)
 
 
-def survived(path: str) -> bool:
+def survived(path: str, key: Key | None = None) -> bool:
     """Whether a file that was placed before it was synced outlived a restart of the system.
 
     What is left otherwise is most often a file of zero bytes, or one without its page 1.
 
     Raises:
       BusyError: somebody works with it: nothing is known.
+      WrongKeyError: it is another file than was placed, or another key.
     """
     try:
-        with contextlib.closing(Applier(path)) as applier:
+        with contextlib.closing(Applier(path, key=key)) as applier:
             state, found = applier.full_hash()
-    except BusyError:
+    except (BusyError, WrongKeyError):
         raise
     except Error:
         return False

@@ -24,7 +24,7 @@ from nearlite import errors, inspection
 from nearlite._native import _lib
 from nearlite._native.sealing import Key
 from nearlite.following import Download, follow_primary, say_synced
-from nearlite.keys import key_of, new_key
+from nearlite.keys import new_key
 from nearlite.network import Network
 from nearlite.options import (
     DATABASE,
@@ -35,8 +35,9 @@ from nearlite.options import (
     chosen_token,
     existing,
     is_url,
-    key_option,
+    needs_key,
     network_options,
+    takes_key,
     timeout_option,
     token_options,
 )
@@ -131,6 +132,7 @@ def cli(*, verbose: bool) -> None:
     help="Let an HTTP cache in front answer many live replicas with what one was answered. It has to "
     "check tokens itself.",
 )
+@takes_key
 @network_options
 @click.pass_context
 def serve(
@@ -148,6 +150,7 @@ def serve(
     upstream_token_file: Path | None,
     sync_interval: float | Literal["live"],
     shared_cache: bool,
+    encryption_key: Key | None,
     network: Network,
 ) -> None:
     """Serve DATABASE over HTTP; it is created when missing.
@@ -169,7 +172,9 @@ def serve(
         # Opened here and not by the application: what prevents it is then one line, like any error.
         app: App
         if upstream is None:
-            primary = Primary.open(str(database), durability=durability, roll_bytes=roll_bytes)
+            primary = Primary.open(
+                str(database), durability=durability, roll_bytes=roll_bytes, key=encryption_key
+            )
             app = PrimaryApp(database, lambda: primary, auth_token=token, shared_cache=shared_cache)
             what = str(database)
         else:
@@ -180,6 +185,7 @@ def serve(
                 network=network,
                 sync_interval=sync_interval,
                 roll_bytes=roll_bytes,
+                key=encryption_key,
             )
             app = RelayApp(database, lambda: relay, auth_token=token, shared_cache=shared_cache)
             what = f"{database}, a replica of {relay.upstream.transport.url},"
@@ -218,6 +224,7 @@ def _only_with_upstream(context: click.Context, upstream: str | None) -> None:
 )
 @click.option("--adopt", is_flag=True, help="Make PATH a replica if it is an ordinary database.")
 @token_options
+@takes_key
 @network_options
 @timeout_option
 def sync(
@@ -231,6 +238,7 @@ def sync(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    encryption_key: Key | None,
     network: Network,
 ) -> None:
     """Bring the replica at PATH to the state of the primary at URL; create it when missing."""
@@ -244,6 +252,7 @@ def sync(
             progress=download.show,
             network=network,
             adopt=adopt,
+            key=encryption_key,
         )
         with closing(replica):
             replica.open()
@@ -267,6 +276,7 @@ def sync(
     help="Seconds of --watch.",
 )
 @token_options
+@takes_key
 @network_options
 @timeout_option
 def status(
@@ -279,6 +289,7 @@ def status(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    encryption_key: Key | None,
     network: Network,
 ) -> None:
     """What TARGET is: a file (replica or ordinary database), or a primary's URL."""
@@ -289,7 +300,7 @@ def status(
     def look() -> dict[str, Any]:
         if is_url(target):
             return inspection.primary_status(target, token=token, timeout=timeout, network=network)
-        found = inspection.file_status(existing(target))
+        found = inspection.file_status(existing(target), encryption_key)
         if against is None or found["kind"] != "replica":
             return found
         primary = inspection.primary_status(
@@ -312,6 +323,7 @@ def status(
     help="Compare every page with the primary first, and replace those that differ.",
 )
 @token_options
+@takes_key
 @network_options
 @timeout_option
 def verify(
@@ -322,6 +334,7 @@ def verify(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    encryption_key: Key | None,
     network: Network,
 ) -> int:
     """Check the database at PATH: integrity_check, and the state hash of a replica."""
@@ -330,10 +343,14 @@ def verify(
     if repair:
         if against is None:
             raise click.UsageError("--repair needs the primary: --against URL")
-        done = inspection.repair(path, against, token=token, timeout=timeout, network=network)
+        done = inspection.repair(
+            path, against, token=token, timeout=timeout, network=network, key=encryption_key
+        )
         amount = f"{done.pages:,} pages, {done.bytes:,} bytes in {done.seconds:.3f} s"
         print(f"{'ok':<7} repair: at {done.position}, {amount}", flush=True)
-    for check in inspection.verify(path, against, token=token, timeout=timeout, network=network):
+    for check in inspection.verify(
+        path, against, token=token, timeout=timeout, network=network, key=encryption_key
+    ):
         print(f"{'ok' if check.passed else 'FAILED':<7} {check.name}: {check.text}", flush=True)
         good = good and check.passed
     return EXIT_OK if good else EXIT_FAILED
@@ -343,6 +360,7 @@ def verify(
 @click.argument("source")
 @click.argument("out", type=NEW_FILE)
 @token_options
+@takes_key
 @network_options
 @timeout_option
 def backup(
@@ -352,20 +370,24 @@ def backup(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    encryption_key: Key | None,
     network: Network,
 ) -> int:
     """Write the state of SOURCE (a file or a primary's URL) to OUT, an ordinary database.
 
-    OUT is compact, needs no other file and is writable. It appears complete or not at all.
+    OUT is compact, needs no other file and is writable. It appears complete or not at all. With a key it is
+    sealed as well.
     """
     if out.exists():
         print(f"nearlite: {out} exists and was not touched; choose another name", file=sys.stderr)
         return EXIT_REFUSED
     token = chosen_token(auth_token, auth_token_file)
     if is_url(source):
-        inspection.backup_primary(source, out, token=token, timeout=timeout, network=network)
+        inspection.backup_primary(
+            source, out, token=token, timeout=timeout, network=network, key=encryption_key
+        )
     else:
-        inspection.backup_file(existing(source), out)
+        inspection.backup_file(existing(source), out, encryption_key)
     print(f"{out}: {out.stat().st_size:,} bytes")
     return EXIT_OK
 
@@ -375,6 +397,7 @@ def backup(
 @click.option("--sync-url", metavar="URL", help="Primary of the replica TARGET, for its writes.")
 @click.option("-c", "--command", help="Execute this instead of reading standard input.")
 @token_options
+@takes_key
 @network_options
 @timeout_option
 def shell(
@@ -385,6 +408,7 @@ def shell(
     auth_token: str | None,
     auth_token_file: Path | None,
     timeout: float,
+    encryption_key: Key | None,
     network: Network,
 ) -> int:
     """SQL by hand on TARGET: a file, a replica (with --sync-url), or a primary's URL."""
@@ -397,6 +421,8 @@ def shell(
         options["auth_token"] = chosen_token(auth_token, auth_token_file)
         options["network_timeout"] = timeout
         options |= network.parameters()
+    if encryption_key is not None:
+        options["encryption_key"] = encryption_key
     if sync_url is not None:
         options["sync_url"] = sync_url
     elif not is_url(target):
@@ -428,31 +454,29 @@ def demo() -> None:
 @cli.command()
 @click.argument("source", type=DATABASE)
 @click.argument("out", type=NEW_FILE)
-@key_option
-def encrypt(*, source: Path, out: Path, encryption_key_file: Path) -> int:
+@needs_key
+def encrypt(*, source: Path, out: Path, encryption_key: Key) -> int:
     """Write the state of the database SOURCE to OUT, sealed with a key.
 
     OUT appears complete or not at all. SOURCE may be in use and stays as it is: remove it yourself.
     """
-    return _resealed(encrypt_file, source, out, encryption_key_file)
+    return _resealed(encrypt_file, source, out, encryption_key)
 
 
 @cli.command()
 @click.argument("source", type=DATABASE)
 @click.argument("out", type=NEW_FILE)
-@key_option
-def decrypt(*, source: Path, out: Path, encryption_key_file: Path) -> int:
+@needs_key
+def decrypt(*, source: Path, out: Path, encryption_key: Key) -> int:
     """Write the state of the sealed database SOURCE to OUT, in clear."""
-    return _resealed(decrypt_file, source, out, encryption_key_file)
+    return _resealed(decrypt_file, source, out, encryption_key)
 
 
-def _resealed(
-    work: Callable[[Path, Path, Key], None], source: Path, out: Path, key_file: Path
-) -> int:
+def _resealed(work: Callable[[Path, Path, Key], None], source: Path, out: Path, key: Key) -> int:
     if out.exists():
         print(f"nearlite: {out} exists and was not touched; choose another name", file=sys.stderr)
         return EXIT_REFUSED
-    work(source, out, key_of(key_file))
+    work(source, out, key)
     print(f"{out}: {out.stat().st_size:,} bytes")
     return EXIT_OK
 

@@ -7,13 +7,18 @@ from secrets import randbelow
 
 from nearlite import errors
 from nearlite._native.database import NO_PARAMETERS, Database
+from nearlite._native.sealing import Key
 from nearlite._native.tail import Tail
 
 
-def prepare_file(path: Path) -> bool:
-    """Create the database, or make it a WAL database; answers whether it was created."""
+def prepare_file(path: Path, key: Key | None = None) -> bool:
+    """Create the database, or make it a WAL database; answers whether it was created.
+
+    Raises:
+      WrongKeyError: it is sealed with another key, or not sealed at all, or is and there is none.
+    """
     created = not path.exists() or path.stat().st_size == 0
-    database = Database(str(path), create=True, checkpoint=False)
+    database = Database(str(path), create=True, checkpoint=False, key=key)
     try:
         mode = database.prepare("PRAGMA journal_mode=WAL").run(NO_PARAMETERS)
         if mode != [("wal",)]:
@@ -41,11 +46,11 @@ def refuse_replica(tail: Tail, path: Path) -> None:
         )
 
 
-def move_schema(path: Path) -> None:
+def move_schema(path: Path, key: Key | None = None) -> None:
     """Commit a random step of the schema cookie, so that no open connection anywhere can take the
     new history's schema for one it knows (rule B7).
     """
-    database = Database(str(path), create=False, checkpoint=False)
+    database = Database(str(path), create=False, checkpoint=False, key=key)
     try:
         now = database.prepare("PRAGMA schema_version").run(NO_PARAMETERS)[0][0]
         step = (1 << 16) + randbelow((1 << 24) - (1 << 16))

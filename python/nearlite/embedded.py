@@ -42,6 +42,7 @@ from nearlite.errors import (
 )
 from nearlite.freshness import Freshness, checked
 from nearlite.http import Token, normalise_url
+from nearlite.keys import EncryptionKey, key_of
 from nearlite.network import Certificate, Network, Verify
 from nearlite.placing import Place, Route, place_in_script
 from nearlite.position import Position
@@ -74,11 +75,14 @@ class ReplicaConnection(ReplicatingConnection):
       progress: called with a `Progress` during long downloads.
       adopt: a file that is no replica, a copy of the primary's database say, becomes one: what it
         holds that the primary does not is overwritten.
+      encryption_key: the file is sealed, and created so (docs/encryption.md): see
+        :func:`nearlite.keys.key_of` for what may be given.
 
     Raises:
       NotAReplicaError: there is a file, and it is not a replica; it was not touched.
       OfflineError: there is no file and the primary cannot be reached.
       ProgrammingError: a path that cannot hold a replica, or no such URL.
+      WrongKeyError: the file is sealed with another key, or not sealed at all, or is and no key was given.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class ReplicaConnection(ReplicatingConnection):
         headers: Mapping[str, str] | None = None,
         progress: ProgressCallback | None = None,
         adopt: bool = False,
+        encryption_key: EncryptionKey | None = None,
     ) -> None:
         self._prepare_state(
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
@@ -118,7 +123,8 @@ class ReplicaConnection(ReplicatingConnection):
         self._network_timeout = duration("network_timeout", network_timeout)
         self._progress = progress
         network = Network.of(verify, cert, proxy, headers)
-        key = (path, normalise_url(sync_url), token, network)
+        sealed_by = None if encryption_key is None else key_of(encryption_key)
+        key = (path, normalise_url(sync_url), token, network, sealed_by)
         self._replica = acquire(
             key,
             lambda: Replica(
@@ -129,6 +135,7 @@ class ReplicaConnection(ReplicatingConnection):
                 progress=progress,
                 network=network,
                 adopt=adopt,
+                key=sealed_by,
             ),
         )
         self._let_go = weakref.finalize(self, abandon, key, os.getpid())
@@ -141,7 +148,7 @@ class ReplicaConnection(ReplicatingConnection):
         try:
             self._replica.check_place()
             # The file exists; with create=False ATTACH could not create others either.
-            self._database = Database(path, checkpoint=False, busy_ms=busy)
+            self._database = Database(path, checkpoint=False, busy_ms=busy, key=sealed_by)
             self._counting = self._database.prepare(_COUNTERS)
             self._opened()
             self._set_freshness(freshness)

@@ -15,6 +15,7 @@ from nearlite.log import Log
 from nearlite.logformat import Commit, HashTable, Index, encode_commit, journal_record
 from nearlite.logstate import Archived, Base, Seen, State, Wal, now_ms
 from nearlite.position import Position
+from nearlite.spooling import Spool
 
 _BIND = faults.declare("generation.bind")
 _CLOSED = faults.declare("generation.closed")
@@ -34,13 +35,16 @@ class Generations:
 
     def __init__(self, log: Log, tail: Tail) -> None:
         self.log = log
-        self.folder = log.folder
         self.tail = tail
         self.state: State
         self.journaled = 0
         self._begun: tuple[State, int] | None = None
         # By position: another lineage counts its generations from 1, too.
         self._indexes: dict[Position, Index] = {}
+
+    def spool(self) -> Spool:
+        """For a page set that is too large for memory."""
+        return self.log.spool()
 
     def base_table(self) -> bytes | None:
         """Page hashes where the generation begins; None when that file is missing or damaged."""

@@ -18,6 +18,7 @@ from nearlite import wire
 from nearlite._native._lib import NotReplicaError
 from nearlite._native.applier import Applier, State
 from nearlite._native.frames import SET_HEADER_SIZE, SetHeader
+from nearlite._native.sealing import Key
 from nearlite.ahead import NONE_MISSING, Ahead, Lag, ask_status
 from nearlite.bootstrap import Folder
 from nearlite.errors import AnswerError, SyncError
@@ -69,16 +70,16 @@ class Check:
     text: str
 
 
-def file_status(path: Path) -> dict[str, Any]:
+def file_status(path: Path, key: Key | None = None) -> dict[str, Any]:
     """What the file is: a replica with its position and state hash, or an ordinary database.
 
     Raises:
       Error: it is no SQLite database, or cannot be read.
 
     """
-    state = _replica_state(path)
+    state = _replica_state(path, key)
     if state is None:
-        with closing(_reader(path)) as database:
+        with closing(_reader(path, key)) as database:
             (pages,) = database.execute("PRAGMA page_count").fetchone()
             (page_size,) = database.execute("PRAGMA page_size").fetchone()
         return {"kind": "database", "page_size": page_size, "pages": pages}
@@ -162,7 +163,13 @@ def primary_status(
 
 
 def verify(
-    path: Path, against: str | None, *, token: Token, timeout: float, network: Network = DEFAULT
+    path: Path,
+    against: str | None,
+    *,
+    token: Token,
+    timeout: float,
+    network: Network = DEFAULT,
+    key: Key | None = None,
 ) -> Iterator[Check]:
     """Check a file from the inside, and a replica against its own header and its primary.
 
@@ -173,17 +180,18 @@ def verify(
       against: URL of the primary to compare with, or None.
       token: what that primary wants.
       timeout: seconds for the exchange with it.
+      key: of a sealed file.
 
     """
-    with closing(_reader(path)) as database:
+    with closing(_reader(path, key)) as database:
         found = [str(row[0]) for row in database.execute("PRAGMA integrity_check(10)")]
     yield Check("integrity_check", found == ["ok"], "; ".join(found))
-    state = _replica_state(path)
+    state = _replica_state(path, key)
     if state is None:
         if against is not None:
             yield Check("replica", False, "an ordinary database: it holds no position to compare")
         return
-    with closing(Applier(str(path))) as applier:
+    with closing(Applier(str(path), key=key)) as applier:
         state, pages = applier.full_hash()
     text = f"header {state.hash:016x}, pages {pages:016x}, at {state.position}"
     yield Check("state hash", state.hash == pages, text)
@@ -192,7 +200,13 @@ def verify(
 
 
 def repair(
-    path: Path, url: str, *, token: Token, timeout: float, network: Network = DEFAULT
+    path: Path,
+    url: str,
+    *,
+    token: Token,
+    timeout: float,
+    network: Network = DEFAULT,
+    key: Key | None = None,
 ) -> SyncResult:
     """Make every page of a replica what the primary has, as one transaction.
 
@@ -201,16 +215,17 @@ def repair(
         primary's is refused: `nearlite sync --repair` overwrites it.
 
     """
-    replica = Replica(str(path), url, token=token, timeout=timeout, network=network)
+    replica = Replica(str(path), url, token=token, timeout=timeout, network=network, key=key)
     with closing(replica):
         replica.open()
         return replica.repair("it was asked for")
 
 
-def backup_file(source: Path, out: Path) -> None:
+def backup_file(source: Path, out: Path, key: Key | None = None) -> None:
     """Write one consistent state of a database to `out`, which must not exist.
 
-    VACUUM INTO reads in one transaction, drops a replica's header and leaves no -wal to lose.
+    VACUUM INTO reads in one transaction, drops a replica's header and leaves no -wal to lose. That of a
+    sealed database is sealed with the same key.
 
     Raises:
       FileExistsError: `out` appeared meanwhile; it was not touched.
@@ -219,7 +234,7 @@ def backup_file(source: Path, out: Path) -> None:
     """
     part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
-        with closing(_reader(source)) as database:
+        with closing(_reader(source, key)) as database:
             database.execute("VACUUM INTO ?", (str(part),))
         descriptor = os.open(part, os.O_RDONLY)
         try:
@@ -227,7 +242,7 @@ def backup_file(source: Path, out: Path) -> None:
         finally:
             os.close(descriptor)
         # Rule C3: a -wal that outlived its database would be replayed over the new file.
-        for suffix in ("-wal", "-shm", "-journal"):
+        for suffix in ("-wal", "-nlwal", "-shm", "-journal"):
             if not out.exists():
                 out.with_name(out.name + suffix).unlink(missing_ok=True)
         os.link(part, out)  # unlike rename, fails when the name is taken
@@ -236,17 +251,28 @@ def backup_file(source: Path, out: Path) -> None:
 
 
 def backup_primary(
-    url: str, out: Path, *, token: Token, timeout: float, network: Network = DEFAULT
+    url: str,
+    out: Path,
+    *,
+    token: Token,
+    timeout: float,
+    network: Network = DEFAULT,
+    key: Key | None = None,
 ) -> None:
     """As `backup_file`, of a primary: its pages are downloaded beside `out` first."""
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as folder:
         replica = Replica(
-            str(Path(folder) / "replica.db"), url, token=token, timeout=timeout, network=network
+            str(Path(folder) / "replica.db"),
+            url,
+            token=token,
+            timeout=timeout,
+            network=network,
+            key=key,
         )
         with closing(replica):
             replica.open()
             replica.sync()
-        backup_file(Path(folder) / "replica.db", out)
+        backup_file(Path(folder) / "replica.db", out, key)
 
 
 def _compared(state: State, url: str, token: Token, timeout: float, network: Network) -> Check:
@@ -287,18 +313,19 @@ def _refused(response: Response, local: Local | None) -> SyncError:
     return refusal(response.status, code, message, local)
 
 
-def _replica_state(path: Path) -> State | None:
+def _replica_state(path: Path, key: Key | None) -> State | None:
     """Header of a replica; None when the file is another SQLite database."""
     # Read as any database first: what is none then fails in SQLite's own words.
-    with closing(_reader(path)) as database:
+    with closing(_reader(path, key)) as database:
         database.execute("PRAGMA schema_version").fetchone()
-    with closing(Applier(str(path))) as applier:
+    with closing(Applier(str(path), key=key)) as applier:
         try:
             return applier.state()
         except NotReplicaError:
             return None
 
 
-def _reader(path: Path) -> Any:
+def _reader(path: Path, key: Key | None) -> Any:
     """A connection that reads `path` and creates nothing."""
-    return nearlite.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    return nearlite.connect(uri, uri=True, encryption_key=key)

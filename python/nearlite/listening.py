@@ -21,6 +21,7 @@ from typing import Final
 from nearlite._native.applier import State
 from nearlite._native.database import Database
 from nearlite._native.frames import SetHeader
+from nearlite._native.sealing import SEAL_SIZE, Key
 from nearlite.position import Change, Position
 from nearlite.tables import Tables, rows_of
 
@@ -58,9 +59,10 @@ class Listeners:
       any: somebody does; nothing else is looked at where nobody does.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, key: Key | None = None) -> None:
         self.any = False
         self._path = path
+        self._key = key
         self._callbacks: list[Callback] = []
         self._noted: list[_Noted] = []
         self._wake = threading.Condition()
@@ -91,7 +93,7 @@ class Listeners:
 
     def applied(self, header: SetHeader, state: State) -> None:
         """A set has been applied, and nothing is locked any more."""
-        pages = _newest_pages(f"{self._path}-wal", state, header.count + 1)
+        pages = _newest_pages(self._path, state, header.count + 1, sealed=self._key is not None)
         with self._wake:
             self._noted.append(_Noted(header.start, header.target, pages))
             self._wake.notify()
@@ -122,7 +124,9 @@ class Listeners:
         watch: _Watch | None = None
         while not self._stopping:
             try:
-                with closing(Database(self._path, checkpoint=False, busy_ms=1000)) as database:
+                with closing(
+                    Database(self._path, checkpoint=False, busy_ms=1000, key=self._key)
+                ) as database:
                     watch = _Watch(database, at if watch is None else watch.at)
                     self._listen(watch)
                 return
@@ -220,12 +224,14 @@ class _Watch:
         return None, False
 
 
-def _newest_pages(wal: str, state: State, count: int) -> frozenset[int] | None:
+def _newest_pages(path: str, state: State, count: int, *, sealed: bool) -> frozenset[int] | None:
     """Numbers of the pages in the newest `count` frames; None when the WAL has gone on meanwhile.
 
-    The file is only read; no lock of SQLite's is on a -wal, so that none is lost when it is closed.
+    The file is only read; no lock of SQLite's is on a -wal, so that none is lost when it is closed. In a sealed
+    one these numbers are in clear, as are the salts.
     """
-    size = state.page_size + 24
+    size = state.page_size + 24 + (SEAL_SIZE if sealed else 0)
+    wal = f"{path}-{'nlwal' if sealed else 'wal'}"
     first = max(0, state.wal_frames - count)
     pages = []
     try:

@@ -7,8 +7,10 @@ A reader of the folder can understand it: names carry positions, ``state.json`` 
     LLLLLLLL.GGGGGGGG.FFFFFFFF.hashes       page-hash table at that position, the generation's base
     LLLLLLLL.GGGGGGGG.journal               what the running generation changed so far
     LLLLLLLL.GGGGGGGG.FFFFFFFF.index        what generation G changed, up to its last frame F
-    LLLLLLLL.GGGGGGGG.FFFFFFFF.wal          its frames as they were in the WAL, a valid WAL file
+    LLLLLLLL.GGGGGGGG.FFFFFFFF.wal          its frames as they were in the WAL, a copy of that file
     *.part                                  being written; removed at the next start
+
+Beside a sealed database all of them but ``lock`` are sealed as well (logseal.py).
 
 Every file but the journal is made durable before it gets its name: written as ``.part``, synced,
 renamed, and the folder synced.
@@ -27,9 +29,12 @@ import msgspec
 
 from nearlite import errors
 from nearlite._native import faults
+from nearlite._native.sealing import Key
 from nearlite.logformat import DamagedError, HashTable, Index, Journal, journal_header
+from nearlite.logseal import Clear, Seal, Sealed
 from nearlite.logstate import State, now_ms
 from nearlite.position import Position
+from nearlite.spooling import Spool
 
 _BEFORE_SYNC = faults.declare("log.before-sync")
 _BEFORE_RENAME = faults.declare("log.before-rename")
@@ -76,9 +81,23 @@ class Log:
         except BaseException:
             os.close(self._lock)  # or the lock would be held by nobody, until the process ends
             raise
+        self._seal: Seal = Clear()
         self._journal = -1
-        self._journal_size = 0
+        self._journal_size = self._journal_entries = 0
+        self._journal_of = ""  # its name
         _logs.add(self)
+
+    def seal(self, key: Key) -> None:
+        """Its files are sealed by the database's data keys; before anything is read or written.
+
+        Raises:
+          WrongKeyError: it is not the key of the database, which exists.
+        """
+        self._seal = Sealed(self.database, key)
+
+    def spool(self) -> Spool:
+        """For a page set that is too large for memory."""
+        return Spool(self.folder, sealed=self._seal.sealed)
 
     def close(self) -> None:
         """Release the folder; idempotent."""
@@ -90,7 +109,8 @@ class Log:
     def written_ms(self) -> int:
         """When the newest commit was made, as far as the files tell: at a start nobody has seen it."""
         times = []
-        for path in (self.database, self.database.with_name(f"{self.database.name}-wal")):
+        for suffix in ("", "-wal", "-nlwal"):
+            path = self.database.with_name(f"{self.database.name}{suffix}")
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
                 if stat.st_size > 0:
@@ -118,7 +138,7 @@ class Log:
         part = self.folder / (name + ".part")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            for data in parts:
+            for data in self._seal.file(name, parts):
                 write_all(handle, data)
             faults.hit(_BEFORE_SYNC)
             os.fsync(handle)
@@ -134,6 +154,15 @@ class Log:
             self.sync_folder()
         faults.hit(_AFTER_RENAME)
 
+    def read(self, name: str) -> bytes:
+        """What was written into a file.
+
+        Raises:
+          FileNotFoundError: it is not there.
+          DamagedError: it is sealed, and not what was sealed under that name.
+        """
+        return self._seal.opened(name, (self.folder / name).read_bytes())
+
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -148,9 +177,15 @@ class Log:
           errors.DatabaseError: it is not readable by this version.
         """
         try:
-            data = (self.folder / "state.json").read_bytes()
+            data = self.read("state.json")
         except FileNotFoundError:
             return None
+        except DamagedError as error:
+            raise errors.TamperedError(
+                f"{self.folder / 'state.json'} cannot be opened: {error}. The database itself is not "
+                "affected. Move the folder away: the primary then begins a new lineage and every "
+                "replica compares its pages"
+            ) from None
         try:
             return msgspec.json.decode(data, type=State)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -174,7 +209,7 @@ class Log:
     def load_table(self, at: Position, page_size: int) -> bytes | None:
         """Entries of the page-hash table at a position; None when missing or damaged."""
         try:
-            found = HashTable.decode((self.folder / f"{at}.hashes").read_bytes())
+            found = HashTable.decode(self.read(f"{at}.hashes"))
         except (FileNotFoundError, DamagedError):
             return None
         if (found.lineage, found.generation, found.frame) != (at.lineage, at.generation, at.frame):
@@ -192,7 +227,7 @@ class Log:
     def load_index(self, at: Position) -> Index | None:
         """The index of a generation that ended at `at`; None when missing or damaged."""
         try:
-            return Index.decode((self.folder / f"{at}.index").read_bytes())
+            return Index.decode(self.read(f"{at}.index"))
         except (FileNotFoundError, DamagedError):
             return None
 
@@ -200,7 +235,7 @@ class Log:
         """The index that an interrupted roll may have left of a generation."""
         for path in self._generation(lineage, generation, ".index"):
             with contextlib.suppress(DamagedError):
-                return Index.decode(path.read_bytes())
+                return Index.decode(self.read(path.name))
         return None
 
     def _generation(self, lineage: int, generation: int, suffix: str) -> list[Path]:
@@ -224,12 +259,14 @@ class Log:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         handle = os.open(part, flags, 0o644)
         try:
-            write_all(handle, head + records)
+            begun = self._seal.entry(name, 0, head + records)
+            write_all(handle, begun)
             part.rename(self.folder / name)
         except BaseException:
             os.close(handle)
             raise
-        self._journal, self._journal_size = handle, len(head) + len(records)
+        self._journal, self._journal_size = handle, len(begun)
+        self._journal_of, self._journal_entries = name, 1
 
     @property
     def journaling(self) -> bool:
@@ -238,6 +275,7 @@ class Log:
 
     def journal_append(self, record: bytes) -> None:
         """Add a record; it survives a kill of the process, not a loss of power."""
+        record = self._seal.entry(self._journal_of, self._journal_entries, record)
         try:
             faults.hit(_BEFORE_APPEND)
             write_all(self._journal, record)
@@ -247,11 +285,13 @@ class Log:
             os.ftruncate(self._journal, self._journal_size)
             raise
         self._journal_size += len(record)
+        self._journal_entries += 1
 
     def journal_load(self, state: State) -> Journal | None:
         """The journal of the generation in `state`, as far as it is whole."""
         try:
-            found = Journal.decode((self.folder / _journal_name(state)).read_bytes())
+            name = _journal_name(state)
+            found = Journal.decode(self._seal.journal(name, (self.folder / name).read_bytes()))
         except (FileNotFoundError, DamagedError):
             return None
         same = (found.lineage, found.generation, found.start, found.page_size) == (

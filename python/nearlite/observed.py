@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from nearlite._native.applier import State
 from nearlite._native.frames import SetHeader
+from nearlite._native.sealing import Key
 from nearlite.ahead import Ahead
 from nearlite.background import Background
 from nearlite.bootstrap import Folder
@@ -36,6 +37,7 @@ class Observed:
     Attributes:
       path: of the file.
       timeout: network_timeout of what nobody calls.
+      key: of a sealed file.
       folder: beside the file.
       primary_position: newest position of the primary that an answer named.
       ahead: how far that is ahead.
@@ -47,9 +49,11 @@ class Observed:
 
     background: Background
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, key: Key | None = None) -> None:
         self.path = path
         self.timeout = timeout
+        self.key = key
+        """Of the file, if it is sealed."""
         self.folder = Folder(path)
         self.wal_bytes = 0
         self.primary_position: Position | None = None
@@ -57,7 +61,7 @@ class Observed:
         self.equal_at: float | None = None
         self.last_error: Error | None = None
         self.reached = Reached()
-        self.listeners = Listeners(path)
+        self.listeners = Listeners(path, key)
         self.tally = Tally()
         self._published_at = -_PUBLISH_EVERY
         self._touched_at = -_TOUCH_EVERY

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from nearlite.errors import ProgrammingError
+from nearlite._native.sealing import Key
+from nearlite.errors import ProgrammingError, WrongKeyError
+from nearlite.keys import key_of
 from nearlite.network import Network
 
 _SIZE = re.compile(r"(\d+)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
@@ -172,15 +174,33 @@ def chosen_token(token: str | None, file: Path | None) -> str | None:
     return file.read_text().strip()
 
 
-def key_option(command: Command) -> Command:
-    """Give a command --encryption-key-file."""
+class _KeyFile(click.Path):
+    """A file that holds a key; the key."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, Key):
+            return value
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        try:
+            return key_of(path)
+        except WrongKeyError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _key_option(*, required: bool) -> Callable[[Command], Command]:
     return click.option(
         "--encryption-key-file",
-        required=True,
+        "encryption_key",
+        required=required,
         envvar="NEARLITE_ENCRYPTION_KEY_FILE",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="File that holds the key, as `nearlite keygen` writes it, or a passphrase.",
-    )(command)
+        type=_KeyFile(exists=True, dir_okay=False),
+        help="File that holds the key of the sealed file, as `nearlite keygen` writes it, or a passphrase.",
+    )
+
+
+needs_key = _key_option(required=True)
+takes_key = _key_option(required=False)
+"""Give a command --encryption-key-file, as `encryption_key`."""
 
 
 class _File(click.Path):

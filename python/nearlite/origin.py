@@ -19,6 +19,7 @@ from nearlite._native.frames import CHUNK_HEADER_SIZE, SET_HEADER_SIZE, SetHeade
 from nearlite._native.tail import BusyError, Tail
 from nearlite.answers import Answer, Answers, History, LargeAnswer, run_count, snapshot_runs
 from nearlite.position import Position
+from nearlite.spooling import Spool
 from nearlite.wire import Behind, Differences, RepairRequest
 from nearlite.wire.pageset import END_OF_SET, RawChunk, chunk_pieces
 
@@ -63,6 +64,10 @@ class Origin:
         self._announced = history.position
         self._subscribers: list[Callable[[Position], None]] = []
         self._snapshots: dict[object, Position] = {}  # those under way, and where they began
+
+    def spool(self) -> Spool:
+        """For a page set that is too large for memory."""
+        return self._history.spool()
 
     # ------------------------------------------------------------ what differs
 

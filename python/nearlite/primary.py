@@ -11,6 +11,7 @@ from typing import Final
 
 from nearlite import errors
 from nearlite._native.database import Database
+from nearlite._native.sealing import Key
 from nearlite._native.tail import MisuseError, Tail, WalResetError
 from nearlite.datafile import move_schema, prepare_file, refuse_replica
 from nearlite.generation import Generations
@@ -49,9 +50,12 @@ class Primary(Origin):
         roll_bytes: int,
         retain_bytes: int | None,
         retain_seconds: float,
+        key: Key | None,
     ) -> None:
         super().__init__(tail, startup.generations)
         self.path = path
+        self._key = key
+        self._wal = f"{path}-{'wal' if key is None else 'nlwal'}"
         self.durability = durability
         self._log = log
         self._startup = startup
@@ -65,7 +69,7 @@ class Primary(Origin):
             retain_seconds=retain_seconds,
             state=self._state,
         )
-        self._frame_size = 24 + self.page_size
+        self._frame_size = tail.wal_step
         self._retry_at = 0.0
         self._retry_after = _RETRY_FIRST
         self._file = file_id(path)
@@ -84,6 +88,7 @@ class Primary(Origin):
         roll_bytes: int = ROLL_BYTES,
         retain_bytes: int | None = None,
         retain_seconds: float = RETAIN_SECONDS,
+        key: Key | None = None,
     ) -> Primary:
         """Own a database: create it when missing, make it a WAL database, find its position.
 
@@ -95,8 +100,10 @@ class Primary(Origin):
           retain_bytes: of closed generations; None means 4 times the database or 256 MiB,
             whichever is more.
           retain_seconds: age up to which closed generations stay in any case.
+          key: the database is sealed, or created so, and its log as well.
 
         Raises:
+          errors.WrongKeyError: the file is sealed with another key, or not sealed, or is and there is none.
           errors.OperationalError: another process owns it, or it cannot be opened.
           errors.NotSupportedError: it is a replica, or its pages have a reserved tail.
         """
@@ -105,16 +112,18 @@ class Primary(Origin):
         log = Log(str(path))
         tail = None
         try:
-            created = prepare_file(log.database)
+            created = prepare_file(log.database, key)
+            if key is not None:
+                log.seal(key)
             try:
-                tail = Tail(str(log.database))
+                tail = Tail(str(log.database), key)
             except MisuseError as error:
                 raise errors.NotSupportedError(f"{path}: {error}. Nothing was changed") from None
             refuse_replica(tail, log.database)
             startup = StartUp(
                 Generations(log, tail),
                 durability=durability,
-                move_schema=lambda: move_schema(log.database),
+                move_schema=lambda: move_schema(log.database, key),
             )
             startup.attach(created=created)
             primary = cls(
@@ -126,6 +135,7 @@ class Primary(Origin):
                 roll_bytes=roll_bytes,
                 retain_bytes=retain_bytes,
                 retain_seconds=retain_seconds,
+                key=key,
             )
             primary.after_commit()
         except BaseException:
@@ -144,6 +154,7 @@ class Primary(Origin):
             busy_ms=busy_ms,
             checkpoint=False,
             defensive=True,  # SQL comes from clients
+            key=self._key,
         )
         database.exec(f"PRAGMA synchronous={self.durability.upper()}")
         return database
@@ -206,7 +217,7 @@ class Primary(Origin):
         A look at the file's size; True once for each size.
         """
         try:
-            size = os.stat(f"{self.path}-wal").st_size
+            size = os.stat(self._wal).st_size
         except OSError:
             return False
         begun = self._generations.state.base.frame * self._frame_size

@@ -9,6 +9,7 @@ from typing import Protocol
 from nearlite import wire
 from nearlite._native.applier import Hashes, State
 from nearlite._native.frames import SetHeader
+from nearlite._native.sealing import Key
 from nearlite.bootstrap import Folder
 from nearlite.errors import (
     Error,
@@ -48,6 +49,7 @@ class Pulled(Protocol):
 
     path: str
     folder: Folder
+    key: Key | None
     transport: Transport
 
     def state(self) -> State:
@@ -88,7 +90,7 @@ def perform(
     """
     started = time.monotonic()
     meter = Meter(progress, started)
-    seed = SeedFile(replica.folder)
+    seed = SeedFile(replica.folder, replica.key)
     keep = False
     try:
         performing = _Performing(pull, replica, deadline, meter, seed)

@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 from nearlite import errors
 from nearlite._native._lib import HashError, NotReplicaError
+from nearlite._native.sealing import Key
 from nearlite._native.tail import FRAME_HEADER_SIZE, BusyError, Tail, WalResetError
 from nearlite.answers import Answer
 from nearlite.background import LIVE, check_interval
@@ -85,6 +86,7 @@ class Relay(Origin):
         timeout: float = 30.0,
         sync_interval: float | Literal["live"] | None = LIVE,
         roll_bytes: int = ROLL_BYTES,
+        key: Key | None = None,
     ) -> Relay:
         """Serve a replica's file, creating it from its upstream when it is missing.
 
@@ -94,6 +96,7 @@ class Relay(Origin):
           token, network, timeout: as for `Replica`.
           sync_interval: "live", or seconds between two looks there; None: only when somebody asks.
           roll_bytes: size of the WAL from which it is emptied.
+          key: the file is sealed, or created so, and its log as well.
 
         Raises:
           errors.OperationalError: another process serves it.
@@ -101,14 +104,16 @@ class Relay(Origin):
         """
         check_interval(sync_interval)
         replica = Replica(
-            os.path.realpath(path), url, token=token, network=network, timeout=timeout
+            os.path.realpath(path), url, token=token, network=network, timeout=timeout, key=key
         )
         log = tail = None
         try:
             log = Log(replica.path)
             replica.open()
-            tail = Tail(replica.path)
-            trail = Trail(tail, log.folder)
+            if key is not None:
+                log.seal(key)
+            tail = Tail(replica.path, key)
+            trail = Trail(tail, log)
             try:
                 trail.open()
             except errors.DamagedError:

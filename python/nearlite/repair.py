@@ -24,6 +24,7 @@ from nearlite._native import faults
 from nearlite._native.applier import Applier, State, Survey
 from nearlite._native.database import NO_PARAMETERS, Database, distrust_schemas
 from nearlite._native.frames import Chunk, SetHeader
+from nearlite._native.sealing import Key
 from nearlite.arriving import IN_MEMORY, Arrived
 from nearlite.bootstrap import Folder
 from nearlite.comparing import Comparison
@@ -65,12 +66,21 @@ class Repair:
       adopt: make a file a replica that is none.
       claim: tell the primary where the replica says it stands, so that it refuses one that may hold
         what the primary does not; False: overwrite whatever it holds.
+      key: of a sealed file.
     """
 
     def __init__(
-        self, path: str, transport: Transport, folder: Folder, *, adopt: bool, claim: bool
+        self,
+        path: str,
+        transport: Transport,
+        folder: Folder,
+        *,
+        adopt: bool,
+        claim: bool,
+        key: Key | None = None,
     ) -> None:
         self._path = path
+        self._key = key
         self._transport = transport
         self._folder = folder
         self._adopt = adopt
@@ -115,13 +125,13 @@ class Repair:
         return done.state
 
     def _run(self, deadline: Deadline, meter: Meter) -> _Repaired:
-        with closing(Applier(self._path)) as applier:
+        with closing(Applier(self._path, key=self._key)) as applier:
             for _ in range(_OVERTAKEN):
                 wait = None if deadline.renewed else left(deadline)
                 survey = applier.survey(adopt=self._adopt, wait=wait)
                 deadline.restart()
                 faults.hit(_SURVEYED)
-                before = _schema(self._path)
+                before = _schema(self._path, self._key)
                 try:
                     arrived = self._receive(applier, survey, deadline, meter)
                 except HistoryGoneError:
@@ -132,7 +142,7 @@ class Repair:
                     state = _apply(applier, arrived, deadline)
                     distrust_schemas()
                 if state is not None:
-                    after = _schema(self._path)
+                    after = _schema(self._path, self._key)
                     unseen = after != before and after[0] == survey.cookie
                     return _Repaired(state, unseen)
         raise SyncError(
@@ -157,7 +167,8 @@ class Repair:
             reader = SetReader(response, meter)
             header = self._checked(reader.header(), survey)
             self._check_room(header)
-            return Arrived.receive(header, reader, self._folder.path)
+            sealed = self._key is not None
+            return Arrived.receive(header, reader, self._folder.path, sealed=sealed)
 
     def _checked(self, header: SetHeader, survey: Survey) -> SetHeader:
         claimed = survey.claimed
@@ -184,14 +195,14 @@ class Repair:
             )
 
 
-def prepare_to_adopt(path: str) -> None:
+def prepare_to_adopt(path: str, key: Key | None = None) -> None:
     """Make a database that is to become a replica one of WAL mode.
 
     Raises:
       NotAReplicaError: that cannot be done; the file is as it was.
     """
     try:
-        with closing(Database(path, create=False)) as database:
+        with closing(Database(path, create=False, key=key)) as database:
             rows = database.prepare("PRAGMA journal_mode=WAL").run(NO_PARAMETERS)
     except Error as error:
         raise not_a_replica(path, error) from error
@@ -199,10 +210,10 @@ def prepare_to_adopt(path: str) -> None:
         raise not_a_replica(path, ValueError("it does not take WAL mode"))
 
 
-def _schema(path: str) -> tuple[int, list[object] | None]:
+def _schema(path: str, key: Key | None) -> tuple[int, list[object] | None]:
     """Schema cookie and schema as readers see them; (-1, None) where nothing can be read."""
     try:
-        with closing(Database(path, readonly=True, checkpoint=False)) as database:
+        with closing(Database(path, readonly=True, checkpoint=False, key=key)) as database:
             ((cookie,),) = database.prepare("PRAGMA schema_version").run(NO_PARAMETERS)
             statement = database.prepare(_SCHEMA)
             rows: list[object] = [*statement.run(NO_PARAMETERS)]

@@ -21,6 +21,7 @@ from nearlite import wire
 from nearlite._native._lib import HashError, NotReplicaError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
+from nearlite._native.sealing import Key
 from nearlite.ahead import ask_status
 from nearlite.applying import apply_arrived
 from nearlite.arriving import Arrived
@@ -34,6 +35,7 @@ from nearlite.errors import (
     OfflineError,
     StateMismatchError,
     SyncError,
+    WrongKeyError,
 )
 from nearlite.failing import (
     READS_GO_ON,
@@ -80,6 +82,7 @@ class Replica(Observed):
       wal_limit: bytes of WAL from which the log says who is in the way.
       network: how the primary is reached.
       adopt: make a file a replica that is none.
+      key: the file is sealed, and created so.
 
     Use :meth:`open`; construction does no I/O. Connections that share it have settings of their own,
     and give them with each call.
@@ -96,8 +99,9 @@ class Replica(Observed):
         wal_limit: int = WAL_LIMIT,
         network: Network = DEFAULT,
         adopt: bool = False,
+        key: Key | None = None,
     ) -> None:
-        super().__init__(path, timeout)
+        super().__init__(path, timeout, key)
         self._adopt = adopt
         self.transport = Transport(url, token=token, timeout=timeout, network=network)
         self._progress = progress
@@ -108,8 +112,8 @@ class Replica(Observed):
         self._file: FileId | None = None  # which one is open
         self._unwatch: Callable[[], object] = _nothing
         self._known: Hashes | None = None  # of the file just created, until the applier has them
-        self._upkeep = Upkeep(path, wal_limit)
-        self._check = FullCheck(path)
+        self._upkeep = Upkeep(path, wal_limit, key)
+        self._check = FullCheck(path, key)
         self._compact = True  # page sets may be told from the pages of this file
         self._serving: Callable[[], object] = _nothing  # told of what was applied
         self._keep_short = self._upkeep.checkpoint
@@ -134,7 +138,7 @@ class Replica(Observed):
             if created:
                 self._create(deadline)
             self._check.passed = created or self.folder.is_as_we_left_it()
-            if self.folder.may_be_torn() and not survived(self.path):
+            if self.folder.may_be_torn() and not survived(self.path, self.key):
                 self._discard_and_create()
                 self._check.passed = True
             self._applier = self._open_applier()
@@ -157,7 +161,9 @@ class Replica(Observed):
     def _open_applier(self) -> Applier:
         """Raises NotAReplicaError."""
         try:
-            applier = Applier(self.path)
+            applier = Applier(self.path, key=self.key)
+        except WrongKeyError:
+            raise
         except Error as error:
             raise not_a_replica(self.path, error) from error
         try:
@@ -176,7 +182,7 @@ class Replica(Observed):
             if not self._adopt:
                 raise not_a_replica(self.path, error) from error
             why = "it was adopted"
-            prepare_to_adopt(self.path)
+            prepare_to_adopt(self.path, self.key)
         except Error as error:
             try:
                 applier.claim()
@@ -205,7 +211,7 @@ class Replica(Observed):
     def _create_alone(self, deadline: Deadline | None, *, torn: bool) -> None:
         with self.folder.creating(self.timeout):
             if torn and self.folder.may_be_torn():
-                for suffix in ("", "-wal", "-shm"):
+                for suffix in ("", "-wal", "-nlwal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(self.path + suffix)
             if os.path.exists(self.path):
@@ -414,7 +420,7 @@ class Replica(Observed):
         deadline = deadline or Deadline(self.timeout, renewed=True)
         started = time.monotonic()
         meter = Meter(progress or self._progress, started)
-        job = Repair(self.path, self.transport, self.folder, adopt=adopt, claim=claim)
+        job = Repair(self.path, self.transport, self.folder, adopt=adopt, claim=claim, key=self.key)
         state = job.run(deadline, meter, why)
         self._check.passed = self._compact = True
         self._applied(state)
@@ -453,7 +459,7 @@ class Replica(Observed):
     def receive(self, header: SetHeader, reader: SetReader) -> Arrived:
         """Receive a set to its end; nothing is locked meanwhile. The caller closes it."""
         try:
-            arrived = Arrived.receive(header, reader, self.folder.path)
+            arrived = Arrived.receive(header, reader, self.folder.path, sealed=self.key is not None)
         except OSError as error:
             raise not_kept(self.path, error) from error
         self.tally.received(header.count, header.page_size, reader.received)

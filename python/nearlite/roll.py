@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from nearlite._native import faults
-from nearlite._native.tail import FRAME_HEADER_SIZE, WAL_HEADER_SIZE, BusyError
+from nearlite._native.tail import WAL_HEADER_SIZE, BusyError
 from nearlite.generation import Generations
 from nearlite.log import write_all
 from nearlite.logformat import HashTable
@@ -91,7 +91,7 @@ class Roller(Generic[StateT]):
         self._retain_seconds = retain_seconds
         self._state = state
         self.frozen: StateT | None = None
-        self._step = FRAME_HEADER_SIZE + generations.tail.page_size
+        self._step = generations.tail.wal_step
         self._part = -1
         self._part_of = ""  # its name, which says the generation
         self._part_frames = 0

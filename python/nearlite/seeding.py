@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from nearlite._native._lib import FormatError
 from nearlite._native.applier import Bootstrap, Hashes
 from nearlite._native.frames import PAGE_SIZES, SetHeader
+from nearlite._native.sealing import BLOCK_SIZE, Block, Key, is_sealed
 from nearlite.bootstrap import Folder
 from nearlite.comparing import Comparison
-from nearlite.errors import AnswerError
+from nearlite.errors import AnswerError, WrongKeyError
 from nearlite.http import Deadline, Response, Transport
 from nearlite.receiving import SetReader
 from nearlite.wire import NOWHERE
@@ -28,10 +30,12 @@ class SeedFile:
 
     Args:
       folder: of the replica.
+      key: it is to be sealed with.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, key: Key | None = None) -> None:
         self._folder = folder
+        self._key = key
         self._file: Bootstrap | None = None
         self._last: SetHeader | None = None
         self._page_size = 0
@@ -40,21 +44,32 @@ class SeedFile:
         """Go on with what an earlier download left; how many pages there are, mostly 0."""
         try:
             with self._folder.part.open("rb") as file:
-                head = file.read(18)
+                head = file.read(BLOCK_SIZE)
                 # Placed, and a kill came before it lost this name: it is a replica, wherever it is by now.
                 if os.fstat(file.fileno()).st_nlink > 1:
                     return 0
-            size = int.from_bytes(head[16:18], "big")
-            size = 65536 if size == 1 else size
-            if head[:16] == _MAGIC and size in PAGE_SIZES:
-                self._file = Bootstrap(str(self._folder.part), size, resume=True)
+            size = self._page_size_in(head)
+            if size in PAGE_SIZES:
+                part = str(self._folder.part)
+                self._file = Bootstrap(part, size, key=self._key, resume=True)
         except FileNotFoundError:
+            return 0
+        except (FormatError, WrongKeyError):  # begun with another key, or no more than begun
             return 0
         if self._file is None or self._file.held == 0:
             self.close()
             return 0
         self._page_size = size
         return self._file.held
+
+    def _page_size_in(self, head: bytes) -> int:
+        """What the beginning of the file says; 0: nothing that this download could go on with."""
+        if self._key is None:
+            size = int.from_bytes(head[16:18], "big") if head[:16] == _MAGIC else 0
+            return 65536 if size == 1 else size
+        if not is_sealed(head) or len(head) != BLOCK_SIZE:
+            return 0
+        return Block.look(head).page_size
 
     def write(self, header: SetHeader, reader: SetReader) -> int:
         """Write a snapshot or lay changes over it; answers the state hash of what is there.
@@ -71,7 +86,7 @@ class SeedFile:
         self._page_size = header.page_size
         if self._file is None:
             self._folder.part.unlink(missing_ok=True)  # of no use: it has not even a page 1
-            self._file = Bootstrap(str(self._folder.part), header.page_size)
+            self._file = Bootstrap(str(self._folder.part), header.page_size, key=self._key)
         for chunk in reader.chunks():
             with chunk:
                 self._file.chunk(chunk)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
-from typing import IO, Final, TypeVar
+from typing import Final, TypeVar
 
 from nearlite import errors
 from nearlite.asked import Caching, ReplicaOf, brings, leads_to, refusals, refuse_if_full
 from nearlite.exchange import PIECE, Answering, Headers, Send, Whole
 from nearlite.position import Position
 from nearlite.source import PageSet, Source, State, Upstream
+from nearlite.spooling import Spool
 from nearlite.wire import PAGE_SET_TYPE
 
 SET: Final = PAGE_SET_TYPE.encode()
@@ -37,7 +35,6 @@ class Sending:
     Args:
       source: the primary.
       answering: sends.
-      folder: for unlinked files.
       upstream: of a replica that serves replicas.
       caching: who may store what polls are answered.
     """
@@ -46,14 +43,12 @@ class Sending:
         self,
         source: Source,
         answering: Answering,
-        folder: Path,
         upstream: Upstream | None,
         caching: Caching,
     ) -> None:
         self._source = source
         self._upstream = upstream
         self._caching = caching
-        self._folder = folder
         self._answering = answering
         self._loop = asyncio.get_running_loop()
 
@@ -148,7 +143,7 @@ class Sending:
 
     async def share(self, answer: PageSet) -> Shared:
         """Encode all of a page set that several are waiting for, in a thread."""
-        return await self.thread(lambda: Shared(answer, self._folder))
+        return await self.thread(lambda: Shared(answer, self._source.spool))
 
     async def discard(self, answer: PageSet) -> None:
         """Nobody waits for it any more."""
@@ -166,23 +161,23 @@ class Shared:
 
     Args:
       answer: read to its end, and closed.
-      folder: for that file.
+      spool: for that file.
 
     Raises:
       what reading the set raises, OSError.
     """
 
-    def __init__(self, answer: PageSet, folder: Path) -> None:
+    def __init__(self, answer: PageSet, spool: Callable[[], Spool]) -> None:
         self.to = answer.to
         self.transactions = answer.transactions
         self.size = 0
         self._pieces: list[bytes] = []
-        self._file: IO[bytes] | None = None
+        self._file: Spool | None = None
         try:
             for piece in answer:
                 self.size += len(piece)
                 if self._file is None and self.size > _IN_MEMORY:
-                    self._spill(folder)
+                    self._spill(spool())
                 if self._file is not None:
                     self._file.write(piece)
                 else:
@@ -190,12 +185,13 @@ class Shared:
         finally:
             answer.close()
         if self._file is not None:
-            self._file.flush()
+            self._file.finish()
 
-    def _spill(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        weakref.finalize(self, self._file.close)  # with the last reader
-        self._file.writelines(self._pieces)
+    def _spill(self, file: Spool) -> None:
+        self._file = file
+        weakref.finalize(self, file.close)  # with the last reader
+        for piece in self._pieces:
+            file.write(piece)
         self._pieces.clear()
 
     def reader(self) -> PageSet:
@@ -206,9 +202,7 @@ class Shared:
         if self._file is None:
             yield from self._pieces
             return
-        number = self._file.fileno()
-        for at in range(0, self.size, PIECE):
-            yield os.pread(number, PIECE, at)
+        yield from self._file.blocks()
 
 
 class _Reader:

@@ -113,7 +113,6 @@ class App:
             self._answering,
             program_version(),
             guard=self._guard,
-            folder=Path(f"{self._path}-nearlite"),
             upstream=upstream,
             shared_cache=self._shared_cache,
         )

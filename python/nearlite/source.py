@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from nearlite.position import Position
+from nearlite.spooling import Spool
 from nearlite.wire import Behind, Differences, RepairRequest
 
 
@@ -75,6 +76,9 @@ class Source(Protocol):
 
     def state(self) -> State:
         """Where it stands."""
+
+    def spool(self) -> Spool:
+        """For a page set that is too large for memory."""
 
     def changes(
         self,

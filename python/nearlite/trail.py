@@ -16,15 +16,16 @@ import contextlib
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from nearlite import errors
 from nearlite._native._lib import NotReplicaError
 from nearlite._native.frames import xxh3
 from nearlite._native.tail import Tail
+from nearlite.log import Log
 from nearlite.logformat import DamagedError, HashTable
 from nearlite.position import Position
+from nearlite.spooling import Spool
 
 KEPT_BYTES: Final = 32 << 20
 """Of closed stretches, in memory and on the disk."""
@@ -114,7 +115,7 @@ class Trail:
 
     Args:
       tail: of the replica, with its pin.
-      folder: ``<db>-nearlite/``.
+      log: ``<db>-nearlite/``.
 
     Attributes:
       stretches: closed ones, the oldest first.
@@ -123,15 +124,19 @@ class Trail:
       count: the primary's transactions between two positions; None: they were not counted.
     """
 
-    def __init__(self, tail: Tail, folder: Path) -> None:
+    def __init__(self, tail: Tail, log: Log) -> None:
         self.tail = tail
-        self.folder = folder
+        self._log = log
         self.stretches: list[Stretch] = []
         self.kept = False
         self.count: Callable[[Position, Position], int | None] = lambda _, __: None
         self._stops: list[tuple[int, int, int, int]] = []
         self._known: dict[Position, tuple[int, int]] = {}
         self.position = Position(0, 0, 0)
+
+    def spool(self) -> Spool:
+        """For a page set that is too large for memory."""
+        return self._log.spool()
 
     # ------------------------------------------------------------ where it begins
 
@@ -142,9 +147,9 @@ class Trail:
           DamagedError: the file is not what its header says.
           NotReplicaError: it is no replica.
         """
-        kept = _load(self.folder, self.tail.page_size)
+        kept = _load(self._log, self.tail.page_size)
         last = kept[-1] if kept else None
-        table = None if last is None else _load_table(self.folder, last)
+        table = None if last is None else _load_table(self._log, last)
         if last is not None and table is not None and self._goes_on(last, table):
             self.stretches, self.kept = kept, True
             return
@@ -306,12 +311,12 @@ class Trail:
 # ------------------------------------------------------------------ its files
 
 
-def _load(folder: Path, page_size: int) -> list[Stretch]:
+def _load(log: Log, page_size: int) -> list[Stretch]:
     """Kept stretches that follow one another up to the newest, oldest first."""
     found: dict[Position, Stretch] = {}
-    for path in folder.glob(f"*{SUFFIX}"):
+    for path in log.folder.glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError, DamagedError):
-            stretch = Stretch.decode(path.read_bytes())
+            stretch = Stretch.decode(log.read(path.name))
             if stretch.page_size == page_size:
                 found[stretch.end] = stretch
     chain: list[Stretch] = []
@@ -322,10 +327,10 @@ def _load(folder: Path, page_size: int) -> list[Stretch]:
     return chain
 
 
-def _load_table(folder: Path, last: Stretch) -> bytes | None:
+def _load_table(log: Log, last: Stretch) -> bytes | None:
     """Page hashes where that stretch ended; None when they are missing or damaged."""
     try:
-        found = HashTable.decode((folder / f"{last.end}.hashes").read_bytes())
+        found = HashTable.decode(log.read(f"{last.end}.hashes"))
     except (OSError, DamagedError):
         return None
     at = Position(found.lineage, found.generation, found.frame)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nearlite._native.applier import Applier
+from nearlite._native.sealing import Key
 from nearlite.errors import OperationalError
 
 _log = logging.getLogger("nearlite")
@@ -33,8 +34,9 @@ class Upkeep:
     Not thread-safe: only the background thread, and who closes it after that has ended.
     """
 
-    def __init__(self, path: str, limit: int) -> None:
+    def __init__(self, path: str, limit: int, key: Key | None = None) -> None:
         self._path = path
+        self._key = key
         self._limit = limit
         self._applier: Applier | None = None
         self._complained = False
@@ -46,7 +48,7 @@ class Upkeep:
           errors.Error: the disk is full or failed; nothing is lost.
         """
         if self._applier is None:
-            self._applier = Applier(self._path)
+            self._applier = Applier(self._path, key=self._key)
         frame_size = self._applier.state().page_size + 24
         frames, moved = self._applier.checkpoint("passive", wait=0.0)
         if frames * frame_size > RESTART_BYTES:

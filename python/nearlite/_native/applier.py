@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nearlite._native._lib import check, ffi, lib
 from nearlite._native.frames import SET_HEADER_SIZE, lend
+from nearlite._native.sealing import Key, key_handle
 from nearlite.position import Position
 
 if TYPE_CHECKING:
@@ -100,16 +101,18 @@ class Applier:
 
     Args:
       path: the replica file, which exists.
+      key: of a sealed one.
       durable: sync each apply to the disk before it returns. A replica can be brought up again
         from its primary, therefore the default is False (SQLite's synchronous=NORMAL).
     """
 
-    def __init__(self, path: str, *, durable: bool = False) -> None:
+    def __init__(self, path: str, *, key: Key | None = None, durable: bool = False) -> None:
         self._err = ffi.new("nl_error *")
         self._out = ffi.new("nl_state *")
         self._header = ffi.new("nl_set_header *")
         slot = ffi.new("nl_applier **")
-        check(lib.nl_applier_open(os.fsencode(path), int(durable), slot, self._err), self._err)
+        name = os.fsencode(path)
+        check(lib.nl_applier_open(name, key_handle(key), int(durable), slot, self._err), self._err)
         self._handle: Any = slot[0]
 
     def _live(self) -> Any:
@@ -317,19 +320,23 @@ class Bootstrap:
     Args:
       path: must not exist, unless `resume`.
       page_size: bytes.
+      key: to seal it with; None: a plain file.
       resume: go on with the file that an earlier one left.
 
     Attributes:
       held: whole pages that were there.
     """
 
-    def __init__(self, path: str, page_size: int, *, resume: bool = False) -> None:
+    def __init__(
+        self, path: str, page_size: int, *, key: Key | None = None, resume: bool = False
+    ) -> None:
         self._err = ffi.new("nl_error *")
         slot, held = ffi.new("nl_bootstrap **"), ffi.new("uint32_t *")
+        name, handle = os.fsencode(path), key_handle(key)
         if resume:
-            rc = lib.nl_bootstrap_resume(os.fsencode(path), page_size, slot, held, self._err)
+            rc = lib.nl_bootstrap_resume(name, handle, page_size, slot, held, self._err)
         else:
-            rc = lib.nl_bootstrap_open(os.fsencode(path), page_size, slot, self._err)
+            rc = lib.nl_bootstrap_open(name, handle, page_size, slot, self._err)
         check(rc, self._err)
         self._handle: Any = slot[0]
         self.held: int = held[0]
@@ -375,7 +382,7 @@ class Bootstrap:
             lib.nl_bootstrap_close(handle)
 
 
-def sync_database(path: str) -> None:
+def sync_database(path: str, key: Key | None = None) -> None:
     """Flush the database file of a live database to the disk."""
     err = ffi.new("nl_error *")
-    check(lib.nl_sync_database(os.fsencode(path), err), err)
+    check(lib.nl_sync_database(os.fsencode(path), key_handle(key), err), err)

@@ -10,7 +10,7 @@ import msgspec
 
 from nearlite import errors
 from nearlite._native._lib import exception, ffi, lib, new_error, sqlite_exception
-from nearlite._native.sealing import Key
+from nearlite._native.sealing import Key, key_handle
 
 READONLY: Final[int] = lib.NL_STMT_READONLY
 WRITES_MAIN: Final[int] = lib.NL_STMT_WRITES_MAIN
@@ -150,7 +150,7 @@ class Database:
         name = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
         err = new_error()
         out = ffi.new("nl_db **")
-        handle = ffi.NULL if key is None else key.handle
+        handle = key_handle(key)
         if lib.nl_db_open(name, flags, busy_ms, handle, page_size, out, err):
             raise exception(err)
         self._db = ffi.gc(out[0], lib.nl_db_free)
@@ -248,7 +248,7 @@ class Database:
         Raises:
           KeyRefusedError: this connection has no key, or it is not the file's.
         """
-        handle = ffi.NULL if key is None else key.handle
+        handle = key_handle(key)
         if lib.nl_db_attach(self._db, path, name.encode(), handle, page_size, self._err):
             self.fail()
 

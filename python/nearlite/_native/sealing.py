@@ -25,6 +25,12 @@ class Key:
     def __init__(self, key: Any) -> None:
         self.handle = ffi.gc(key, lib.nl_key_free)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and bool(lib.nl_key_same(self.handle, other.handle))
+
+    def __hash__(self) -> int:
+        return hash(Key)  # nothing of it shall be seen
+
     @classmethod
     def of_bytes(cls, key: Buffer) -> Key:
         """Of 32 bytes.
@@ -179,10 +185,56 @@ class Codec:
         check(lib.nl_codec_open_frames(self._codec, first, count, lend(sealed), out, err), err)
         return bytes(ffi.buffer(out))
 
+    def seal_record(self, name: str, number: int, record: Buffer) -> bytes:
+        """A record of a file beside the database, 32 bytes longer.
+
+        Args:
+          name: of what it belongs to, at most 64 bytes of UTF-8.
+          number: of the record there.
+        """
+        out, err = ffi.new("uint8_t[]", len(record) + SEAL_SIZE), new_error()
+        what = _record_name(name)
+        check(
+            lib.nl_codec_seal_record(
+                self._codec, what, number, lend(record), len(record), out, err
+            ),
+            err,
+        )
+        return bytes(ffi.buffer(out))
+
+    def open_record(self, name: str, number: int, sealed: Buffer) -> bytes:
+        """The record that was sealed.
+
+        Raises:
+          SealBrokenError: it is not what was sealed under that name and number, for this file.
+          KeyRefusedError: sealed by a data key that this codec does not have.
+        """
+        out, err = ffi.new("uint8_t[]", max(1, len(sealed) - SEAL_SIZE)), new_error()
+        what = _record_name(name)
+        check(
+            lib.nl_codec_open_record(
+                self._codec, what, number, lend(sealed), len(sealed), out, err
+            ),
+            err,
+        )
+        return bytes(ffi.buffer(out))[: len(sealed) - SEAL_SIZE]
+
     def _sized(self, data: Buffer, size: int) -> int:
         if not data or len(data) % size:
             raise ValueError(f"{len(data)} bytes are not a multiple of {size}")
         return len(data) // size
+
+
+def _record_name(name: str) -> bytes:
+    encoded = name.encode()
+    if len(encoded) > lib.NL_RECORD_NAME_MAX:
+        raise ValueError(f"{name} is too long a name for a record")
+    return encoded
+
+
+def key_handle(key: Key | None) -> Any:
+    """What C functions take: the ``nl_key *``, or NULL for a plain file."""
+    return ffi.NULL if key is None else key.handle
 
 
 def gcm_seal(key: Buffer, nonce: Buffer, aad: Buffer, message: Buffer) -> tuple[bytes, bytes]:

@@ -24,6 +24,7 @@ from nearlite._native.frames import (
     CHUNK_MAX_PAGES,
     SetHeader,
 )
+from nearlite._native.sealing import Key, key_handle
 from nearlite.position import Position
 
 WAL_HEADER_SIZE: Final[int] = lib.NL_WAL_HEADER_SIZE
@@ -133,15 +134,17 @@ class Tail(Reader):
 
     Args:
       path: the database, in WAL mode.
+      key: of a sealed one.
 
     Raises:
       errors.OperationalError: the file cannot be opened.
+      KeyRefusedError: not with this key.
       MisuseError: it is not in WAL mode, or its pages have a reserved tail.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, key: Key | None = None) -> None:
         out, err = ffi.new("nl_tail **"), new_error()
-        check(lib.nl_tail_open(os.fsencode(path), out, err), err)
+        check(lib.nl_tail_open(os.fsencode(path), key_handle(key), out, err), err)
         super().__init__(out[0])
         self._raw = ffi.new("nl_tail_state *")
         self._count = ffi.new("uint32_t *")
@@ -149,6 +152,8 @@ class Tail(Reader):
         self._small = ffi.new("uint8_t[]", _SMALL)
         lib.nl_tail_get(self._t, self._raw)
         self.page_size: int = self._raw.page_size
+        self.wal_step: int = lib.nl_tail_wal_step(self._t)
+        """Bytes of a frame in the WAL file."""
         self.frame = 0
 
     # ------------------------------------------------------------ base of a generation

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sealing
 import soaking
 from hypothesis import HealthCheck, settings
 
@@ -66,10 +67,26 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 # ---------------------------------------------------------------- plain and sealed
 
-if os.environ.get("NL_EXPLORE"):
-    import sealing
-    os.environ["NEARLITE_TEST_SEALED"]="1"
-    sealing.seal_if_told()
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Files with EITHER = True run twice: plain, and with everything sealed that they open."""
+    if not getattr(metafunc.module, "EITHER", False):
+        return
+    if any(mark.name == "plain" for mark in metafunc.definition.iter_markers()):
+        return
+    metafunc.parametrize("kind_of_files", ["plain", "sealed"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def kind_of_files(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How files are made and opened in this test."""
+    kind: str = getattr(request, "param", "plain")
+    if kind == "sealed":
+        with sealing.everything_sealed():
+            yield kind
+    else:
+        yield kind
+
 
 # ---------------------------------------------------------------- tests that last
 

@@ -7,26 +7,27 @@ a key, so that a test about anything else is one about sealed files as well, wit
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-
-from nearlite._native.applier import Applier, Bootstrap
-from nearlite._native.database import Database
-from nearlite._native.sealing import Key
-from nearlite._native.tail import Tail
-from nearlite.dbapi.connection import Connection
-from nearlite.embedded import ReplicaConnection
-from nearlite.primary import Primary
-from nearlite.relay import Relay
-from nearlite.replica import Replica
 
 RAW = bytes(range(32))
 _VARIABLE = "NEARLITE_TEST_SEALED"
-"""Set in the environment of processes that a test starts."""
+"""Set while it is on, for processes that a test starts."""
+_SITE = Path(__file__).parent / "sealed_site"
 
 
 def _functions() -> Iterator[tuple[Any, str]]:
+    from nearlite._native.applier import Applier, Bootstrap
+    from nearlite._native.database import Database
+    from nearlite.dbapi.connection import Connection
+    from nearlite.embedded import ReplicaConnection
+    from nearlite.primary import Primary
+    from nearlite.relay import Relay
+    from nearlite.replica import Replica
+
     for cls in (Applier, Bootstrap, Database, Replica):
         yield cls.__init__, "key"
     for cls in (Primary, Relay):
@@ -35,26 +36,68 @@ def _functions() -> Iterator[tuple[Any, str]]:
         yield cls.__init__, "encryption_key"
 
 
-def _default(key: Key | None) -> None:
+def _default(key: Any) -> None:
+    from nearlite._native.tail import Tail
+
     for function, name in _functions():
         assert name in function.__kwdefaults__, function
         function.__kwdefaults__[name] = key
     Tail.__init__.__defaults__ = (key,)
 
 
-def seal_if_told() -> None:
-    """For a process that a test has started."""
-    if os.environ.get(_VARIABLE):
-        _default(Key.of_bytes(RAW))
+def _key() -> Any:
+    from nearlite._native.sealing import Key
+
+    return Key.of_bytes(RAW)
+
+
+def is_on() -> bool:
+    """Whether everything is sealed now."""
+    return _VARIABLE in os.environ
+
+
+def seal() -> None:
+    """From here on, in this process."""
+    _default(_key())
 
 
 @contextmanager
 def everything_sealed() -> Iterator[None]:
-    """Here, and in processes that are started meanwhile and call `seal_if_told`."""
+    """Here, until the block ends, and in Python programs that are started meanwhile."""
+    path = os.environ.get("PYTHONPATH")
     os.environ[_VARIABLE] = "1"
-    _default(Key.of_bytes(RAW))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_SITE), path)))
+    seal()
     try:
         yield
     finally:
         _default(None)
         del os.environ[_VARIABLE]
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+
+
+def reader(path: object, **options: Any) -> Any:
+    """Who uses a file and is no part of what is tested: stock SQLite, unless only our driver can."""
+    if not is_on():
+        return sqlite3.connect(path, **options)
+    from nearlite.dbapi.connection import Connection
+
+    return Connection(path, encryption_key=RAW, **options)
+
+
+def wal_of(path: object) -> Path:
+    """The log of a database."""
+    return Path(f"{path}-{'nlwal' if is_on() else 'wal'}")
+
+
+def log_file(database: Path, name: str) -> bytes:
+    """What a file of a database's log says."""
+    data = (database.with_name(f"{database.name}-nearlite") / name).read_bytes()
+    if not is_on():
+        return data
+    from nearlite.logseal import Sealed
+
+    return Sealed(database, _key()).opened(name, data)

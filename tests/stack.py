@@ -6,6 +6,7 @@ build, in which fault points exist. Functions whose names begin with `run_` are 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -14,6 +15,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import sealing
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["stack", "nearlite.primary", "nearlite.serve", "nearlite.replica"])
@@ -46,6 +49,12 @@ PRIMARY_POINTS = [
 ROLL_BYTES = 200_000  # small, so that generations roll during a test
 
 
+def _run(sealed: bool, target: Callable[..., None], *args: Any) -> None:
+    """In the child: the files are what they are in the test."""
+    with sealing.everything_sealed() if sealed else contextlib.nullcontext():
+        target(*args)
+
+
 class Process:
     """A child and the pipe to it."""
 
@@ -55,7 +64,8 @@ class Process:
         before = os.environ.get("NEARLITE_FFI")
         os.environ["NEARLITE_FFI"] = "test"
         try:
-            self._process = _context.Process(target=target, args=(theirs, *args), daemon=True)
+            arguments = (sealing.is_on(), target, theirs, *args)
+            self._process = _context.Process(target=_run, args=arguments, daemon=True)
             self._process.start()
         finally:
             if before is None:

@@ -1,15 +1,16 @@
-"""The standard library's SQLite in a process of its own, as other programs are."""
+"""The standard library's SQLite in a process of its own, as other programs are; our driver where files are sealed."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 _CHILD = """
-import json, sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=float(sys.argv[2]))
+import json, sys, sealing
+connection = sealing.reader(sys.argv[1], isolation_level=None, timeout=float(sys.argv[2]))
 for line in sys.stdin:
     try:
         what = json.loads(line)
@@ -29,10 +30,11 @@ class Stock:
 
     def __init__(self, path: Path | str, *, timeout: float = 30.0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(path), str(timeout)],
+            [sys.executable, "-c", _CHILD, os.path.abspath(path), str(timeout)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=Path(__file__).parent,
         )
 
     def execute(self, sql: str) -> list[list]:

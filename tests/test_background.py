@@ -18,6 +18,8 @@ from primaries import Served, primary
 
 import nearlite
 
+EITHER = True
+
 OFTEN = 0.01  # seconds
 
 

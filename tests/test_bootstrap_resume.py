@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import socket
-import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,11 +14,14 @@ from pathlib import Path
 import primaries
 import pytest
 import stack
+from sealing import reader
 
 from nearlite.bootstrap import Folder
 from nearlite.errors import OfflineError
 from nearlite.receiving import Progress
 from nearlite.replica import Replica
+
+EITHER = True
 
 PAGE = 4096
 
@@ -109,7 +111,7 @@ def whole(served: primaries.Served, path: Path, url: str) -> tuple[int, list[Pro
     assert state.hash == found
     replica.close()
     assert not (path.with_name(path.name + "-nearlite") / "bootstrap.part").exists()
-    with closing(sqlite3.connect(path)) as stock, closing(sqlite3.connect(served.path)) as source:
+    with closing(reader(path)) as stock, closing(reader(served.path)) as source:
         assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         for sql in ("SELECT * FROM t", "SELECT * FROM sqlite_schema"):
             assert stock.execute(sql).fetchall() == source.execute(sql).fetchall()

@@ -16,6 +16,8 @@ from pathlib import Path
 import nearlite
 from nearlite.primary import Primary
 
+EITHER = True
+
 PAGE = 4096
 ROWS = 1000
 ROUNDS = 4  # generations, each of which changes every row three times

@@ -15,6 +15,8 @@ from primaries import primary
 from nearlite import wire
 from nearlite.primary import Primary
 
+EITHER = True
+
 FILL = (
     "INSERT INTO t(a, n) WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < {}) "
     "SELECT hex(randomblob(30)), i FROM c"

@@ -23,6 +23,8 @@ from stock import run
 import nearlite
 from nearlite.wire import Status
 
+EITHER = True
+
 HERE = Path(__file__).parent
 
 

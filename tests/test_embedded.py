@@ -18,6 +18,8 @@ from primaries import primary
 import nearlite
 from nearlite import ProgrammingError, SyncError
 
+EITHER = True
+
 SQL, PIPELINE = "/nl/v1/sql", "/v3/pipeline"
 
 

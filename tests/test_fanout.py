@@ -32,6 +32,8 @@ from nearlite.server import App
 from nearlite.sync import Local
 from nearlite.wire import CompactSet, Status, WholeSet, is_compact
 
+EITHER = True
+
 SOON = 20.0  # seconds; a poll that is forgotten ends after POLL only
 POLL = 25
 KINDS = ["z=0&v=2", "z=1&v=2", "z=0", ""]

@@ -13,6 +13,8 @@ from contextlib import closing
 import pytest
 from primaries import primary
 
+EITHER = True
+
 SCENARIOS = []
 
 

@@ -21,6 +21,8 @@ from test_live import FOLLOWER
 import nearlite
 from nearlite import Position
 
+EITHER = True
+
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:

@@ -21,6 +21,8 @@ from nearlite.session import Session
 from nearlite.streams import Turn
 from nearlite.writer import Writer
 
+EITHER = True
+
 SCHEMA = """
     CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE);
     CREATE TABLE parent(id INTEGER PRIMARY KEY);

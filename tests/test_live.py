@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -21,12 +20,15 @@ import pytest
 import stack
 from history import History
 from primaries import Served, primary
+from sealing import reader
 from test_background import count, eventually
 from test_hostile import Server, http
 
 import nearlite
 from nearlite.live import FIRST_PAUSE, HEARTBEAT, LONGEST_PAUSE, Live, Pauses
 from nearlite.replica import Replica
+
+EITHER = True
 
 SOON = HEARTBEAT / 3
 """Seconds; nothing here may have to wait for the end of a poll."""
@@ -96,7 +98,7 @@ def test_the_next_request_is_sent_before_a_page_set_is_applied(served: Served) -
         token.execute("INSERT INTO t VALUES(zeroblob(1000000))")
         after = f"/changes/{token.last_write_position}"
         eventually(lambda: any(path.endswith(after) for path in served.seen))
-        with closing(sqlite3.connect(con._replica.path)) as stock:
+        with closing(reader(con._replica.path)) as stock:
             assert stock.execute("SELECT count(*) FROM t").fetchone() == (0,)
     eventually(lambda: count(con) == 1)
     assert sum(path.endswith(after) for path in served.seen) == 1
@@ -510,7 +512,7 @@ def test_a_stopped_server_lets_its_followers_go_and_they_wait_for_the_next(
 
 
 def count_elsewhere(con: Any) -> int:
-    with closing(sqlite3.connect(con._replica.path)) as stock:
+    with closing(reader(con._replica.path)) as stock:
         return int(stock.execute("SELECT count(*) FROM t").fetchone()[0])
 
 

@@ -25,6 +25,8 @@ from test_background import count, eventually
 import nearlite
 from nearlite import sharing
 
+EITHER = True
+
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pagemodel import PageModel
+from sealing import wal_of
 from stock import Stock, dump, run
 
 from nearlite import answers, errors
@@ -17,6 +18,8 @@ from nearlite._native._lib import HashError
 from nearlite.answers import LargeAnswer
 from nearlite.position import Position
 from nearlite.primary import Primary
+
+EITHER = True
 
 
 @pytest.fixture
@@ -181,7 +184,7 @@ def test_a_roll_begins_the_next_generation_and_empties_the_wal(primary, tmp_path
     rolled = primary.state()
     assert (rolled.position.generation, rolled.position.frame) == (2, 0)
     assert rolled.hash == last.hash
-    assert Path(primary.path + "-wal").stat().st_size == 0
+    assert wal_of(primary.path).stat().st_size == 0
     execute(primary, "INSERT INTO t VALUES(3)")
     assert primary.changes(middle.position, middle.hash) is not None
     assert primary.changes(last.position, last.hash) is not None
@@ -271,7 +274,7 @@ def test_a_rotten_page_cuts_a_large_answer_short(primary, ahead):
     model = bootstrap(primary)
     execute(primary, "UPDATE t SET a = randomblob(9000000)")
     answer = primary.changes(model.at, model.claimed)
-    with Path(primary.path + "-wal").open("r+b") as file:
+    with wal_of(primary.path).open("r+b") as file:
         file.seek(-100, 2)
         file.write(b"rot")
     if ahead:
@@ -286,7 +289,7 @@ def test_a_rotten_page_is_an_error_and_no_answer(primary):
     execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(randomblob(20000))")
     model = bootstrap(primary)
     execute(primary, "UPDATE t SET a = randomblob(20001)")
-    wal = Path(primary.path + "-wal")
+    wal = wal_of(primary.path)
     with wal.open("r+b") as file:
         file.seek(-100, 2)
         file.write(b"rot")

@@ -11,6 +11,8 @@ from nearlite import errors
 from nearlite._native import faults
 from nearlite.primary import Primary
 
+EITHER = True
+
 # In the order in which a roll passes them. The last of each kind is state.json, when the WAL is empty
 # already: then the next generation has begun, and nothing is shown before that is durable.
 ROLL = [

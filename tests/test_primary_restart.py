@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from pagemodel import PageModel
+from sealing import log_file
 from stock import Stock, dump, run
 from test_primary import bootstrap, execute, follow
 
@@ -22,6 +23,8 @@ from nearlite._native.database import NO_PARAMETERS
 from nearlite.logformat import Journal
 from nearlite.primary import Primary
 from nearlite.streams import baton_key
+
+EITHER = True
 
 CHILD = """
 import sys
@@ -83,7 +86,7 @@ def glance(path: Path) -> None:
 
 
 def state_of(path: Path) -> dict:
-    return json.loads((path.with_name(path.name + "-nearlite") / "state.json").read_text())
+    return json.loads(log_file(path, "state.json"))
 
 
 def edit_state(path: Path, **fields) -> None:

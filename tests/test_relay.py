@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sealing import reader, wal_of
 from serving import Client, execute, serving, transaction
 
 import nearlite
@@ -33,6 +34,8 @@ from nearlite.position import Position
 from nearlite.primary import Primary
 from nearlite.relay import Relay
 from nearlite.trail import Stretch
+
+EITHER = True
 
 ROLL = 100_000
 
@@ -111,7 +114,7 @@ def made(tree: Tree, level: Level) -> Any:
 
 
 def content(path: Path | str) -> list[Any]:
-    with closing(sqlite3.connect(path)) as stock:
+    with closing(reader(path)) as stock:
         return stock.execute("SELECT a, b FROM t").fetchall()
 
 
@@ -462,7 +465,7 @@ def test_it_empties_its_wal_and_goes_on_telling_changes(tree: Tree) -> None:
         write(writer, 5, 20_000)
         assert not leaf.sync().repaired
         relay.roll(wait=10)
-        assert os.path.getsize(f"{middle.path}-wal") == 0
+        assert os.path.getsize(wal_of(middle.path)) == 0
     stretches = list((tree.folder / "level1.db-nearlite").glob("*.trail"))
     assert len(stretches) >= 6
     assert len(list((tree.folder / "level1.db-nearlite").glob("*.hashes"))) == 1

@@ -24,6 +24,8 @@ from stack import Process, insert, outcomes, pipeline, run_replica
 from nearlite.errors import Error, SyncError
 from nearlite.replica import Replica
 
+EITHER = True
+
 RELAY_POINTS = [
     "apply.begin",
     "apply.commit",

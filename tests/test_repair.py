@@ -21,6 +21,8 @@ from nearlite import errors
 from nearlite._native.applier import Applier
 from nearlite.replica import Replica
 
+EITHER = True
+
 PAGE = 4096
 
 

@@ -17,6 +17,8 @@ from nearlite._native import faults
 from nearlite.errors import SyncError
 from nearlite.replica import Replica
 
+EITHER = True
+
 POINTS = [
     "repair.surveyed",
     "repair.compared",

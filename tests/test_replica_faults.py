@@ -15,6 +15,8 @@ from nearlite._native import faults
 from nearlite.errors import SyncError
 from nearlite.replica import Replica
 
+EITHER = True
+
 KINDS = [faults.EIO, faults.ENOSPC]
 
 

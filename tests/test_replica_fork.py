@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import stack
 
+EITHER = True
+
 SCRIPT = """
 import os, sys, nearlite
 

@@ -16,6 +16,8 @@ from nearlite.background import Election
 from nearlite.bootstrap import Folder
 from nearlite.primary import Primary
 
+EITHER = True
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:

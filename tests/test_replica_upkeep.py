@@ -21,6 +21,8 @@ from test_hostile import Server, http
 from nearlite.replica import Replica
 from nearlite.upkeep import RESTART_BYTES, readers
 
+EITHER = True
+
 LIMIT = 1 << 20
 
 

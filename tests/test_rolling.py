@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 from pagemodel import PageModel
+from sealing import wal_of
 from test_primary import bootstrap, execute, follow
 
 from nearlite.position import Position
 from nearlite.primary import Primary
 from nearlite.rolling import Rolls
 from nearlite.streams import Turn
+
+EITHER = True
 
 SOME = 100_000  # bytes of WAL from which it rolls
 
@@ -148,7 +151,7 @@ def test_a_part_that_could_not_be_synced_is_not_believed(primary, monkeypatch):
         primary.prepare_roll()
     (part,) = parts(primary)
     part.write_bytes(bytes(part.stat().st_size))
-    frames = Path(f"{primary.path}-wal").read_bytes()
+    frames = wal_of(primary.path).read_bytes()
     assert primary.roll()
     (archive,) = parts(primary, "*.wal")
     assert archive.read_bytes() == frames
@@ -167,7 +170,7 @@ def test_a_generation_that_begins_meanwhile_has_a_part_of_its_own(primary):
     following, _ = roller._newest()
     assert (following, roller._copied(following)) == (roller._part_name(), 0)
     assert following != name
-    frames = Path(f"{primary.path}-wal").read_bytes()
+    frames = wal_of(primary.path).read_bytes()
     assert primary.roll()
     (archive,) = parts(primary, "*.wal")
     assert archive.read_bytes() == frames

@@ -12,6 +12,8 @@ from primaries import primary
 
 from nearlite.http import Deadline
 
+EITHER = True
+
 
 def scrub(replica: Any) -> None:
     """A sync after a day, and the end of what it began."""

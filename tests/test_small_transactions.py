@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from serving import Client, app_of, batch, execute, outcome, serving, write_against_a_lock
 
+EITHER = True
+
 GET_AUTOCOMMIT = {"type": "get_autocommit"}
 IF_BEGUN = {"type": "ok", "step": 0}
 LONG = (

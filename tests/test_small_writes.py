@@ -13,6 +13,8 @@ from serving import Client, app_of, execute, outcome, serving, write_against_a_l
 from nearlite import atonce
 from nearlite.writer import Writer
 
+EITHER = True
+
 LONG = (
     "INSERT INTO t(b) WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 60000) "
     "SELECT i FROM c"

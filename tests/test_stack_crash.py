@@ -23,6 +23,8 @@ from stack import PRIMARY_POINTS, Process, insert, outcomes, pipeline, run_repli
 from nearlite.errors import SyncError
 from nearlite.replica import Replica
 
+EITHER = True
+
 KILLS = 21
 MEANT = {"apply", "bootstrap", "roll", "log", "generation", "tail"}
 REPLICA_POINTS = [

@@ -31,6 +31,8 @@ from nearlite.primary import Primary
 from nearlite.tally import Histogram, frames_between
 from nearlite.wire import Behind
 
+EITHER = True
+
 LAG = ("transactions", "bytes", "seconds")
 STATUS = [sys.executable, "-m", "nearlite", "status"]
 

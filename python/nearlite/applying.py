@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nearlite._native._lib import FormatError, HashError, PiecemealError
+from nearlite._native._lib import FormatError, HashError, PiecemealError, SealBrokenError
 from nearlite._native.applier import Applier, State
 from nearlite.arriving import Arrived
 from nearlite.failing import left, unfounded
@@ -25,7 +25,7 @@ def apply_arrived(
     if arrived.compact is not None:
         try:
             return applier.compact(arrived.compact.start, arrived.compact.data, wait=wait)
-        except (HashError, FormatError) as error:
+        except (HashError, FormatError, SealBrokenError) as error:
             raise unfounded(path, error) from error
     if arrived.whole is not None:
         try:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from nearlite._native._lib import DiskFullError as NativeDiskFullError
-from nearlite._native._lib import FormatError, HashError, NotReplicaError
+from nearlite._native._lib import FormatError, HashError, NotReplicaError, SealBrokenError
 from nearlite.errors import (
     AnswerError,
     DamagedError,
@@ -72,15 +71,12 @@ def not_a_replica(path: str, error: Exception) -> NotAReplicaError:
 def is_damage(error: Error) -> bool:
     """Whether it says that a file which was a replica is none any more."""
     name = getattr(error, "sqlite_errorname", "")
-    return isinstance(error, NotReplicaError) or name in _DAMAGE
+    return isinstance(error, (NotReplicaError, SealBrokenError)) or name in _DAMAGE
 
 
-def is_empty(path: str) -> bool:
-    """Whether there is nothing left of the file: SQLite would throw away its WAL instead of reading it."""
-    try:
-        return os.stat(path).st_size == 0
-    except OSError:
-        return False
+def is_lost(error: BaseException | None) -> bool:
+    """Whether a repair failed because there is not enough left of the file to begin with."""
+    return isinstance(error, Error) and (is_damage(error) or isinstance(error, FormatError))
 
 
 def unreadable(path: str, error: Error) -> DamagedError:
@@ -103,7 +99,9 @@ def apply_failed(path: str, error: Error | MemoryError) -> SyncError:
 def failure_of(what: str, error: Error | MemoryError, state: str) -> SyncError:
     """The exception of our tree for a failure below it."""
     kind, action = SyncError, ""
-    if isinstance(error, (HashError, FormatError)):
+    if isinstance(error, SealBrokenError):
+        kind, action = DamagedError, "sync() repairs what can be repaired"
+    elif isinstance(error, (HashError, FormatError)):
         kind, action = AnswerError, "try again; if it fails again, run `nearlite verify`"
     elif is_disk_full(error) or isinstance(error, NativeDiskFullError):
         kind, action = DiskFullError, "make room on the disk and try again"

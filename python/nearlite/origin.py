@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from nearlite._native._lib import HashError
+from nearlite._native._lib import HashError, SealBrokenError
 from nearlite._native.frames import CHUNK_HEADER_SIZE, SET_HEADER_SIZE, SetHeader, chunk_size
 from nearlite._native.tail import BusyError, Tail
 from nearlite.answers import Answer, Answers, History, LargeAnswer, run_count, snapshot_runs
@@ -78,7 +78,7 @@ class Origin:
         """
         raise NotImplementedError
 
-    def _damaged(self, error: HashError) -> Exception:
+    def _damaged(self, error: HashError | SealBrokenError) -> Exception:
         """A page on the disk is not what was committed: what whoever wanted it is told."""
         return error
 
@@ -186,7 +186,7 @@ class Origin:
           UpstreamBehindError: it is ahead of a replica that serves it.
           HistoryGoneError: its position is not (or no longer) known.
           StateMismatchError: it is at that position with other content.
-          HashError: a page of this database is damaged on disk.
+          HashError, SealBrokenError: a page of this database is damaged on disk.
         """
         frozen = self._frozen
         if frozen is not None and (start, state_hash) == (frozen.position, frozen.hash):
@@ -213,7 +213,7 @@ class Origin:
           LineageError, PrimaryRestoredError, UpstreamBehindError: as `changes`, unless the replica claims
             no position.
           HistoryGoneError: it is not known what changed since the first answer: start over.
-          HashError: a page of this database is damaged on disk.
+          HashError, SealBrokenError: a page of this database is damaged on disk.
         """
         return self._answered(lambda wait: self._answers.repair(ask, compress=compress, wait=wait))
 
@@ -226,14 +226,14 @@ class Origin:
                     found = make(attempt == _ATTEMPTS - 1)
                 except BusyError:  # a commit in the middle of a large set's beginning
                     continue
-                except HashError as error:
+                except (HashError, SealBrokenError) as error:
                     raise self._damaged(error) from error
                 finally:
                     self._tail.end()
             if isinstance(found, LargeAnswer):
                 try:
                     found.start()
-                except HashError as error:
+                except (HashError, SealBrokenError) as error:
                     raise self._damaged(error) from error
             return found
         raise AssertionError("the last attempt needs no reader of its own")
@@ -279,7 +279,7 @@ class Origin:
                         n = self._tail.selected()
                         body, digest = self._tail.chunk(0, n)
                         chunk = RawChunk(bytes(body), n, digest)
-                    except HashError as error:
+                    except (HashError, SealBrokenError) as error:
                         raise self._damaged(error) from error
                     finally:
                         self._tail.end()

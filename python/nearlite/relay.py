@@ -17,7 +17,7 @@ import time
 from typing import Final, Literal
 
 from nearlite import errors
-from nearlite._native._lib import HashError, NotReplicaError
+from nearlite._native._lib import HashError, NotReplicaError, SealBrokenError
 from nearlite._native.sealing import Key
 from nearlite._native.tail import FRAME_HEADER_SIZE, BusyError, Tail, WalResetError
 from nearlite.answers import Answer
@@ -168,7 +168,7 @@ class Relay(Origin):
     def _frozen(self) -> OriginState | None:
         return self._still
 
-    def _damaged(self, error: HashError) -> Exception:
+    def _damaged(self, error: HashError | SealBrokenError) -> Exception:
         """It mends itself; nobody is given what it has meanwhile."""
         self._replica.suspect()
         return errors.DamagedError(

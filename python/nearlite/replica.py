@@ -44,7 +44,7 @@ from nearlite.failing import (
     apply_failed,
     is_applying,
     is_damage,
-    is_empty,
+    is_lost,
     left,
     not_a_replica,
     not_created,
@@ -395,7 +395,7 @@ class Replica(Observed):
         except SyncError as failure:
             failure.message = f"{error.message}; it could not be repaired: {failure.message}"
             failure.data_at_risk |= error.data_at_risk
-            if is_empty(self.path):
+            if is_lost(failure.__cause__):
                 failure.action = START_OVER
             raise failure from error
 

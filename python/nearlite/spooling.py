@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,7 @@ class Spool:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - by close()
         self._waiting = bytearray()  # less than a block
         self._blocks = 0
+        self._lock = threading.Lock()  # of the codec
         self._codec: Codec | None = None
         if sealed:
             self._codec, _ = Codec.create(512, Key.of_bytes(random_key()))
@@ -74,7 +76,10 @@ class Spool:
         unit = BLOCK if codec is None else BLOCK + SEAL_SIZE
         for number in range(self._blocks):
             data = os.pread(handle, unit, number * unit)
-            yield data if codec is None else codec.open_record(_NAME, number, data)
+            if codec is not None:
+                with self._lock:
+                    data = codec.open_record(_NAME, number, data)
+            yield data
 
     def reader(self) -> io.BufferedReader:
         """A file of it, open for reading from the beginning."""

@@ -70,10 +70,12 @@ class FullCheck:
             self._scrubbing.release()
 
     def again(self) -> None:
-        """There is a reason for doubt: the next `wait` looks at the whole file."""
+        """There is a reason for doubt: the next `wait` looks at the whole file.
+
+        A check that is under way may have read before that reason came to be: it does not count any more.
+        """
         with self._starting:
-            if self._running is not None and self._running.done():
-                self._running = None
+            self._running = None
             self.passed = False
 
     def wait(self, deadline: Deadline) -> None:
@@ -107,10 +109,13 @@ class FullCheck:
     def _run(self, running: concurrent.futures.Future[None]) -> None:
         try:
             self._look()
-            self.passed = True
+            with self._starting:
+                if self._running is running:  # nobody has doubted it since it began
+                    self.passed = True
         except BaseException as error:  # noqa: BLE001 - whatever it is, the callers raise it
             with self._starting:
-                self._running = None  # the next call looks again
+                if self._running is running:
+                    self._running = None  # the next call looks again
             running.set_exception(error)
         else:
             running.set_result(None)

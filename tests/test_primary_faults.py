@@ -9,6 +9,8 @@ from test_primary import bootstrap, execute, follow
 
 from nearlite import errors
 from nearlite._native import faults
+from nearlite.log import write_all
+from nearlite.logformat import Journal
 from nearlite.primary import Primary
 
 EITHER = True
@@ -145,6 +147,28 @@ def test_a_journal_that_cannot_be_written_stops_answers_until_it_can(primary, po
     execute(primary, "INSERT INTO t VALUES(3)")
     follow(primary, model)
     assert model.hash == primary.verify()[0]
+
+
+def test_a_signal_between_the_journals_write_and_its_count(primary, monkeypatch):
+    """Ctrl-C on the thread that commits: a record that is there twice would hide all that follow it."""
+
+    def interrupted(handle, data):
+        write_all(handle, data)
+        raise KeyboardInterrupt
+
+    model = bootstrap(primary)
+    database = primary.connect()
+    database.exec("INSERT INTO t VALUES(2)")
+    with monkeypatch.context() as patched:
+        patched.setattr("nearlite.log.write_all", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            primary.after_commit()
+    database.close()
+    follow(primary, model)
+    execute(primary, "INSERT INTO t VALUES(3)")
+    follow(primary, model)
+    (journal,) = primary._log.folder.glob("*.journal")
+    assert Journal.decode(journal.read_bytes()).frame == primary.state().position.frame
 
 
 def test_salts_that_cannot_be_made_durable_stop_answers_until_they_can(primary):

@@ -150,8 +150,16 @@ class Generations:
         if not self.log.journaling:  # the disk was full when it was to begin
             self.journal_again()
             return
-        self.log.journal_append(self._record(self.journaled))
-        self.journaled = self.tail.frame
+        try:
+            self.log.journal_append(self._record(self.journaled))
+            self.journaled = self.tail.frame
+        except OSError:
+            raise  # it is as it was
+        except BaseException:
+            # A signal: the record may be there, and nobody counted it. Written twice, or torn, it would
+            # hide all that follow: the next look begins the journal anew.
+            self.log.journal_close()
+            raise
 
     def bind(self) -> None:
         """The generation has had its first frames: make its salts durable (rule A3)."""
@@ -164,8 +172,12 @@ class Generations:
         """Begin the journal anew with all that the tail knows."""
         base = self.state.base.frame
         records = self._record(base) if self.tail.frame > base else b""
-        self.log.journal_open(self.state, records)
-        self.journaled = self.tail.frame
+        try:
+            self.log.journal_open(self.state, records)
+            self.journaled = self.tail.frame
+        except BaseException:
+            self.log.journal_close()  # or records would be added to it that it has already
+            raise
 
     def _record(self, after: int) -> bytes:
         tail = self.tail

@@ -15,7 +15,9 @@ from test_primary import execute
 
 from nearlite import logformat
 from nearlite._native.frames import xxh3
+from nearlite.log import Log
 from nearlite.logformat import Commit, DamagedError, HashTable, Index, Journal
+from nearlite.position import Position
 from nearlite.primary import Primary
 
 
@@ -168,3 +170,22 @@ def test_a_torn_journal_ends_at_its_last_whole_record():
     assert Journal.decode(bytes(damaged)).frame == 4
     with pytest.raises(DamagedError):
         Journal.decode(head[:31])
+
+
+def test_of_two_indexes_that_a_kill_left_the_newest_counts(tmp_path):
+    """A postponed roll's, and that of the next attempt, killed before it removed the first."""
+    log = Log(str(tmp_path / "data.db"))
+    try:
+        for frame in (5, 9):
+            index = Index(7, 1, 0, frame, 4096, 2, 3, b"", b"")
+            log.write(f"{Position(7, 1, frame)}.index", index.encode())
+        found = log.found_index(7, 1)
+        assert found is not None
+        assert found.frame == 9
+        newest = log.folder / f"{Position(7, 1, 9)}.index"
+        newest.write_bytes(newest.read_bytes()[:-1])
+        found = log.found_index(7, 1)
+        assert found is not None
+        assert found.frame == 5
+    finally:
+        log.close()

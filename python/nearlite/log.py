@@ -232,8 +232,11 @@ class Log:
             return None
 
     def found_index(self, lineage: int, generation: int) -> Index | None:
-        """The index that an interrupted roll may have left of a generation."""
-        for path in self._generation(lineage, generation, ".index"):
+        """The newest index that interrupted rolls may have left of a generation.
+
+        A kill between the write of one and the removal of the one before it leaves both.
+        """
+        for path in reversed(self._generation(lineage, generation, ".index")):
             with contextlib.suppress(DamagedError):
                 return Index.decode(self.read(path.name))
         return None

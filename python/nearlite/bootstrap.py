@@ -214,6 +214,7 @@ class Folder:
         if any(os.path.exists(f"{self.database}{suffix}") for suffix in ("-wal", "-nlwal")):
             return
         with contextlib.suppress(OSError):
+            self._sweep()
             self._replace(self._closed, json.dumps({"version": 1, "file": self._identity()}))
 
     def forget(self) -> None:
@@ -237,8 +238,22 @@ class Folder:
 
     def _replace(self, name: Path, text: str) -> None:
         part = name.with_suffix(f".{os.getpid()}.part")
-        part.write_text(text)
-        os.replace(part, name)
+        try:
+            part.write_text(text)
+            os.replace(part, name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+
+    def _sweep(self) -> None:
+        """Remove what killed processes have left of small files.
+
+        One that is being written just now is missed by nobody: whoever writes it lets that fail.
+        """
+        for name in (self._closed, self._stats):
+            for part in self.path.glob(f"{name.stem}.*.part"):
+                part.unlink(missing_ok=True)
 
     def _write_durably(self, name: Path, text: str) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)

@@ -1,0 +1,40 @@
+"""The small files beside a replica."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from nearlite.bootstrap import Folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    path = tmp_path / "replica.db"
+    path.write_bytes(b"x")
+    folder = Folder(str(path))
+    folder.make()
+    return folder
+
+
+def test_what_killed_processes_left_is_removed_at_the_next_close(folder: Folder) -> None:
+    for name in ("closed.4711.part", "stats.4711.part", "stats.4712.part"):
+        (folder.path / name).write_text("{")
+    folder.part.write_bytes(b"of a download")
+    folder.remember()
+    assert {path.name for path in folder.path.iterdir()} == {"closed.json", "bootstrap.part"}
+    assert folder.is_as_we_left_it()
+
+
+def test_what_could_not_be_written_is_not_left(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_part: object, _name: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("nearlite.bootstrap.os.replace", full)
+    folder.publish({})
+    assert list(folder.path.iterdir()) == []

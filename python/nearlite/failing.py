@@ -68,6 +68,27 @@ def not_a_replica(path: str, error: Exception) -> NotAReplicaError:
     )
 
 
+def not_opened(path: str, error: Exception) -> SyncError:
+    """There is a file, and it could not be opened as a replica: because of what it is, or of who may write."""
+    shut = None if isinstance(error, NotReplicaError) else _shut(path)
+    if shut is None:
+        return not_a_replica(path, error)
+    return SyncError(
+        f"{path} could not be opened: this process may not write {shut} ({error})",
+        state="the file was not touched",
+        action="run as the user that the replica belongs to, or make its files and the folder that "
+        "they lie in writable",
+    )
+
+
+def _shut(path: str) -> str | None:
+    """What of a replica this process may not write, although it has to."""
+    for name in (os.path.dirname(os.path.abspath(path)), path, f"{path}-wal", f"{path}-shm"):
+        if os.path.exists(name) and not os.access(name, os.W_OK):
+            return name
+    return None
+
+
 def is_damage(error: Error) -> bool:
     """Whether it says that a file which was a replica is none any more."""
     name = getattr(error, "sqlite_errorname", "")

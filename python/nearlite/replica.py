@@ -49,6 +49,7 @@ from nearlite.failing import (
     not_a_replica,
     not_created,
     not_kept,
+    not_opened,
     unreadable,
 )
 from nearlite.guard import FileId, file_id, guard
@@ -131,6 +132,7 @@ class Replica(Observed):
 
         Raises:
           NotAReplicaError: there is a file, and it is not a replica; it was not touched.
+          SyncError: this process may not write it.
           OfflineError: there is no file and the primary cannot be reached.
         """
         created = not os.path.exists(self.path)
@@ -159,13 +161,13 @@ class Replica(Observed):
             self.background.flush()
 
     def _open_applier(self) -> Applier:
-        """Raises NotAReplicaError."""
+        """Raises NotAReplicaError, or SyncError when this process may not write it."""
         try:
             applier = Applier(self.path, key=self.key)
         except WrongKeyError:
             raise
         except Error as error:
-            raise not_a_replica(self.path, error) from error
+            raise not_opened(self.path, error) from error
         try:
             self._recognise(applier)
         except BaseException:
@@ -187,7 +189,7 @@ class Replica(Observed):
             try:
                 applier.claim()
             except Error:
-                raise not_a_replica(self.path, error) from error
+                raise not_opened(self.path, error) from error
             why = str(error)
         self.repair(why, adopt=self._adopt)
 

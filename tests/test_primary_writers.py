@@ -20,7 +20,6 @@ from nearlite._native.tail import Tail
 from nearlite.primary import Primary
 from nearlite.wire import Chunk, Header, PageSetReader
 
-EITHER = True
 
 WRITER = """
 import select, sqlite3, sys

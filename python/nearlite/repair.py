@@ -125,6 +125,7 @@ class Repair:
         return done.state
 
     def _run(self, deadline: Deadline, meter: Meter) -> _Repaired:
+        why = ""
         with closing(Applier(self._path, key=self._key)) as applier:
             for _ in range(_OVERTAKEN):
                 wait = None if deadline.renewed else left(deadline)
@@ -135,7 +136,10 @@ class Repair:
                 try:
                     arrived = self._receive(applier, survey, deadline, meter)
                 except HistoryGoneError:
-                    continue  # the primary has forgotten its first answer
+                    why = (
+                        "the primary forgets what it has answered before the repair gets to its end"
+                    )
+                    continue
                 faults.hit(_ARRIVED)
                 with closing(arrived):
                     distrust_schemas()  # as near to the commit as can be, on both sides of it
@@ -145,8 +149,9 @@ class Repair:
                     after = _schema(self._path, self._key)
                     unseen = after != before and after[0] == survey.cookie
                     return _Repaired(state, unseen)
+                why = "other processes keep writing to this file"
         raise SyncError(
-            "other processes keep writing to this file",
+            why,
             state="nothing was changed by this call",
             action="try again",
         )

@@ -493,6 +493,9 @@ static int vfs_unlock_block(nl_sealed *f, const nl_sealing *with)
         f->unlogged = 1;
         return SQLITE_OK;
     }
+    if (rc == SQLITE_OK && size == 0 && with->existing) {
+        return vfs_fail(SQLITE_NOTADB, NL_E_FORMAT, f->path, "is empty: there is no sealed database in it");
+    }
     if (rc == SQLITE_OK && size == 0) rc = vfs_fill_empty(f, with);
     if (rc == SQLITE_OK) rc = f->below->pMethods->xRead(f->below, block, sizeof block, 0);
     if (rc != SQLITE_OK && rc != SQLITE_IOERR_SHORT_READ) return rc;
@@ -632,7 +635,7 @@ static int sealed_access(sqlite3_vfs *vfs, const char *name, int flags, int *out
 
 int nl_sealed_connect(const char *path, int flags, nl_key *key, sqlite3 **out)
 {
-    const nl_sealing with = {.key = key};
+    const nl_sealing with = {.key = key, .existing = 1};
     const nl_sealing *outer = nl_sealing_with(key ? &with : NULL);
     int rc = sqlite3_open_v2(path, out, flags, key ? "nearlite-sealed" : NULL);
 

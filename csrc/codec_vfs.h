@@ -60,6 +60,7 @@ typedef struct nl_sealing {
     nl_key *key;                 /* NULL: they are plain */
     uint32_t page_size;          /* of new ones */
     int empty;                   /* new ones get no page 1: VACUUM INTO wants to find nothing */
+    int existing;                /* nothing is created, not even in an empty file: it was something else */
 } nl_sealing;
 
 /* Says so to "nearlite-sealed", on this thread, until the next call. Answers what was said before. */
@@ -70,7 +71,7 @@ int nl_sealed_failure(nl_error *err);
 /* The same of the call that answered `rc`: an older failure, of one that went well after all, stays unsaid. */
 int nl_sealed_explain(int rc, nl_error *err);
 
-/* sqlite3_open_v2 with a key, or without one of a plain file. */
+/* sqlite3_open_v2 of an existing database, with a key, or without one of a plain file. */
 int nl_sealed_connect(const char *path, int flags, nl_key *key, sqlite3 **out);
 
 /* Keeps what SQLite's result codes cannot say for nl_sealed_failure(). Answers `rc`. */

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 RAW = bytes(range(32))
 _VARIABLE = "NEARLITE_TEST_SEALED"
@@ -20,6 +21,7 @@ _SITE = Path(__file__).parent / "sealed_site"
 
 
 def _functions() -> Iterator[tuple[Any, str]]:
+    import nearlite
     from nearlite._native.applier import Applier, Bootstrap
     from nearlite._native.database import Database
     from nearlite.dbapi.connection import Connection
@@ -34,6 +36,7 @@ def _functions() -> Iterator[tuple[Any, str]]:
         yield cls.open.__func__, "key"
     for cls in (Connection, ReplicaConnection):
         yield cls.__init__, "encryption_key"
+    yield nearlite.asgi, "encryption_key"
 
 
 def _default(key: Any) -> None:
@@ -64,19 +67,14 @@ def seal() -> None:
 @contextmanager
 def everything_sealed() -> Iterator[None]:
     """Here, until the block ends, and in Python programs that are started meanwhile."""
-    path = os.environ.get("PYTHONPATH")
-    os.environ[_VARIABLE] = "1"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_SITE), path)))
-    seal()
-    try:
-        yield
-    finally:
-        _default(None)
-        del os.environ[_VARIABLE]
-        if path is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = path
+    path = os.pathsep.join(filter(None, (str(_SITE), os.environ.get("PYTHONPATH"))))
+    key = {"NEARLITE_ENCRYPTION_KEY_FILE": str(_SITE / "key")}  # for the command line
+    with mock.patch.dict(os.environ, {_VARIABLE: "1", "PYTHONPATH": path, **key}):
+        seal()
+        try:
+            yield
+        finally:
+            _default(None)
 
 
 def reader(path: object, **options: Any) -> Any:

@@ -6,12 +6,13 @@ side holds what is on its way.
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+
+from sealing import reader
 
 import nearlite
 from nearlite.primary import Primary
@@ -26,7 +27,7 @@ ROUNDS = 4  # generations, each of which changes every row three times
 def images(path: Path) -> list[bytes]:
     """The pages of a database as stock SQLite reads them."""
     copy = path.with_name("copy.db")
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+    with closing(reader(path)) as source, closing(reader(copy)) as target:
         source.backup(target)
     data = copy.read_bytes()
     copy.unlink()

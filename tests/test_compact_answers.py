@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from primaries import primary
+from sealing import reader
 
 from nearlite import wire
 from nearlite.primary import Primary
@@ -39,8 +39,8 @@ def equal(replica: Any, served: Any) -> bool:
     """Whether every page of the replica's file is the primary's."""
     state, found = replica._replica._applier.full_hash()
     with (
-        closing(sqlite3.connect(served.path)) as theirs,
-        closing(sqlite3.connect(replica._replica.path)) as ours,
+        closing(reader(served.path)) as theirs,
+        closing(reader(replica._replica.path)) as ours,
     ):
         same = list(theirs.iterdump()) == list(ours.iterdump())
         assert ours.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -62,7 +62,7 @@ def test_a_replica_stays_equal_whatever_is_done_to_the_primary(tmp_path: Path, s
                 replica.execute(step)
                 replica.commit()
             else:  # another program, on the primary's own file
-                with closing(sqlite3.connect(served.path, isolation_level=None)) as foreign:
+                with closing(reader(served.path, isolation_level=None)) as foreign:
                     foreign.execute(step)
                 sizes.append(replica.sync().bytes)
         assert equal(replica, served)
@@ -105,7 +105,7 @@ def test_pages_that_are_not_what_the_primary_thinks_are_asked_for_whole(
         with path.open("r+b") as file:
             file.seek(at)
             file.write(b"x")
-        with closing(sqlite3.connect(served.path, isolation_level=None)) as foreign:
+        with closing(reader(served.path, isolation_level=None)) as foreign:
             foreign.execute("UPDATE t SET n = n + 1 WHERE id = 141")  # on the damaged page
         with caplog.at_level(logging.WARNING, "nearlite"):
             replica.sync()

@@ -23,7 +23,6 @@ from stock import run
 import nearlite
 from nearlite.wire import Status
 
-
 HERE = Path(__file__).parent
 
 

@@ -14,6 +14,7 @@ from contextlib import closing
 
 import pytest
 from primaries import primary
+from sealing import reader
 
 import nearlite
 from nearlite import ProgrammingError, SyncError
@@ -57,7 +58,7 @@ def test_an_autocommit_write_is_one_request_and_visible_to_everybody(served, tmp
     assert served.seen == [SQL]
     assert rows(con, "select count(*) from t") == [(3,)]
     assert rows(other, "select count(*) from t") == [(3,)]
-    program = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select count(*) from t').fetchone())"
+    program = "import sqlite3, sys; print(reader(sys.argv[1]).execute('select count(*) from t').fetchone())"
     run = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "replica.db"], capture_output=True, text=True
     )
@@ -615,7 +616,7 @@ def test_a_replica_without_a_file_is_refused(path, served):
 
 def test_a_file_that_is_no_replica_is_not_touched(served, tmp_path):
     path = tmp_path / "mine.db"
-    with sqlite3.connect(path) as mine:
+    with reader(path) as mine:
         mine.execute("create table precious(a)")
     mine.close()
     before = path.read_bytes()
@@ -647,7 +648,7 @@ def test_vacuum_into_writes_a_file_here(served, tmp_path):
     served.seen.clear()
     con.execute("vacuum into ?", (str(tmp_path / "copy.db"),))
     assert served.seen == []
-    copy = sqlite3.connect(tmp_path / "copy.db")
+    copy = reader(tmp_path / "copy.db")
     assert copy.execute("select count(*) from t").fetchone() == (2,)
     copy.close()
 
@@ -670,7 +671,9 @@ def test_two_connections_share_what_a_process_knows_of_a_replica(served):
 
 def test_nobody_else_can_write_the_file(served, tmp_path):
     served.replica()
-    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute('delete from t')"
+    program = (
+        "import sqlite3, sys; reader(sys.argv[1], isolation_level=None).execute('delete from t')"
+    )
     run = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "replica.db"], capture_output=True, text=True
     )

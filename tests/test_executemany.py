@@ -13,7 +13,6 @@ from primaries import primary
 
 import nearlite
 
-
 MODES = [{"isolation_level": level} for level in ("", "IMMEDIATE", "EXCLUSIVE", None)]
 if sys.version_info >= (3, 12):
     MODES += [{"autocommit": True}, {"autocommit": False}]

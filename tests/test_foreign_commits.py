@@ -20,7 +20,6 @@ from nearlite.position import Position
 from nearlite.server import App
 from nearlite.wire import Status
 
-
 POLL = 25  # seconds of a long poll, at whose end everything is noticed
 SOON = 12.0  # seconds; what is answered within them was noticed before
 

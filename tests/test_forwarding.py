@@ -12,6 +12,7 @@ from contextlib import closing
 
 import pytest
 from primaries import primary
+from sealing import reader
 
 EITHER = True
 
@@ -489,7 +490,7 @@ def vacuum(con):
 
 
 def _local(tmp_path):
-    return sqlite3.connect(tmp_path / "oracle.db")
+    return reader(tmp_path / "oracle.db")
 
 
 if sys.version_info >= (3, 11):  # before, the standard library raised other classes
@@ -526,7 +527,7 @@ def test_a_statement_that_failed_by_an_old_schema_is_compiled_by_the_newest(tmp_
         remote = served.remote(isolation_level=None)
         remote.execute("CREATE TABLE t(a)")
         remote.executemany("INSERT INTO t VALUES (?)", [(1,), (2,)])
-        with closing(sqlite3.connect(served.path, isolation_level=None)) as foreign:
+        with closing(reader(served.path, isolation_level=None)) as foreign:
             foreign.execute("ALTER TABLE t ADD COLUMN b")
             with pytest.raises(sqlite3.OperationalError, match="2 columns"):
                 remote.executemany("INSERT INTO t VALUES (?)", [(3,)])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sealing import reader
 from serving import batch, execute, outcome, rows, transaction
 
 from nearlite import hrana
@@ -83,7 +84,7 @@ class Bench:
 
     def ask(self, sql: str) -> list[Any]:
         """What stock SQLite reads."""
-        connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+        connection = reader(f"file:{self.path}?mode=ro", uri=True)
         try:
             return connection.execute(sql).fetchall()
         finally:
@@ -359,7 +360,7 @@ def test_a_statement_that_fills_the_database_leaves_the_group(bench: Bench) -> N
 
 def test_a_lock_held_by_another_process_fails_everybody_and_changes_nothing(bench: Bench) -> None:
     bench.writer._session.database.set_busy_timeout(20)
-    stranger = sqlite3.connect(bench.path, isolation_level=None)
+    stranger = reader(bench.path, isolation_level=None)
     stranger.execute("BEGIN IMMEDIATE")
     jobs = [bench.job(insert(1), {"type": "get_autocommit"}), bench.job(insert(2))]
     bench.group(*jobs)

@@ -24,7 +24,6 @@ from nearlite._native.database import NO_PARAMETERS
 from nearlite.position import Position
 from nearlite.primary import Primary
 
-
 CHILD = """
 import sys
 from nearlite.primary import Primary

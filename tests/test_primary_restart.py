@@ -24,7 +24,6 @@ from nearlite.logformat import Journal
 from nearlite.primary import Primary
 from nearlite.streams import baton_key
 
-
 CHILD = """
 import sys
 from nearlite.primary import Primary

@@ -20,7 +20,6 @@ from nearlite._native.tail import Tail
 from nearlite.primary import Primary
 from nearlite.wire import Chunk, Header, PageSetReader
 
-
 WRITER = """
 import select, sqlite3, sys
 path, me, auto = sys.argv[1], int(sys.argv[2]), sys.argv[3]

@@ -29,7 +29,6 @@ from nearlite._native.applier import Applier
 from nearlite._native.frames import Chunk, ChunkHeader, SetHeader
 from nearlite.position import Position
 
-
 SECONDS = 1.5
 KINDS = ["steady", "reopening", "mapping", "checkpointing", "holding"]
 

@@ -223,7 +223,7 @@ def test_a_replica_bootstraps_from_a_replica(tree: Tree) -> None:
     leaf = tree.replica(middle, "leaf.db")
     assert leaf.position == writer.last_write_position
     assert content(tree.folder / "leaf.db") == content(top.path)
-    stock = sqlite3.connect(tree.folder / "leaf.db")
+    stock = reader(tree.folder / "leaf.db")
     with closing(stock), pytest.raises(sqlite3.OperationalError, match="readonly"):
         stock.execute("DELETE FROM t")
 
@@ -588,7 +588,7 @@ def test_a_reader_of_the_wal_postpones_that(tree: Tree) -> None:
     write(writer)
     relay.refresh()
     leaf = tree.replica(middle, "leaf.db")
-    with closing(sqlite3.connect(middle.path)) as stock:
+    with closing(reader(middle.path)) as stock:
         stock.execute("BEGIN")
         before = stock.execute("SELECT count(*) FROM t").fetchone()
         write(writer)
@@ -612,7 +612,7 @@ def test_nobody_else_empties_it(tree: Tree) -> None:
     assert relay is not None
     write(writer, 10)
     relay.refresh()
-    with closing(sqlite3.connect(middle.path, timeout=0)) as stock:
+    with closing(reader(middle.path, timeout=0)) as stock:
         busy, frames, _ = stock.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         assert (busy, frames > 0) == (1, True)
     leaf = tree.replica(middle, "leaf.db")
@@ -778,7 +778,7 @@ def test_a_restored_primary_is_told_from_a_relay_that_lags(tree: Tree, tmp_path:
         writer = made(above, top)
         write(writer, 3)
         saved = tmp_path / "saved.db"
-        with closing(sqlite3.connect(top_path)) as stock:
+        with closing(reader(top_path)) as stock:
             stock.execute("VACUUM INTO ?", (str(saved),))
         write(writer, 3)
         with relayed(tmp_path / "middle.db", top.url):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import stack
+from sealing import reader
 from soaking import Soak
 from stack import Process, insert, outcomes, pipeline, run_replica
 
@@ -95,7 +95,7 @@ class World:
             assert state.hash == found
             assert {f"{found:016x}"} == {level["hash"] for level in levels}
         for name in ("upper", "lower", "leaf"):
-            with closing(sqlite3.connect(self.folder / f"{name}.db")) as stock:
+            with closing(reader(self.folder / f"{name}.db")) as stock:
                 assert {row[0] for row in stock.execute("SELECT i FROM t")} >= self.acknowledged
                 assert stock.execute("PRAGMA quick_check").fetchone() == ("ok",)
         assert self._inodes() == self.inodes, "a file was downloaded again"

@@ -15,6 +15,7 @@ from typing import Any
 
 import primaries
 import pytest
+from sealing import reader
 
 import nearlite
 from nearlite import errors
@@ -68,7 +69,7 @@ def check_equal(served: primaries.Served, path: Path) -> None:
     with closing(Applier(str(path))) as applier:
         state, found = applier.full_hash()
     assert found == state.hash
-    with closing(sqlite3.connect(path)) as stock, closing(sqlite3.connect(served.path)) as source:
+    with closing(reader(path)) as stock, closing(reader(served.path)) as source:
         assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         for sql in ("SELECT * FROM t ORDER BY a", "SELECT * FROM sqlite_schema"):
             assert stock.execute(sql).fetchall() == source.execute(sql).fetchall()
@@ -110,7 +111,7 @@ def test_a_damaged_schema_is_repaired(served: primaries.Served, tmp_path: Path) 
     with path.open("r+b") as file:
         file.seek(100)
         file.write(random.Random(2).randbytes(PAGE - 100))
-    with closing(sqlite3.connect(path)) as stock, pytest.raises(sqlite3.DatabaseError):
+    with closing(reader(path)) as stock, pytest.raises(sqlite3.DatabaseError):
         stock.execute("SELECT count(*) FROM t").fetchone()
     done = opened_and_synced(served, path)
     assert (done.repaired, done.pages) == (True, 1)
@@ -119,7 +120,7 @@ def test_a_damaged_schema_is_repaired(served: primaries.Served, tmp_path: Path) 
 
 @pytest.mark.parametrize("page_size", [512, 65536])
 def test_other_page_sizes(tmp_path: Path, page_size: int) -> None:
-    with closing(sqlite3.connect(tmp_path / "primary.db")) as database:
+    with closing(reader(tmp_path / "primary.db")) as database:
         database.execute(f"PRAGMA page_size={page_size}")
         database.execute("PRAGMA journal_mode=wal")
         database.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
@@ -137,7 +138,7 @@ def test_other_page_sizes(tmp_path: Path, page_size: int) -> None:
 
 def test_ranges_are_compared_before_single_pages(tmp_path: Path) -> None:
     """A database of more pages than are compared at once: hashes of 64 pages first, then few of pages."""
-    with closing(sqlite3.connect(tmp_path / "primary.db")) as database:
+    with closing(reader(tmp_path / "primary.db")) as database:
         database.execute("PRAGMA page_size=512")
         database.execute("PRAGMA journal_mode=wal")
         database.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b BLOB)")
@@ -236,7 +237,7 @@ def test_a_file_that_was_cut_off_is_made_whole(served: primaries.Served, tmp_pat
     synced(served, path)
     pages = pages_of(path)
     os.truncate(path, (pages - 100) * PAGE - 1000)
-    with closing(sqlite3.connect(path)) as stock, pytest.raises(sqlite3.DatabaseError):
+    with closing(reader(path)) as stock, pytest.raises(sqlite3.DatabaseError):
         stock.execute("SELECT count(*) FROM t").fetchone()
     connection = served.replica("replica.db")
     assert connection.execute("SELECT count(*) FROM t").fetchone() == (400,)
@@ -265,7 +266,7 @@ def test_a_copy_by_the_backup_api_is_repaired(served: primaries.Served, tmp_path
     """Rule C2: it is at no position, as page 1 is changed: one page."""
     path, copy = tmp_path / "replica.db", tmp_path / "copy.db"
     synced(served, path)
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+    with closing(reader(path)) as source, closing(reader(copy)) as target:
         source.backup(target)
     done = opened_and_synced(served, copy)
     assert (done.repaired, done.pages) == (True, 1)
@@ -307,7 +308,7 @@ def test_a_replica_older_than_the_log_gets_what_differs(
         assert "does not tell what changed" in caplog.text
         assert not replica.sync().repaired
         replica.close()
-    with closing(sqlite3.connect(path)) as stock:
+    with closing(reader(path)) as stock:
         assert stock.execute("SELECT count(*) FROM t").fetchone() == (401,)
         assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
@@ -383,7 +384,7 @@ def test_readers_go_on_and_see_the_old_or_the_new_state(
     """A stock reader keeps its snapshot through the repair; one that begins afterwards sees the new one."""
     path = tmp_path / "replica.db"
     synced(served, path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as stock:
+    with closing(reader(path, isolation_level=None)) as stock:
         stock.execute("BEGIN")
         (old,) = stock.execute("SELECT count(*) FROM t").fetchone()
         served.remote(isolation_level=None).execute("DELETE FROM t WHERE a > 100")
@@ -465,7 +466,7 @@ def test_the_file_grows_and_shrinks_to_the_size_of_the_primary(
 
 
 def pages_of_primary(served: primaries.Served) -> int:
-    with closing(sqlite3.connect(served.path)) as source:
+    with closing(reader(served.path)) as source:
         (pages,) = source.execute("PRAGMA page_count").fetchone()
     return int(pages)
 
@@ -477,7 +478,7 @@ def test_a_plain_copy_of_the_primary_is_taken_over_only_when_asked(
     served: primaries.Served, tmp_path: Path
 ) -> None:
     path = tmp_path / "copy.db"
-    with closing(sqlite3.connect(served.path)) as source, closing(sqlite3.connect(path)) as target:
+    with closing(reader(served.path)) as source, closing(reader(path)) as target:
         source.backup(target)
     served.remote(isolation_level=None).execute("UPDATE t SET b = zeroblob(2000) WHERE a = 3")
     content = path.read_bytes()
@@ -495,7 +496,7 @@ def test_a_database_in_rollback_mode_can_be_adopted(
     served: primaries.Served, tmp_path: Path
 ) -> None:
     path = tmp_path / "copy.db"
-    with closing(sqlite3.connect(path)) as database:
+    with closing(reader(path)) as database:
         database.execute("CREATE TABLE other(x)")
         database.executemany("INSERT INTO other VALUES(?)", [("x" * 999,)] * 3000)
         database.commit()
@@ -602,7 +603,7 @@ def test_rule_b7_our_connections_see_a_schema_that_changed_under_its_cookie(
     """e17: `public` and `salary` have each other's root page, and the cookie is the same."""
     for folder, tables in (("a", ("public", "salary")), ("b", ("salary", "public"))):
         (tmp_path / folder).mkdir()
-        with closing(sqlite3.connect(tmp_path / folder / "primary.db")) as database:
+        with closing(reader(tmp_path / folder / "primary.db")) as database:
             database.execute("PRAGMA journal_mode=wal")
             for table in tables:
                 database.execute(f"CREATE TABLE {table}(x)")
@@ -614,7 +615,7 @@ def test_rule_b7_our_connections_see_a_schema_that_changed_under_its_cookie(
     with primaries.primary(tmp_path / "b") as second:
         local = nearlite.connect(path)
         (cookie,) = local.execute("PRAGMA schema_version").fetchone()
-        with closing(sqlite3.connect(tmp_path / "b" / "primary.db")) as database:
+        with closing(reader(tmp_path / "b" / "primary.db")) as database:
             database.execute(f"PRAGMA schema_version={cookie}")
         assert local.execute("SELECT x FROM public").fetchall() == [("public",)]
         replica = Replica(str(path), second.url)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import stack
+from sealing import reader
 from soaking import Soak
 from stack import PRIMARY_POINTS, Process, insert, outcomes, pipeline, run_replica
 
@@ -77,7 +77,7 @@ class World:
                 replica.sync()
             state, found = replica._applier.full_hash()
             assert f"{state.hash:016x}" == f"{found:016x}" == status["hash"]
-            with closing(sqlite3.connect(self.path)) as c:
+            with closing(reader(self.path)) as c:
                 assert {row[0] for row in c.execute("SELECT i FROM t")} >= self.acknowledged
                 assert c.execute("PRAGMA quick_check").fetchone() == ("ok",)
             self.write(replica, 50)

@@ -8,7 +8,6 @@ import pty
 import random
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 import stack
 from primaries import Served, primary
+from sealing import reader
 from test_background import eventually
 
 import nearlite
@@ -171,7 +171,7 @@ def test_what_other_programs_did_meanwhile_counts_as_one_transaction(tmp_path: P
     with Primary.open(path) as db, closing(db.connect()) as con:
         con.exec("CREATE TABLE t(a)")
         start = db.after_commit()
-    with closing(sqlite3.connect(path)) as other:
+    with closing(reader(path)) as other:
         for _ in range(3):
             other.execute("INSERT INTO t VALUES(1)")
             other.commit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from nearlite._native._lib import DiskFullError as NativeDiskFullError

@@ -190,6 +190,12 @@ static codec_generation *codec_generation_of(nl_codec *c, uint32_t id)
     return NULL;
 }
 
+/* Generations are counted from 1; zeros on the disk were never sealed. */
+static int codec_possible(uint32_t id)
+{
+    return id >> 16 != 0 && (id & 0xffff) < NL_EPOCHS;
+}
+
 static int codec_unknown(uint32_t id, nl_error *err)
 {
     return nl_fail(err, NL_E_KEY, "sealed with the data key of generation %u, which is not at hand", id >> 16);
@@ -218,8 +224,8 @@ static int codec_epoch_key(nl_codec *c, uint32_t id, int record, nl_aead **out, 
     codec_generation *g = codec_generation_of(c, id);
     const uint32_t epoch = id & 0xffff;
 
+    if (!codec_possible(id)) return nl_fail(err, NL_E_TAG, "an impossible key id");
     if (!g) return codec_unknown(id, err);
-    if (epoch >= NL_EPOCHS) return nl_fail(err, NL_E_TAG, "an impossible key id");
     nl_aead **kept = record ? &g->record[epoch] : &g->epoch[epoch];
     if (!*kept) {
         int rc = codec_derive(g, record ? "nearlite: records" : "nearlite: pages", epoch, none, kept, err);
@@ -244,8 +250,8 @@ static int codec_wal_key(nl_codec *c, uint32_t id, const uint8_t salt[8], nl_aea
     }
     codec_generation *g = codec_generation_of(c, id);
     codec_wal *free_one = &c->wal[c->next_wal];
+    if (!codec_possible(id)) return nl_fail(err, NL_E_TAG, "an impossible key id");
     if (!g) return codec_unknown(id, err);
-    if ((id & 0xffff) >= NL_EPOCHS) return nl_fail(err, NL_E_TAG, "an impossible key id");
     nl_aead_free(free_one->aead);
     memset(free_one, 0, sizeof *free_one);
     int rc = codec_derive(g, "nearlite: frames", id & 0xffff, salt, &free_one->aead, err);

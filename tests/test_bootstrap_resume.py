@@ -118,6 +118,7 @@ def whole(served: primaries.Served, path: Path, url: str) -> tuple[int, list[Pro
     return told[-1].bytes, told
 
 
+@pytest.mark.plain
 def test_it_goes_on_where_it_stopped_and_the_file_appears_when_it_is_whole(
     served: primaries.Served, proxy: Cut, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
 from sealing import reader
 
 import nearlite
@@ -40,6 +41,7 @@ def different(old: list[bytes], new: list[bytes]) -> int:
     return max(len(old), len(new)) - 1 - same
 
 
+@pytest.mark.plain
 def test_each_page_comes_once_however_many_generations_lie_between(tmp_path: Path) -> None:
     path = tmp_path / "data.db"
     with Primary.open(path, durability="normal", roll_bytes=1 << 40) as db:

@@ -88,6 +88,7 @@ def test_a_row_and_an_integer_cost_what_was_promised(tmp_path: Path) -> None:
         assert equal(reader, served)
 
 
+@pytest.mark.plain
 def test_pages_that_are_not_what_the_primary_thinks_are_asked_for_whole(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -162,6 +163,7 @@ def test_an_older_client_is_answered_in_its_version(tmp_path: Path) -> None:
         database.close()
 
 
+@pytest.mark.plain
 def test_a_live_replica_asks_for_whole_pages_when_its_own_are_wrong(tmp_path: Path) -> None:
     with primary(tmp_path) as served:
         replica = served.replica(isolation_level=None, sync_interval="live")

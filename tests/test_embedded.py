@@ -49,6 +49,7 @@ def test_reads_need_no_request(served):
     assert served.seen == []
 
 
+@pytest.mark.plain
 def test_an_autocommit_write_is_one_request_and_visible_to_everybody(served, tmp_path):
     con = served.replica(isolation_level=None)
     other = served.replica()
@@ -669,6 +670,7 @@ def test_two_connections_share_what_a_process_knows_of_a_replica(served):
     assert two.sync().pages == 0
 
 
+@pytest.mark.plain
 def test_nobody_else_can_write_the_file(served, tmp_path):
     served.replica()
     program = (
@@ -896,6 +898,7 @@ def test_a_file_that_is_emptied_while_it_is_open_says_so(served, tmp_path):
     assert rows(served.replica(), "select count(*) from w") == [(0,)]
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("kept", [100, 512, 4096, 6000])
 def test_a_file_that_is_cut_off_while_it_is_open_is_repaired(served, tmp_path, kept):
     con = served.replica()

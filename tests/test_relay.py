@@ -768,6 +768,7 @@ def test_a_damaged_relay_spreads_nothing_and_mends_itself(
     assert content(tree.folder / "new.db") == content(top.path)
 
 
+@pytest.mark.plain
 def test_a_restored_primary_is_told_from_a_relay_that_lags(tree: Tree, tmp_path: Path) -> None:
     """The lineage changes: every level refuses it until it is told to take it over."""
     top_path = tmp_path / "primary.db"
@@ -921,6 +922,7 @@ def test_transactions_sent_as_batches_go_through(tree: Tree) -> None:
     assert Client(top.port).rows("SELECT count(*) FROM t") == [[1]]
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("lower", [True, False])
 def test_the_trail_of_another_lineage_is_removed_and_hides_nothing(tree: Tree, lower: bool) -> None:
     """A primary was restored; its new lineage is any number, lower or higher than the old one."""

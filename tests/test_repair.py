@@ -104,6 +104,7 @@ def test_flipped_bytes_are_found_and_only_their_pages_travel(
     check_equal(served, path)
 
 
+@pytest.mark.plain
 def test_a_damaged_schema_is_repaired(served: primaries.Served, tmp_path: Path) -> None:
     """The whole of page 1 behind its header: no SQL can be compiled until it is repaired."""
     path = tmp_path / "replica.db"
@@ -118,6 +119,7 @@ def test_a_damaged_schema_is_repaired(served: primaries.Served, tmp_path: Path) 
     check_equal(served, path)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("page_size", [512, 65536])
 def test_other_page_sizes(tmp_path: Path, page_size: int) -> None:
     with closing(reader(tmp_path / "primary.db")) as database:
@@ -136,6 +138,7 @@ def test_other_page_sizes(tmp_path: Path, page_size: int) -> None:
         check_equal(served, path)
 
 
+@pytest.mark.plain
 def test_ranges_are_compared_before_single_pages(tmp_path: Path) -> None:
     """A database of more pages than are compared at once: hashes of 64 pages first, then few of pages."""
     with closing(reader(tmp_path / "primary.db")) as database:
@@ -245,6 +248,7 @@ def test_a_file_that_was_cut_off_is_made_whole(served: primaries.Served, tmp_pat
     check_equal(served, path)
 
 
+@pytest.mark.plain
 def test_a_copy_without_its_wal_becomes_whole(
     served: primaries.Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -262,6 +266,7 @@ def test_a_copy_without_its_wal_becomes_whole(
     check_equal(served, copy)
 
 
+@pytest.mark.plain
 def test_a_copy_by_the_backup_api_is_repaired(served: primaries.Served, tmp_path: Path) -> None:
     """Rule C2: it is at no position, as page 1 is changed: one page."""
     path, copy = tmp_path / "replica.db", tmp_path / "copy.db"
@@ -313,6 +318,7 @@ def test_a_replica_older_than_the_log_gets_what_differs(
         assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.plain
 def test_a_replica_that_diverged_at_the_same_position_is_repaired(
     served: primaries.Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -332,6 +338,7 @@ def test_a_replica_that_diverged_at_the_same_position_is_repaired(
     check_equal(served, path)
 
 
+@pytest.mark.plain
 def test_damage_that_an_apply_runs_into_is_repaired(
     served: primaries.Served, tmp_path: Path
 ) -> None:
@@ -359,6 +366,7 @@ def test_a_forwarded_write_on_a_damaged_replica_repairs_it_first(
     check_equal(served, path)
 
 
+@pytest.mark.plain
 def test_a_forwarded_write_on_a_replica_that_diverged_repairs_it_afterwards(
     served: primaries.Served, tmp_path: Path
 ) -> None:
@@ -415,6 +423,7 @@ print(seen)
 """
 
 
+@pytest.mark.plain
 def test_readers_of_other_programs_never_see_half_a_repair(
     served: primaries.Served, tmp_path: Path
 ) -> None:
@@ -449,6 +458,7 @@ def test_readers_of_other_programs_never_see_half_a_repair(
     check_equal(served, path)
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("rows", [10, 1000])
 def test_the_file_grows_and_shrinks_to_the_size_of_the_primary(
     served: primaries.Served, tmp_path: Path, rows: int
@@ -504,6 +514,7 @@ def test_a_database_in_rollback_mode_can_be_adopted(
     check_equal(served, path)
 
 
+@pytest.mark.plain
 def test_another_lineage_is_refused_unless_the_user_insists(
     served: primaries.Served, tmp_path: Path
 ) -> None:
@@ -529,6 +540,7 @@ def test_another_lineage_is_refused_unless_the_user_insists(
     check_equal(served, path)
 
 
+@pytest.mark.plain
 def test_a_restored_primary_is_refused_unless_the_user_insists(
     served: primaries.Served, tmp_path: Path
 ) -> None:

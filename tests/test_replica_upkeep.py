@@ -102,6 +102,7 @@ def test_above_32_mib_the_readers_of_the_old_wal_are_waited_for(tmp_path: Path) 
         assert scene.replica.wal_bytes == 0
 
 
+@pytest.mark.plain
 def test_who_keeps_the_wal_is_named_once(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "nearlite")
     scene.advance()

@@ -24,6 +24,7 @@ def scrub(replica: Any) -> None:
             thread.join(60)
 
 
+@pytest.mark.plain
 def test_a_page_that_rotted_is_found_and_repaired(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

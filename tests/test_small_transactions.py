@@ -91,6 +91,7 @@ def test_a_write_that_lasts_is_begun_again_in_a_thread(client: Client) -> None:
     assert client.rows("SELECT count(*) FROM t") == [[60002]]
 
 
+@pytest.mark.plain
 def test_a_lock_of_another_program_is_waited_for_beside_everybody_else(
     tmp_path: Path,
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_write_that_lasts_is_run_once_in_the_thread(
     assert "columns" in failed["message"]
 
 
+@pytest.mark.plain
 def test_a_lock_of_another_program_is_waited_for_in_the_thread(client: Client, path: Path) -> None:
     insert = "INSERT INTO t(b) VALUES('ours')"
     (result,) = write_against_a_lock(client.port, path, lambda: client.run(insert))

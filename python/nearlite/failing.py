@@ -111,6 +111,16 @@ def unreadable(path: str, error: Error) -> DamagedError:
     )
 
 
+def beyond_repair(error: Error) -> DamagedError:
+    """It is sealed with the key that was given, and there is not enough left of it to begin with."""
+    return DamagedError(
+        f"too little is left of the sealed file to repair it: {error}",
+        state="nothing was written",
+        action=START_OVER,
+        data_at_risk=True,
+    )
+
+
 def apply_failed(path: str, error: Error | MemoryError) -> SyncError:
     """What an applier's failure means. Everything was rolled back in each case."""
     return failure_of(

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import weakref
 from pathlib import Path
@@ -36,6 +37,7 @@ from nearlite.logstate import State, now_ms
 from nearlite.position import Position
 from nearlite.spooling import Spool
 
+_LOG = logging.getLogger("nearlite")
 _BEFORE_SYNC = faults.declare("log.before-sync")
 _BEFORE_RENAME = faults.declare("log.before-rename")
 _AFTER_RENAME = faults.declare("log.after-rename")
@@ -171,7 +173,7 @@ class Log:
     # ------------------------------------------------------------ state
 
     def load(self) -> State | None:
-        """state.json, or None when the folder is new.
+        """state.json, or None when the folder is new, or sealed by the keys of another file.
 
         Raises:
           errors.DatabaseError: it is not readable by this version.
@@ -181,11 +183,9 @@ class Log:
         except FileNotFoundError:
             return None
         except DamagedError as error:
-            raise errors.TamperedError(
-                f"{self.folder / 'state.json'} cannot be opened: {error}. The database itself is not "
-                "affected. Move the folder away: the primary then begins a new lineage and every "
-                "replica compares its pages"
-            ) from None
+            # Most likely the database was restored from a copy that was sealed anew.
+            _LOG.warning("%s: its log is of another file and is not used: %s", self.database, error)
+            return None
         try:
             return msgspec.json.decode(data, type=State)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from nearlite import wire
-from nearlite._native._lib import HashError, NotReplicaError
+from nearlite._native._lib import HashError, NotReplicaError, SealBrokenError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
 from nearlite._native.sealing import Key
@@ -42,6 +42,7 @@ from nearlite.failing import (
     START_OVER,
     UnfoundedError,
     apply_failed,
+    beyond_repair,
     is_applying,
     is_damage,
     is_lost,
@@ -188,6 +189,8 @@ class Replica(Observed):
         except Error as error:
             try:
                 applier.claim()
+            except SealBrokenError as broken:
+                raise beyond_repair(broken) from broken
             except Error:
                 raise not_opened(self.path, error) from error
             why = str(error)

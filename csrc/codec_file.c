@@ -193,6 +193,17 @@ static int file_fill(nl_sealed *f, uint32_t pgno)
     return rc;
 }
 
+/* Page 1 of what VACUUM INTO makes says that the database is in WAL mode, the only one that a sealed one has:
+** to change it later would take a journal. */
+static int file_put_first(nl_sealed *f, const uint8_t *page)
+{
+    uint8_t *first = f->scratch + NL_SEALED_BATCH / 2 * (f->page_size + 2 * NL_SEAL_SIZE);
+
+    memcpy(first, page, f->page_size);
+    first[18] = first[19] = 2;
+    return file_put(f, 1, first);
+}
+
 int nl_sealed_main_write(nl_sealed *f, const void *in, int n, sqlite3_int64 at)
 {
     int rc = f->page_size ? SQLITE_OK : file_begin(f, n);
@@ -203,7 +214,7 @@ int nl_sealed_main_write(nl_sealed *f, const void *in, int n, sqlite3_int64 at)
     }
     const uint32_t pgno = (uint32_t)(at / f->page_size) + 1;
     rc = file_fill(f, pgno);
-    if (rc == SQLITE_OK) rc = file_put(f, pgno, in);
+    if (rc == SQLITE_OK) rc = pgno == 1 && f->unlogged ? file_put_first(f, in) : file_put(f, pgno, in);
     if (rc == SQLITE_OK && pgno > f->known) f->known = pgno;
     return rc;
 }

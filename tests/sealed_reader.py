@@ -62,3 +62,11 @@ class SealedFile(NamedTuple):
         aad = b"nl-frame" + key_id + struct.pack(">I", number) + self.file_id + plain
         key = expand(self.keys[generation], info)
         return plain + AESGCM(key).decrypt(nonce, sealed[48:] + tag, aad)
+
+    def record(self, name: str, number: int, sealed: bytes) -> bytes:
+        """Of a file beside the database."""
+        body, nonce, tag, key_id = sealed[:-32], sealed[-32:-20], sealed[-20:-4], sealed[-4:]
+        generation, epoch = struct.unpack(">HH", key_id)
+        key = expand(self.keys[generation], b"nearlite: records\0" + struct.pack(">I8x", epoch))
+        aad = b"nl-recrd" + key_id + struct.pack(">I", number) + self.file_id + name.encode()
+        return AESGCM(key).decrypt(nonce, body + tag, aad)

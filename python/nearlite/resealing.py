@@ -50,7 +50,8 @@ def _copy(source: Database, path: Path, out: Path, key: Key | None) -> None:
         size = int(_one(source, "PRAGMA page_size"))
         if _one(source, "SELECT substr(data, 19, 1) FROM sqlite_dbpage WHERE pgno = 1") == b"\3":
             raise NotSupportedError(
-                f"{path} is a replica, which cannot be sealed yet; `nearlite backup` makes an ordinary "
+                f"{path} is a replica: its primary makes another one, sealed or plain, with "
+                "connect(..., sync_url=..., encryption_key=...); `nearlite backup` makes an ordinary "
                 "database of it. Nothing was changed"
             )
         with closing(Database(str(part), key=key, page_size=size)) as target:

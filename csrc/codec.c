@@ -171,6 +171,11 @@ int nl_codec_open(const uint8_t *block, nl_key *key, nl_codec **out, nl_error *e
     return rc;
 }
 
+uint32_t nl_codec_generation(const nl_codec *c)
+{
+    return c->current->number;
+}
+
 uint32_t nl_codec_page_size(const nl_codec *c)
 {
     return c->page_size;

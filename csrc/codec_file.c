@@ -105,7 +105,8 @@ static int file_page(nl_sealed *f, uint32_t pgno, uint8_t *page)
         int code = nl_codec_open_page(f->codec, pgno, slot ? slot : f->scratch, page, &why);
         if (code == NL_OK) return SQLITE_OK;
         if (code == NL_E_NOMEM) return SQLITE_IOERR_NOMEM;
-        if (i >= AGAIN) return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
+        const int renewed = nl_sealed_again(f, &why);
+        if (!renewed && (i >= AGAIN || why.code == NL_E_KEY)) return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
         slot = NULL;
         sched_yield();
     }

@@ -19,6 +19,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bytes.h"
+#include "key.h"
+
 static sqlite3_vfs *vfs_below;
 static sqlite3_vfs vfs_plain, vfs_sealed;
 
@@ -144,6 +147,61 @@ static char *vfs_wal_name(const char *wal)
     return n < 4 ? NULL : sqlite3_mprintf("%.*s-nlwal", (int)(n - 4), wal);
 }
 
+/* ------------------------------------------------------------------ when the key is changed */
+
+#define VFS_CHANGED "its key has been changed: open it with the new one"
+
+int nl_sealed_reload(nl_sealed *f)
+{
+    uint8_t block[NL_BLOCK_SIZE];
+    nl_codec *codec;
+    nl_block what;
+    nl_error why;
+
+    if (!f->codec) return SQLITE_OK; /* an empty file */
+    int rc = f->below->pMethods->xRead(f->below, block, sizeof block, 0);
+    if (rc != SQLITE_OK) return rc;
+    if (nl_block_look(block, &what, &why) != NL_OK) return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
+    if (what.sequence == f->sequence) return SQLITE_OK;
+    if (nl_codec_open(block, f->key, &codec, &why) != NL_OK) {
+        if (why.code == NL_E_KEY) nl_fail(&why, NL_E_KEY, VFS_CHANGED);
+        return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
+    }
+    nl_codec_free(f->codec);
+    f->codec = codec;
+    f->sequence = what.sequence;
+    f->ahead_count = 0;
+    return SQLITE_OK;
+}
+
+int nl_sealed_again(nl_sealed *f, nl_error *why)
+{
+    const uint64_t before = f->sequence;
+
+    if (why->code != NL_E_KEY) return 0;
+    if (nl_sealed_reload(f) != SQLITE_OK) {
+        nl_sealed_failure(why);
+        if (why->code == NL_E_KEY) nl_fail(why, NL_E_KEY, VFS_CHANGED); /* whose it is will be said once more */
+        return 0;
+    }
+    if (f->sequence != before) return 1;
+    why->code = NL_E_TAG; /* nobody has the key that its key id names */
+    return 0;
+}
+
+/* Who may write next seals with the newest key: eight bytes of each copy of the block say whether that is ours. */
+static int vfs_up_to_date(nl_sealed *f)
+{
+    uint8_t at[2][8];
+
+    for (int i = 0; i < 2; i++) {
+        int rc = f->below->pMethods->xRead(f->below, at[i], sizeof at[i], i * (NL_BLOCK_SIZE / 2) + 48);
+        if (rc != SQLITE_OK) return rc;
+    }
+    const uint64_t one = nl_get64(at[0]), two = nl_get64(at[1]);
+    return (one > two ? one : two) == f->sequence ? SQLITE_OK : nl_sealed_reload(f);
+}
+
 /* ------------------------------------------------------------------ methods of sealed files */
 
 static nl_sealed *vfs_of(sqlite3_file *file)
@@ -154,6 +212,7 @@ static nl_sealed *vfs_of(sqlite3_file *file)
 static void vfs_release(nl_sealed *f)
 {
     if (f->main == f) {
+        nl_key_free(f->key);
         nl_codec_free(f->codec);
         free(f->scratch);
         free(f->ahead);
@@ -283,13 +342,18 @@ static int main_shm_map(sqlite3_file *file, int region, int size, int extend, vo
 
 static int main_shm_lock(sqlite3_file *file, int offset, int n, int flags)
 {
-    /* WAL_RECOVER_LOCK and WAL_READ_LOCK(0), part of the file format: https://sqlite.org/walformat.html */
-    enum { RECOVER = 2, READ = 3 };
+    /* WAL_WRITE_LOCK is 0; all of them part of the file format: https://sqlite.org/walformat.html */
+    enum { CHECKPOINT = 1, RECOVER = 2, READ = 3 };
     nl_sealed *f = vfs_of(file);
     int rc = f->below->pMethods->xShmLock(f->below, offset, n, flags);
 
     if (rc == SQLITE_OK && (flags & SQLITE_SHM_EXCLUSIVE) && offset <= RECOVER && RECOVER < offset + n) {
         f->recovering = (flags & SQLITE_SHM_LOCK) != 0;
+    }
+    if (rc == SQLITE_OK && flags == (SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE) && offset <= CHECKPOINT) {
+        rc = vfs_up_to_date(f);
+        if (rc != SQLITE_OK) f->below->pMethods->xShmLock(f->below, offset, n, SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE);
+        if (rc != SQLITE_OK) f->recovering = 0;
     }
     if (rc == SQLITE_OK && (flags & SQLITE_SHM_SHARED) && offset >= READ) {
         f->reading += flags & SQLITE_SHM_LOCK ? 1 : -1;
@@ -489,7 +553,6 @@ static int vfs_unlock_block(nl_sealed *f, const nl_sealing *with)
 
     int rc = f->below->pMethods->xFileSize(f->below, &size);
     if (rc == SQLITE_OK && size == 0 && with->empty) {
-        f->key = with->key;
         f->unlogged = 1;
         return SQLITE_OK;
     }
@@ -503,6 +566,8 @@ static int vfs_unlock_block(nl_sealed *f, const nl_sealing *with)
         return vfs_fail(SQLITE_NOTADB, NL_E_KEY, f->path, "is not sealed: open it without a key, or seal it first");
     }
     if (nl_codec_open(block, with->key, &f->codec, &why) != NL_OK) return nl_sealed_fail(SQLITE_NOTADB, &why, f);
+    nl_block what;
+    if (nl_block_look(block, &what, &why) == NL_OK) f->sequence = what.sequence;
     f->page_size = nl_codec_page_size(f->codec);
     return nl_sealed_room(f);
 }
@@ -520,6 +585,7 @@ static int vfs_open_main(nl_sealed *f, const char *name, int flags, int *out, co
     if (rc != SQLITE_OK) return rc;
     f->main = f;
     f->path = name;
+    f->key = nl_key_share(with->key);
     f->wal = sqlite3_filename_wal(name);
     f->journal = sqlite3_filename_journal(name);
     rc = vfs_unlock_block(f, with);

@@ -21,7 +21,8 @@ typedef struct nl_sealed {
     uint8_t *scratch;            /* room for NL_SEALED_BATCH sealed frames */
     /* Of a database: */
     nl_codec *codec;             /* NULL with page_size 0 */
-    nl_key *key;                 /* what an empty file is to be sealed with; the connection's */
+    nl_key *key;                 /* the user's, for when the header block has changed; shared */
+    uint64_t sequence;           /* of the header block that the codec was made of */
     const char *wal;             /* what SQLite calls the WAL and the journal */
     const char *journal;
     struct nl_sealed *next;      /* in the list of all that are open */
@@ -83,6 +84,12 @@ int nl_sealed_is(sqlite3 *db);
 
 /* The file as it lies on the disk: of a plain one itself. */
 sqlite3_file *nl_sealed_below(sqlite3_file *file);
+
+/* The header block is looked at again: if another process has changed the key meanwhile, the codec is made anew.
+** Of a database. Fails when its key opens the file no more. */
+int nl_sealed_reload(nl_sealed *f);
+/* What a page or a frame that does not open means, once the newest keys are at hand. 1: try again. */
+int nl_sealed_again(nl_sealed *main, nl_error *why);
 
 /* Slots of the database (codec_file.c). nl_sealed_room allocates f->scratch for its page size. */
 int nl_sealed_room(nl_sealed *f);

@@ -53,6 +53,8 @@ static int wal_open(nl_sealed *f, uint32_t frame, uint8_t *out, nl_error *why)
     why->code = NL_OK;
     if (rc != SQLITE_OK) return rc;
     if (nl_codec_open_frames(f->main->codec, frame, 1, f->scratch, out, why) == NL_OK) return SQLITE_OK;
+    if (nl_sealed_again(f->main, why) &&
+        nl_codec_open_frames(f->main->codec, frame, 1, f->scratch, out, why) == NL_OK) return SQLITE_OK;
     return why->code == NL_E_NOMEM ? SQLITE_IOERR_NOMEM : SQLITE_IOERR_CODEC;
 }
 

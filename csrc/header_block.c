@@ -224,3 +224,52 @@ int nl_block_wrap(
     }
     return nl_digest(copy, DIGEST_AT, copy + DIGEST_AT, DIGEST, err);
 }
+
+/* ------------------------------------------------------------------ another key */
+
+int nl_block_begin_rekey(const uint8_t block[NL_BLOCK_SIZE], nl_key *old, nl_key *new, uint8_t *copy, nl_error *err)
+{
+    nl_key *const keys[2] = {new, old};
+    nl_data_keys data, other;
+    nl_block what;
+
+    int rc = nl_block_unwrap(block, old, &what, &data, err);
+    if (rc == NL_OK && what.previous != 0) {
+        rc = nl_block_unwrap(block, new, &what, &other, err);
+        if (rc == NL_OK) rc = NL_E_POSITION;
+        else nl_fail(err, rc, "another change of its key was begun and has to be finished first, with the key it was begun with");
+        nl_wipe(&other, sizeof other);
+    } else if (rc == NL_OK && what.generation == 0xffff) {
+        rc = nl_fail(err, NL_E_TOO_BIG, "its key was changed 65,534 times: copy it into a new file");
+    } else if (rc == NL_OK) {
+        what.previous = what.generation++;
+        what.sequence++;
+        memcpy(data.previous, data.current, NL_KEY_SIZE);
+        rc = nl_random(data.current, NL_KEY_SIZE, err);
+        if (rc == NL_OK) rc = nl_block_wrap(&what, keys, &data, copy, err);
+    }
+    nl_wipe(&data, sizeof data);
+    return rc;
+}
+
+int nl_block_end_rekey(const uint8_t block[NL_BLOCK_SIZE], nl_key *new, uint8_t *copy, nl_error *err)
+{
+    nl_key *const keys[2] = {new, NULL};
+    nl_data_keys data;
+    nl_block what;
+
+    int rc = nl_block_unwrap(block, new, &what, &data, err);
+    if (rc == NL_OK) {
+        what.previous = 0;
+        what.sequence++;
+        nl_wipe(data.previous, NL_KEY_SIZE);
+        rc = nl_block_wrap(&what, keys, &data, copy, err);
+    }
+    nl_wipe(&data, sizeof data);
+    return rc;
+}
+
+int nl_block_older(const uint8_t block[NL_BLOCK_SIZE])
+{
+    return block_copy(block) == block;
+}

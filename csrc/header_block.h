@@ -21,4 +21,13 @@ int nl_block_wrap(
 int nl_block_unwrap(
     const uint8_t block[NL_BLOCK_SIZE], nl_key *key, nl_block *what, nl_data_keys *data, nl_error *err);
 
+/* A change of key: the copy that begins it, which both keys open, with a new data key; and the one that ends
+** it, which the new key opens alone. NL_E_POSITION: it was begun already, with this key: nothing to write. */
+int nl_block_begin_rekey(
+    const uint8_t block[NL_BLOCK_SIZE], nl_key *old, nl_key *new, uint8_t *copy, nl_error *err);
+int nl_block_end_rekey(const uint8_t block[NL_BLOCK_SIZE], nl_key *new, uint8_t *copy, nl_error *err);
+
+/* Which of the two copies does not count and is to be written first: 0 or 1. */
+int nl_block_older(const uint8_t block[NL_BLOCK_SIZE]);
+
 #endif

@@ -23,6 +23,7 @@ enum { KNOWN_EMPTY, KNOWN_WRITING, KNOWN_READY, KNOWN = 8 };
 
 struct nl_key {
     int refs;                    /* atomic */
+    nl_key *successor;           /* atomic: what it is now (nl_key_become); NULL: itself */
     int phrase;
     int log2_n;
     size_t n;
@@ -44,8 +45,33 @@ static int key_new(const uint8_t *bytes, size_t n, int phrase, int log2_n, nl_ke
     return NL_OK;
 }
 
+/* What is in a key never changes, so that threads may use it without a lock: it gets a successor instead. */
+static nl_key *key_now(const nl_key *key)
+{
+    const nl_key *next;
+
+    while ((next = __atomic_load_n(&key->successor, __ATOMIC_ACQUIRE)) != NULL) key = next;
+    return (nl_key *)(uintptr_t)key;
+}
+
+int nl_key_become(nl_key *key, const nl_key *other, nl_error *err)
+{
+    const nl_key *from = key_now(other);
+    nl_key *copy, *nobody = NULL;
+
+    /* A copy, which nobody else has: no chain of successors ever comes back to where it began. */
+    int rc = key_new(from->bytes, from->n, from->phrase, from->log2_n, &copy, err);
+    if (rc != NL_OK) return rc;
+    while (!__atomic_compare_exchange_n(&key_now(key)->successor, &nobody, copy, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+        nobody = NULL;
+    }
+    return NL_OK;
+}
+
 int nl_key_same(const nl_key *a, const nl_key *b)
 {
+    a = key_now(a);
+    b = key_now(b);
     return a->phrase == b->phrase && a->n == b->n && nl_same(a->bytes, b->bytes, a->n);
 }
 
@@ -75,8 +101,11 @@ nl_key *nl_key_share(nl_key *key)
 
 void nl_key_free(nl_key *key)
 {
-    if (!key || __atomic_sub_fetch(&key->refs, 1, __ATOMIC_ACQ_REL)) return;
-    nl_secret_free(key, sizeof *key);
+    while (key && __atomic_sub_fetch(&key->refs, 1, __ATOMIC_ACQ_REL) == 0) {
+        nl_key *next = key->successor;
+        nl_secret_free(key, sizeof *key);
+        key = next;
+    }
 }
 
 int nl_key_random(uint8_t out[NL_KEY_SIZE], nl_error *err)
@@ -86,6 +115,7 @@ int nl_key_random(uint8_t out[NL_KEY_SIZE], nl_error *err)
 
 int nl_key_form_new(const nl_key *key, nl_key_form *out, nl_error *err)
 {
+    key = key_now(key);
     out->phrase = key->phrase;
     out->log2_n = key->log2_n;
     return nl_random(out->salt, sizeof out->salt, err);
@@ -120,6 +150,7 @@ int nl_key_wrapping(nl_key *key, const nl_key_form *form, uint8_t out[NL_KEY_SIZ
     uint8_t info[sizeof purpose + NL_SALT_SIZE];
     int rc = NL_OK;
 
+    key = key_now(key);
     if (form->phrase != key->phrase) {
         return nl_fail(err, NL_E_KEY, form->phrase ? "the file was sealed with a passphrase, not with a key"
                                                    : "the file was sealed with a key, not with a passphrase");

@@ -246,6 +246,8 @@ int nl_key_raw(const uint8_t *key, size_t n, nl_key **out, nl_error *err);     /
 /* The cost is that of files sealed with it from now on; others say their own. */
 int nl_key_phrase(const uint8_t *phrase, size_t n, int log2_n, nl_key **out, nl_error *err);
 void nl_key_free(nl_key *key);
+/* From here on it is the other one, for all who have it. [any thread] */
+int nl_key_become(nl_key *key, const nl_key *other, nl_error *err);
 int nl_key_same(const nl_key *a, const nl_key *b);      /* in a time that says nothing of where they differ */
 int nl_key_random(uint8_t out[32], nl_error *err);      /* 32 bytes for a new key */
 
@@ -301,6 +303,7 @@ int nl_codec_create(uint32_t page_size, nl_key *key, uint8_t *block, nl_codec **
 /* An existing one. NL_E_KEY: not with this key. */
 int nl_codec_open(const uint8_t *block, nl_key *key, nl_codec **out, nl_error *err);
 void nl_codec_free(nl_codec *c);
+uint32_t nl_codec_generation(const nl_codec *c); /* of the data key that seals */
 uint32_t nl_codec_page_size(const nl_codec *c);
 /* Key id of the seal that the next page gets: generation << 16 | epoch. For tests. */
 uint32_t nl_codec_key_id(const nl_codec *c);
@@ -656,6 +659,18 @@ void nl_applier_ranges(const nl_applier *a, uint32_t first, uint32_t span, uint3
 /* Instead of nl_applier_begin, for a set with NL_SET_REPAIR. NL_E_POSITION: the file has changed since
 ** the survey; nothing was written. */
 int nl_applier_repair(nl_applier *a, const nl_set_header *set, int wait_ms, nl_error *err);
+/* Another key for a sealed database (rekey.c). Begin: both keys open it from then on, and a new data key seals;
+** once more with the same new key: goes on. NL_E_KEY: a change to a third key is under way. */
+int nl_applier_rekey_begin(nl_applier *a, nl_key *new_key, int wait_ms, nl_error *err);
+/* One transaction: seals some of the pages anew that are in the file under the old data key. */
+int nl_applier_rekey_pages(
+    nl_applier *a,
+    uint32_t *at,           /* IN: page to look at first, from 1. OUT: where to go on, 0: it was the last */
+    uint32_t *count,        /* OUT: pages written */
+    int wait_ms,
+    nl_error *err);
+/* No page and no frame is left that the old data key sealed: the new key alone opens the file from then on. */
+int nl_applier_rekey_end(nl_applier *a, nl_key *new_key, int wait_ms, nl_error *err);
 /* Flush the database file itself to the disk (fdatasync), through a connection of its own. */
 int nl_sync_database(const char *path, nl_key *key, nl_error *err);
 

@@ -65,6 +65,7 @@
 ** by __has_include: ccache would hand out an object that was made before the file existed. */
 #include "apply.c"
 #include "repair.c"
+#include "rekey.c"
 #include "apply_whole.c"
 #include "tail.c"
 #include "base.c"

@@ -37,6 +37,7 @@ from nearlite.options import (
     is_url,
     needs_key,
     network_options,
+    new_key_option,
     takes_key,
     timeout_option,
     token_options,
@@ -478,6 +479,22 @@ def _resealed(work: Callable[[Path, Path, Key], None], source: Path, out: Path, 
         return EXIT_REFUSED
     work(source, out, key)
     print(f"{out}: {out.stat().st_size:,} bytes")
+    return EXIT_OK
+
+
+@cli.command()
+@click.argument("path", type=DATABASE)
+@needs_key
+@new_key_option
+def rekey(*, path: Path, encryption_key: Key, new_key_file: Key) -> int:
+    """Change the key of the sealed database at PATH, and of what lies beside it.
+
+    It may be in use, but not be served. Broken off, both keys open it, and the same command goes on.
+    """
+    from nearlite.rekeying import rekey_file
+
+    pages = rekey_file(path, encryption_key, new_key_file)
+    print(f"{path}: {pages:,} pages sealed anew; only the new key opens it now")
     return EXIT_OK
 
 

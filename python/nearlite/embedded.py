@@ -123,7 +123,7 @@ class ReplicaConnection(ReplicatingConnection):
         self._network_timeout = duration("network_timeout", network_timeout)
         self._progress = progress
         network = Network.of(verify, cert, proxy, headers)
-        sealed_by = None if encryption_key is None else key_of(encryption_key)
+        sealed_by = self._key = None if encryption_key is None else key_of(encryption_key)
         key = (path, normalise_url(sync_url), token, network, sealed_by)
         self._replica = acquire(
             key,

@@ -89,6 +89,14 @@ class Log:
         self._journal_of = ""  # its name
         _logs.add(self)
 
+    def journal_whole(self, name: str) -> bytes:
+        """What was written to a journal, as far as it is whole."""
+        return self._seal.journal(name, (self.folder / name).read_bytes())
+
+    def journal_replace(self, name: str, data: bytes) -> None:
+        """Make that all of it, sealed as the log is now."""
+        self._write(name, (self._seal.entry(name, 0, data),), durable=True)
+
     def seal(self, key: Key) -> None:
         """Its files are sealed by the database's data keys; before anything is read or written.
 
@@ -137,10 +145,13 @@ class Log:
           parts: its bytes.
           durable: False: the caller syncs the folder, once for several files.
         """
+        self._write(name, self._seal.file(name, parts), durable=durable)
+
+    def _write(self, name: str, parts: tuple[bytes, ...], *, durable: bool) -> None:
         part = self.folder / (name + ".part")
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
-            for data in self._seal.file(name, parts):
+            for data in parts:
                 write_all(handle, data)
             faults.hit(_BEFORE_SYNC)
             os.fsync(handle)

@@ -187,6 +187,14 @@ class _KeyFile(click.Path):
             self.fail(str(error), param, ctx)
 
 
+new_key_option = click.option(
+    "--new-key-file",
+    required=True,
+    type=_KeyFile(exists=True, dir_okay=False),
+    help="File that holds the new key.",
+)
+
+
 def _key_option(*, required: bool) -> Callable[[Command], Command]:
     return click.option(
         "--encryption-key-file",

@@ -307,6 +307,38 @@ class Applier:
         table = ffi.from_buffer("uint64_t[]", known.table)
         check(lib.nl_applier_adopt(self._live(), known.at, table, self._err), self._err)
 
+    def rekey_begin(self, key: Key, *, wait: float) -> None:
+        """Both keys open the file from here on, and a new data key seals; again: goes on.
+
+        Raises:
+          KeyRefusedError: a change to another key was begun before.
+          BusyError: the write lock was not to be had.
+        """
+        check(
+            lib.nl_applier_rekey_begin(self._live(), key.handle, int(wait * 1000), self._err),
+            self._err,
+        )
+
+    def rekey_pages(self, at: int, *, wait: float) -> tuple[int, int]:
+        """Seal some pages anew, from page `at` on, as one transaction.
+
+        Returns:
+          where to go on, 0 at the end, and how many were written.
+        """
+        place, count = ffi.new("uint32_t *", at), ffi.new("uint32_t *")
+        check(
+            lib.nl_applier_rekey_pages(self._live(), place, count, int(wait * 1000), self._err),
+            self._err,
+        )
+        return place[0], count[0]
+
+    def rekey_end(self, key: Key, *, wait: float) -> None:
+        """`key` alone opens the file from here on."""
+        check(
+            lib.nl_applier_rekey_end(self._live(), key.handle, int(wait * 1000), self._err),
+            self._err,
+        )
+
     def close(self) -> None:
         """Idempotent."""
         handle, self._handle = self._handle, None

@@ -25,6 +25,11 @@ class Key:
     def __init__(self, key: Any) -> None:
         self.handle = ffi.gc(key, lib.nl_key_free)
 
+    def become(self, other: Key) -> None:
+        """From here on it is the other one, for all who have it."""
+        err = new_error()
+        check(lib.nl_key_become(self.handle, other.handle, err), err)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key) and bool(lib.nl_key_same(self.handle, other.handle))
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from threading import RLock, get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar
@@ -22,6 +23,7 @@ from nearlite._native.database import (
     Database,
     Statement,
 )
+from nearlite._native.sealing import Key
 from nearlite.dbapi import conversion
 from nearlite.dbapi.cursor import Cursor, Result
 from nearlite.dbapi.sets import NO_THREAD, Asking
@@ -81,6 +83,7 @@ class Connection:
 
     # Whether statements may be run elsewhere: subclasses that forward them define the methods below.
     _forwards = False
+    _key: Key | None = None
     _open: bool | None = None  # None: __init__ was not called
     _database: Database
     _isolation_level: str | None
@@ -103,11 +106,9 @@ class Connection:
         self._prepare_state(
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
         )
+        self._key = None if encryption_key is None else key_of(encryption_key)
         self._database = Database(
-            os.fsencode(database),
-            uri=uri,
-            busy_ms=busy_ms(timeout),
-            key=None if encryption_key is None else key_of(encryption_key),
+            os.fsencode(database), uri=uri, busy_ms=busy_ms(timeout), key=self._key
         )
         self._unwatch = guard.watch(self, database)
         self._opened()
@@ -341,6 +342,40 @@ class Connection:
         key = None if encryption_key is None else key_of(encryption_key)
         with self._guard():
             self._database.attach(os.fsencode(database), name, key)
+
+    def rekey(self, key: EncryptionKey) -> None:
+        """Make `key` the key of this sealed database, and of what lies beside it, while others use it.
+
+        The database has a new data key afterwards, and every page is sealed with that. Broken off, by a crash
+        say, both keys open the file, and the same call goes on. Other connections that were opened with the
+        old key, but for those that were given the very same `Key` object, have to be opened again: they fail
+        with WrongKeyError, at the latest when they write.
+
+        Args:
+          key: as `encryption_key` of the connection.
+
+        Raises:
+          NotSupportedError: the database is not sealed.
+          ProgrammingError: inside a transaction.
+          WrongKeyError: a change to a third key was begun before, and has to be finished first.
+          OperationalError: another connection was in the way for 30 seconds, or the database is served by a
+            primary: both keys open the file then.
+        """
+        from nearlite.rekeying import rekey_file  # few need it
+
+        self._check()
+        self._settle()
+        if self._key is None:
+            raise NotSupportedError(
+                "the database is not sealed; the command `nearlite encrypt` makes a copy that is"
+            )
+        if self._in_transaction():
+            raise ProgrammingError("the key cannot be changed inside a transaction")
+        new = key_of(key)
+        with self._guard():
+            path = self._database.prepare("PRAGMA database_list").run(NO_PARAMETERS)[0][2]
+            rekey_file(Path(path), self._key, new)
+            self._key.become(new)
 
     def backup(
         self,

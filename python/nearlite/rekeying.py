@@ -1,0 +1,155 @@
+"""Another key for a sealed database, while others read and write it (csrc/rekey.c has the order of things).
+
+Broken off at any point the file is whole, and both keys open it until the change has been made to its end: the
+same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from nearlite._native import faults
+from nearlite._native._lib import BusyError
+from nearlite._native.applier import Applier
+from nearlite._native.sealing import BLOCK_SIZE, SEAL_SIZE, Block, Codec, Key
+from nearlite._native.tail import FRAME_HEADER_SIZE, WAL_HEADER_SIZE
+from nearlite.errors import OperationalError, WrongKeyError
+from nearlite.log import Log
+from nearlite.logformat import DamagedError
+
+_BEGUN = faults.declare("rekey.begun")
+_EMPTIED = faults.declare("rekey.emptied")
+_RESEALED = faults.declare("rekey.resealed")
+
+PATIENCE: Final = 30.0
+"""Seconds that somebody may be in the way."""
+_KEPT_PAGES: Final = 4096  # written anew until the WAL is made shorter
+_FRAMES: Final = 64  # of an archived WAL, sealed anew at a time
+_RESEAL: Final = (".hashes", ".index", ".trail", ".json")
+
+
+def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int:
+    """Make `new` the key of the sealed database at `path`, and of what lies beside it.
+
+    Other connections, of whatever process, read and write on meanwhile with the old key; when it is done it
+    opens the file no more, and they fail with WrongKeyError at their next write, or the first page that they
+    have not read yet.
+
+    Args:
+      wait: seconds that a reader may keep the log, or a writer the write lock.
+
+    Returns:
+      pages that were sealed anew; 0 where the change was made already.
+
+    Raises:
+      WrongKeyError: neither of them opens the file, or a change to a third key was begun.
+      OperationalError: it is served now, or somebody was in the way for too long: both keys open the file then.
+    """
+    log = _log_of(path)
+    try:
+        try:
+            applier = Applier(str(path), key=old)
+        except WrongKeyError:
+            if is_done(path, new):
+                return 0
+            raise
+        with closing(applier):
+            applier.rekey_begin(new, wait=wait)
+            faults.hit(_BEGUN)
+            count = _pages(applier, wait)
+            if log is not None:
+                _reseal(log, new)
+            faults.hit(_RESEALED)
+            applier.rekey_end(new, wait=wait)
+        return count
+    except BusyError as error:
+        raise OperationalError(
+            f"the key of {path} is not changed yet, because another connection reads or writes for long: "
+            f"{error}. Both keys open the file; do it again to go on"
+        ) from error
+    finally:
+        if log is not None:
+            log.close()
+
+
+def is_done(path: Path, key: Key) -> bool:
+    """Whether this key alone opens the file."""
+    with path.open("rb") as file:
+        block = file.read(BLOCK_SIZE)
+    try:
+        Codec.open(block, key)
+    except WrongKeyError:
+        return False
+    return Block.look(block).previous == 0
+
+
+def _log_of(path: Path) -> Log | None:
+    """The log of a primary or of a replica that serves replicas, owned. Raises OperationalError."""
+    real = path.resolve()
+    there = real.with_name(f"{real.name}-nearlite") / "lock"
+    return Log(str(path)) if there.exists() else None
+
+
+def _pages(applier: Applier, wait: float) -> int:
+    """All pages, in the file and in the log; how many were written."""
+    end = time.monotonic() + wait
+    total = since = 0
+    while True:
+        at, written = 1, 0
+        while at:
+            at, count = applier.rekey_pages(at, wait=wait)
+            written += count
+            since += count
+            if since >= _KEPT_PAGES:
+                applier.checkpoint("passive", wait=0.0)
+                since = 0
+        total += written
+        applier.checkpoint("truncate", wait=max(0.0, end - time.monotonic()))
+        faults.hit(_EMPTIED)
+        if written == 0:  # the log was emptied after the last of them
+            return total
+        end = time.monotonic() + wait
+
+
+def _reseal(log: Log, key: Key) -> None:
+    """Each file of the log by itself: both data keys are at hand."""
+    log.seal(key)
+    codec = codec_of(log.database, key)
+    for path in sorted(log.folder.iterdir()):
+        if path.suffix == ".journal":
+            log.journal_replace(path.name, log.journal_whole(path.name))
+        elif path.suffix in _RESEAL and path.is_file():
+            try:
+                data = log.read(path.name)
+            except DamagedError:
+                path.unlink()  # it was of no use, and could not be opened later either
+                continue
+            log.write(path.name, data, durable=False)
+        elif path.suffix == ".wal":
+            _reseal_frames(path, codec)
+    log.sync_folder()
+
+
+def codec_of(database: Path, key: Key) -> Codec:
+    """The data keys of a sealed database."""
+    with database.open("rb") as file:
+        return Codec.open(file.read(BLOCK_SIZE), key)
+
+
+def _reseal_frames(path: Path, codec: Codec) -> None:
+    """An archived WAL: its header is in clear."""
+    step = FRAME_HEADER_SIZE + codec.page_size + SEAL_SIZE
+    part = path.with_name(f"{path.name}.part")
+    with path.open("rb") as source, part.open("wb") as target:
+        target.write(source.read(WAL_HEADER_SIZE))
+        first = 1
+        while data := source.read(_FRAMES * step):
+            target.write(codec.seal_frames(first, codec.open_frames(first, data)))
+            first += _FRAMES
+        target.flush()
+        os.fsync(target.fileno())
+    part.rename(path)

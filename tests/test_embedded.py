@@ -59,7 +59,7 @@ def test_an_autocommit_write_is_one_request_and_visible_to_everybody(served, tmp
     assert served.seen == [SQL]
     assert rows(con, "select count(*) from t") == [(3,)]
     assert rows(other, "select count(*) from t") == [(3,)]
-    program = "import sqlite3, sys; print(reader(sys.argv[1]).execute('select count(*) from t').fetchone())"
+    program = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select count(*) from t').fetchone())"
     run = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "replica.db"], capture_output=True, text=True
     )
@@ -673,9 +673,7 @@ def test_two_connections_share_what_a_process_knows_of_a_replica(served):
 @pytest.mark.plain
 def test_nobody_else_can_write_the_file(served, tmp_path):
     served.replica()
-    program = (
-        "import sqlite3, sys; reader(sys.argv[1], isolation_level=None).execute('delete from t')"
-    )
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute('delete from t')"
     run = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "replica.db"], capture_output=True, text=True
     )

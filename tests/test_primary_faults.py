@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+from sealing import wal_of
 from test_primary import bootstrap, execute, follow
 
 from nearlite import errors
@@ -105,7 +106,7 @@ def test_rule_a3_a_stop_whose_roll_fails_keeps_the_wal(tmp_path):
     before = primary.state()
     faults.arm("roll.1-prepared", faults.EIO)
     primary.close()
-    assert (tmp_path / "data.db-wal").stat().st_size > 0
+    assert wal_of(tmp_path / "data.db").stat().st_size > 0
     with Primary.open(path) as again:
         assert (again.state().position, again.state().hash) == (before.position, before.hash)
         assert again.verify() == (before.hash, 0)
@@ -168,7 +169,10 @@ def test_a_signal_between_the_journals_write_and_its_count(primary, monkeypatch)
     execute(primary, "INSERT INTO t VALUES(3)")
     follow(primary, model)
     (journal,) = primary._log.folder.glob("*.journal")
-    assert Journal.decode(journal.read_bytes()).frame == primary.state().position.frame
+    assert (
+        Journal.decode(primary._log.journal_whole(journal.name)).frame
+        == primary.state().position.frame
+    )
 
 
 def test_salts_that_cannot_be_made_durable_stop_answers_until_they_can(primary):

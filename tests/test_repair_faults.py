@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
@@ -11,13 +10,12 @@ from typing import Any
 
 import pytest
 import stack
+from sealing import reader
 
 from nearlite import comparing
 from nearlite._native import faults
 from nearlite.errors import SyncError
 from nearlite.replica import Replica
-
-EITHER = True
 
 POINTS = [
     "repair.surveyed",
@@ -65,7 +63,7 @@ def damaged(primary: stack.Primary, tmp_path: Path) -> Iterator[Path]:
 
 def rows(path: Path) -> Rows:
     """What stock SQLite reads."""
-    with closing(sqlite3.connect(path)) as stock:
+    with closing(reader(path)) as stock:
         assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         found: Rows = stock.execute("SELECT a, b FROM t ORDER BY a").fetchall()
     return found
@@ -137,6 +135,7 @@ def test_two_processes_repair_one_file_at_once(primary: stack.Primary, damaged: 
     check_repaired(primary, damaged, before)
 
 
+@pytest.mark.plain
 def test_the_lock_byte_page_is_compared_with_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

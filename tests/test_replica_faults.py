@@ -9,6 +9,7 @@ from pathlib import Path
 
 import history
 import pytest
+from sealing import reader
 from test_hostile import Scene, http
 
 from nearlite._native import faults
@@ -31,7 +32,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 def rows(scene: Scene) -> list[tuple[int, str]]:
     """What a process with stock SQLite reads."""
-    with closing(sqlite3.connect(scene.path)) as c:
+    with closing(reader(scene.path)) as c:
         assert c.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         found: list[tuple[int, str]] = c.execute("SELECT a, b FROM t ORDER BY a").fetchall()
     return found

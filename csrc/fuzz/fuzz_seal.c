@@ -94,7 +94,7 @@ static void target_seal(const uint8_t *data, size_t n, uint32_t number, nl_key *
     }
     memset(sealed, 0, size); /* what a file system leaves of a write that was lost */
     REQUIRE((is_frame ? nl_codec_open_frames(again, number, 1, sealed, out, &err)
-                      : nl_codec_open_page(again, number, sealed, out, &err)) == NL_E_KEY);
+                      : nl_codec_open_page(again, number, sealed, out, &err)) == NL_E_TAG);
     nl_codec_free(codec);
     nl_codec_free(again);
     free(block);

@@ -27,6 +27,9 @@ _RESEALED = faults.declare("rekey.resealed")
 
 PATIENCE: Final = 30.0
 """Seconds that somebody may be in the way."""
+_BUSY: Final = 5  # SQLITE_BUSY
+_LOOK: Final = 1.0  # seconds that one attempt to empty the log waits for readers
+_NAP: Final = 0.001
 _KEPT_PAGES: Final = 4096  # written anew until the WAL is made shorter
 _FRAMES: Final = 64  # of an archived WAL, sealed anew at a time
 _RESEAL: Final = (".hashes", ".index", ".trail", ".json")
@@ -66,7 +69,9 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
             faults.hit(_RESEALED)
             applier.rekey_end(new, wait=wait)
         return count
-    except BusyError as error:
+    except OperationalError as error:
+        if not _is_busy(error):
+            raise
         raise OperationalError(
             f"the key of {path} is not changed yet, because another connection reads or writes for long: "
             f"{error}. Both keys open the file; do it again to go on"
@@ -108,11 +113,28 @@ def _pages(applier: Applier, wait: float) -> int:
                 applier.checkpoint("passive", wait=0.0)
                 since = 0
         total += written
-        applier.checkpoint("truncate", wait=max(0.0, end - time.monotonic()))
+        _empty_log(applier, end)
         faults.hit(_EMPTIED)
         if written == 0:  # the log was emptied after the last of them
             return total
         end = time.monotonic() + wait
+
+
+def _empty_log(applier: Applier, end: float) -> None:
+    """Until then. Raises OperationalError: SQLITE_BUSY."""
+    while True:
+        try:
+            applier.checkpoint("truncate", wait=min(_LOOK, max(0.0, end - time.monotonic())))
+            return
+        except OperationalError as error:
+            # SQLite waits for readers, if not to the end, and not at all for somebody else's checkpoint.
+            if not _is_busy(error) or time.monotonic() >= end:
+                raise
+            time.sleep(_NAP)
+
+
+def _is_busy(error: OperationalError) -> bool:
+    return isinstance(error, BusyError) or getattr(error, "sqlite_errorcode", 0) & 0xFF == _BUSY
 
 
 def _reseal(log: Log, key: Key) -> None:

@@ -86,7 +86,12 @@ class SeedFile:
         self._page_size = header.page_size
         if self._file is None:
             self._folder.part.unlink(missing_ok=True)  # of no use: it has not even a page 1
-            self._file = Bootstrap(str(self._folder.part), header.page_size, key=self._key)
+            try:
+                part = str(self._folder.part)
+                self._file = Bootstrap(part, header.page_size, key=self._key)
+            except BaseException:  # not even its header block could be written
+                self._folder.part.unlink(missing_ok=True)
+                raise
         for chunk in reader.chunks():
             with chunk:
                 self._file.chunk(chunk)

@@ -27,6 +27,7 @@ from nearlite import wire
 from nearlite._native import frames
 from nearlite._native.applier import Applier, Bootstrap, State
 from nearlite._native.frames import SetHeader
+from nearlite._native.sealing import Key
 from nearlite.position import Position
 
 Open = Iterator[Callable[[], Sample]]
@@ -118,13 +119,13 @@ def _database_header() -> bytes:
     return bytes(header)
 
 
-def _place(path: Path, snapshot: bytes) -> Applier:
+def _place(path: Path, snapshot: bytes, key: Key | None) -> Applier:
     """A bootstrap, and the applier that a replica opens after one."""
     file = None
     for event in wire.PageSetReader().receive(snapshot):
         if isinstance(event, wire.Header):
             header = event.header
-            file = Bootstrap(str(path), header.page_size)
+            file = Bootstrap(str(path), header.page_size, key=key)
         elif isinstance(event, wire.Chunk):
             assert file is not None
             with event.chunk:
@@ -132,7 +133,7 @@ def _place(path: Path, snapshot: bytes) -> Applier:
     assert file is not None
     known = file.finish(header)
     file.close()
-    applier = Applier(str(path))
+    applier = Applier(str(path), key=key)
     applier.adopt(known)
     return applier
 
@@ -144,11 +145,11 @@ def _apply(applier: Applier, data: bytes) -> State | None:
 
 
 @contextmanager
-def apply(folder: Path) -> Open:
+def apply(folder: Path, key: Key | None = None) -> Open:
     """Frames per second, from received bytes to commit."""
     folder.mkdir()
     pages = Pages()
-    with closing(_place(folder / "replica.db", pages.snapshot())) as applier:
+    with closing(_place(folder / "replica.db", pages.snapshot(), key)) as applier:
 
         def sample() -> float:
             sets = [pages.next_set() for _ in range(SETS)]
@@ -211,3 +212,12 @@ def bench_apply_against_pwrite(pairs: Pairs, tmp_path: Path) -> None:
 def bench_apply_against_libsql(pairs: Pairs, tmp_path: Path) -> None:
     ours, peer = partial(apply, tmp_path / "ours"), partial(libsql_frames, tmp_path / "libsql")
     pairs("apply_libsql", ours=ours, peer=peer, rounds=7)
+
+
+def bench_sealed_apply(pairs: Pairs, tmp_path: Path) -> None:
+    pairs(
+        "sealed_apply",
+        ours=partial(apply, tmp_path / "sealed", Key.of_bytes(bytes(range(32)))),
+        peer=partial(apply, tmp_path / "plain"),
+        rounds=15,
+    )

@@ -11,12 +11,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 from pairs import Pairs, Sample
 from peers import python_peer
+
+import nearlite
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent / "csrc"
@@ -66,6 +69,34 @@ def bench_sqlite3mc_aegis_against_itself(pairs: Pairs, tmp_path: Path) -> None:
 
 def bench_turso_aes_against_itself(pairs: Pairs, tmp_path: Path) -> None:
     _against_itself(pairs, tmp_path, "turso", "turso:aes256gcm", "pyturso", 3)
+
+
+@contextmanager
+def opening(path: Path, key: str | None) -> Open:
+    """Seconds to connect, read a row, and close; a file of 4 MB."""
+    options = {} if key is None else {"encryption_key": f"hex:{key}"}
+    with closing(nearlite.connect(path, **options)) as made:
+        made.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        made.executemany("INSERT INTO t(b) VALUES(?)", [("x" * 1000,)] * 4000)
+        made.commit()
+
+    def sample() -> float:
+        start = perf_counter()
+        with closing(nearlite.connect(path, **options)) as connection:
+            connection.execute("SELECT b FROM t WHERE a = 2000").fetchone()
+        return perf_counter() - start
+
+    yield sample
+
+
+def bench_opening(pairs: Pairs, tmp_path: Path) -> None:
+    pairs(
+        "sealed_open",
+        ours=partial(opening, tmp_path / "sealed.db", KEY),
+        peer=partial(opening, tmp_path / "plain.db", None),
+        rounds=101,
+        warmup=5,
+    )
 
 
 @contextmanager

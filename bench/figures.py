@@ -280,6 +280,20 @@ FIGURES = (
         for (part, what), limit in zip(_SEALED, limits, strict=True)
         for bars in [() if limit is None else (_of_peer(limit),)]
     ),
+    Figure(
+        "sealed_apply",
+        "verify + hash + apply, sealed replica",
+        FRAMES,
+        "plain replica",
+        (_times(0.5),),
+    ),
+    Figure(
+        "sealed_open",
+        "open with a raw key, read one row",
+        MILLISECONDS,
+        "plain file",
+        (_at_most(1e-3),),
+    ),
     Figure("codec_seal", "pages sealed", PER_SECOND, "bare EVP loop", (_times(0.95),)),
     Figure("codec_open", "pages opened", PER_SECOND, "bare EVP loop", (_times(0.95),)),
 )

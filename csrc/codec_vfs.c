@@ -91,6 +91,43 @@ int nl_sealed_refuse(int rc, const nl_sealed *where, const char *what)
     return rc;
 }
 
+/* ------------------------------------------------------------------ reports */
+
+enum { REPORTS = 8 }; /* that wait; more are of the same trouble */
+
+static char vfs_reports[REPORTS][NL_REPORT_MAX];
+static int64_t vfs_report_count; /* atomic; both under vfs_lock() to change */
+
+void nl_sealed_report(const nl_sealed *f, uint32_t frame, uint32_t follow)
+{
+    vfs_lock();
+    if (vfs_report_count < REPORTS) {
+        snprintf(vfs_reports[vfs_report_count], NL_REPORT_MAX,
+                 "%s: the log ends before frame %u, whose seal is broken; %u frames of the same log follow it, and what"
+                 " was committed by them is lost", f->path, frame, follow);
+        __atomic_store_n(&vfs_report_count, vfs_report_count + 1, __ATOMIC_RELEASE);
+    }
+    vfs_unlock();
+}
+
+int64_t nl_reports(void)
+{
+    return __atomic_load_n(&vfs_report_count, __ATOMIC_ACQUIRE);
+}
+
+int nl_report_take(char out[NL_REPORT_MAX])
+{
+    vfs_lock();
+    const int found = vfs_report_count > 0;
+    if (found) {
+        memcpy(out, vfs_reports[0], NL_REPORT_MAX);
+        memmove(vfs_reports[0], vfs_reports[1], sizeof vfs_reports - NL_REPORT_MAX);
+        __atomic_store_n(&vfs_report_count, vfs_report_count - 1, __ATOMIC_RELEASE);
+    }
+    vfs_unlock();
+    return found;
+}
+
 /* ------------------------------------------------------------------ the list */
 
 enum { OTHER, WAL, JOURNAL, NO_JOURNAL };

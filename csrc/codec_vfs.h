@@ -91,6 +91,9 @@ int nl_sealed_reload(nl_sealed *f);
 /* What a page or a frame that does not open means, once the newest keys are at hand. 1: try again. */
 int nl_sealed_again(nl_sealed *main, nl_error *why);
 
+/* For nl_report_take(): a broken frame was taken for the end of the log, and so many of the same log follow it. */
+void nl_sealed_report(const nl_sealed *main, uint32_t frame, uint32_t follow);
+
 /* Slots of the database (codec_file.c). nl_sealed_room allocates f->scratch for its page size. */
 int nl_sealed_room(nl_sealed *f);
 int nl_sealed_main_read(nl_sealed *f, void *out, int n, sqlite3_int64 at);

@@ -75,8 +75,7 @@ static void wal_log_ends(nl_sealed *f, uint32_t frame)
     if (f->below->pMethods->xRead(f->below, head, sizeof head, wal_offset(f, frame)) != SQLITE_OK) return;
     /* Left from before the WAL was begun anew: the ordinary end. */
     if (memcmp(head + 8, salt, sizeof salt) != 0 && follow == 0) return;
-    sqlite3_log(SQLITE_WARNING, "%s: the log ends before frame %u, whose seal is broken; %u frames of the same log"
-                " follow it", f->main->path, frame, follow);
+    nl_sealed_report(f->main, frame, follow);
 }
 
 /* Whole frames by the many, in clear, as long as they are whole and as they were sealed; answers how many. */

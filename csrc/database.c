@@ -158,7 +158,10 @@ void nl_db_leave(nl_db *db)
         db->status.last_rowid = sqlite3_last_insert_rowid(db->sqlite);
         db->status.in_transaction = !sqlite3_get_autocommit(db->sqlite);
     }
-    if (db->sealing.key) nl_sealing_with(db->outer);
+    if (db->sealing.key) {
+        nl_sealing_with(db->outer);
+        db->status.reports = nl_reports();
+    }
     database_exit(db);
 }
 

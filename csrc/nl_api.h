@@ -326,6 +326,12 @@ int nl_codec_seal_record(
 int nl_codec_open_record(
     nl_codec *c, const char *name, uint32_t number, const uint8_t *sealed, size_t n, uint8_t *record, nl_error *err);
 
+/* What was met in sealed files and is no failure, one line each (codec_vfs.c). nl_reports: how many wait to be
+** taken; 1: `out` holds the oldest. [any thread] */
+#define NL_REPORT_MAX 512
+int64_t nl_reports(void);
+int nl_report_take(char out[512]);
+
 /* ------------------------------------------------------------------ delta (delta.c, pure) */
 /*
 ** Pages told as differences from their older images, the bases: those of the position at which a
@@ -427,6 +433,7 @@ typedef struct nl_status {
     int64_t changes;        /* rows changed by the last INSERT, UPDATE or DELETE; a sum after many */
     int64_t done;           /* nl_stmt_many: parameter sets executed */
     int64_t in_transaction; /* 1 inside BEGIN ... COMMIT */
+    int64_t reports;        /* nl_reports(), when the last call ended */
 } nl_status;
 
 int nl_db_open(

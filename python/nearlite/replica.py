@@ -21,7 +21,7 @@ from nearlite import wire
 from nearlite._native._lib import HashError, NotReplicaError, SealBrokenError
 from nearlite._native.applier import Applier, Hashes, State
 from nearlite._native.frames import SetHeader
-from nearlite._native.sealing import Key
+from nearlite._native.sealing import Key, tell_reports
 from nearlite.ahead import ask_status
 from nearlite.applying import apply_arrived
 from nearlite.arriving import Arrived
@@ -171,6 +171,7 @@ class Replica(Observed):
             raise not_opened(self.path, error) from error
         try:
             self._recognise(applier)
+            tell_reports()
         except BaseException:
             applier.close()
             raise

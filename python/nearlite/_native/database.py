@@ -10,7 +10,7 @@ import msgspec
 
 from nearlite import errors
 from nearlite._native._lib import exception, ffi, lib, new_error, sqlite_exception
-from nearlite._native.sealing import Key, key_handle
+from nearlite._native.sealing import Key, key_handle, tell_reports
 
 READONLY: Final[int] = lib.NL_STMT_READONLY
 WRITES_MAIN: Final[int] = lib.NL_STMT_WRITES_MAIN
@@ -168,7 +168,10 @@ class Database:
           Error: as SQLite's compiler says.
 
         """
-        return Statement(self, self._db, self._err, sql, persistent=persistent)
+        statement = Statement(self, self._db, self._err, sql, persistent=persistent)
+        if self._status.reports:  # what is compiled first reads the log, if it has to be recovered
+            tell_reports()
+        return statement
 
     @property
     def handle(self) -> Any:

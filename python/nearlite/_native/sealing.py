@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from nearlite._native._lib import check, ffi, lib, new_error
 from nearlite._native.frames import Buffer, lend
+
+_log = logging.getLogger("nearlite")
 
 BLOCK_SIZE: int = lib.NL_BLOCK_SIZE
 SEAL_SIZE: int = lib.NL_SEAL_SIZE
@@ -235,6 +238,13 @@ def _record_name(name: str) -> bytes:
     if len(encoded) > lib.NL_RECORD_NAME_MAX:
         raise ValueError(f"{name} is too long a name for a record")
     return encoded
+
+
+def tell_reports() -> None:
+    """Log what was met in sealed files and is no failure: where a log ended early, say (rule D5)."""
+    line = ffi.new("char[]", lib.NL_REPORT_MAX)
+    while lib.nl_report_take(line):
+        _log.warning("%s", ffi.string(line).decode("utf-8", "replace"))
 
 
 def key_handle(key: Key | None) -> Any:

@@ -24,7 +24,7 @@ from nearlite._native.frames import (
     CHUNK_MAX_PAGES,
     SetHeader,
 )
-from nearlite._native.sealing import Key, key_handle
+from nearlite._native.sealing import Key, key_handle, tell_reports
 from nearlite.position import Position
 
 WAL_HEADER_SIZE: Final[int] = lib.NL_WAL_HEADER_SIZE
@@ -155,6 +155,7 @@ class Tail(Reader):
         self.wal_step: int = lib.nl_tail_wal_step(self._t)
         """Bytes of a frame in the WAL file."""
         self.frame = 0
+        tell_reports()
 
     # ------------------------------------------------------------ base of a generation
 

@@ -77,6 +77,16 @@ def everything_sealed() -> Iterator[None]:
             _default(None)
 
 
+@contextmanager
+def everything_plain() -> Iterator[None]:
+    """Here, until the block ends, whatever was said before."""
+    with mock.patch.dict(os.environ):
+        for name in (_VARIABLE, "NEARLITE_ENCRYPTION_KEY_FILE"):
+            os.environ.pop(name, None)
+        _default(None)
+        yield
+
+
 def reader(path: object, **options: Any) -> Any:
     """Who uses a file and is no part of what is tested: stock SQLite, unless only our driver can."""
     if not is_on():

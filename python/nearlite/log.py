@@ -111,6 +111,13 @@ class Log:
 
     def close(self) -> None:
         """Release the folder; idempotent."""
+        if self._lock >= 0:
+            # A child forked just now may not have closed its copy yet, and the lock lives as long as any.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptors, and nothing else; idempotent."""
         self.journal_close()
         if self._lock >= 0:
             os.close(self._lock)
@@ -349,7 +356,7 @@ _logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 def _forked() -> None:
     for log in list(_logs):
-        log.close()  # this copy of the lock's descriptor: the lock lives as long as any; the parent has its own
+        log.abandon()  # this copy of the lock's descriptor: the lock lives as long as any; the parent has its own
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -49,3 +49,40 @@ def test_a_replica_that_may_not_be_written_is_not_called_none(tmp_path: Path) ->
     assert done.stdout.startswith("SyncError"), done
     assert f"may not write {folder}" in done.stdout
     assert "is not a nearlite replica" not in done.stdout
+
+
+LOOK = """
+import os, sys
+from pathlib import Path
+from nearlite import inspection
+import nearlite.embedded
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    inspection.file_status(Path(sys.argv[1]))
+except nearlite.Error as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_whoever_looks_at_it_is_told_what_is_in_the_way(tmp_path: Path) -> None:
+    with primaries.primary(tmp_path) as served, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "replica.db"
+        served.replica(str(path), sync_interval=None).close()
+        path.chmod(0o444)
+        folder.chmod(0o555)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", LOOK, path],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+        finally:
+            folder.chmod(0o755)
+    assert done.stdout.startswith("OperationalError"), done
+    assert f"may not write {folder}" in done.stdout

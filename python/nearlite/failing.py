@@ -71,7 +71,7 @@ def not_a_replica(path: str, error: Exception) -> NotAReplicaError:
 
 def not_opened(path: str, error: Exception) -> SyncError:
     """There is a file, and it could not be opened as a replica: because of what it is, or of who may write."""
-    shut = None if isinstance(error, NotReplicaError) else _shut(path)
+    shut = None if isinstance(error, NotReplicaError) else unwritable(path)
     if shut is None:
         return not_a_replica(path, error)
     return SyncError(
@@ -82,7 +82,7 @@ def not_opened(path: str, error: Exception) -> SyncError:
     )
 
 
-def _shut(path: str) -> str | None:
+def unwritable(path: str) -> str | None:
     """What of a replica this process may not write, although it has to."""
     for name in (os.path.dirname(os.path.abspath(path)), path, f"{path}-wal", f"{path}-shm"):
         if os.path.exists(name) and not os.access(name, os.W_OK):

@@ -21,7 +21,8 @@ from nearlite._native.frames import SET_HEADER_SIZE, SetHeader
 from nearlite._native.sealing import Key
 from nearlite.ahead import NONE_MISSING, Ahead, Lag, ask_status
 from nearlite.bootstrap import Folder
-from nearlite.errors import AnswerError, SyncError
+from nearlite.errors import AnswerError, Error, OperationalError, SyncError
+from nearlite.failing import unwritable
 from nearlite.http import Deadline, Response, Token, Transport
 from nearlite.network import DEFAULT, Network
 from nearlite.position import Position
@@ -316,8 +317,17 @@ def _refused(response: Response, local: Local | None) -> SyncError:
 def _replica_state(path: Path, key: Key | None) -> State | None:
     """Header of a replica; None when the file is another SQLite database."""
     # Read as any database first: what is none then fails in SQLite's own words.
-    with closing(_reader(path, key)) as database:
-        database.execute("PRAGMA schema_version").fetchone()
+    try:
+        with closing(_reader(path, key)) as database:
+            database.execute("PRAGMA schema_version").fetchone()
+    except Error as error:
+        shut = unwritable(str(path))
+        if shut is None:
+            raise
+        raise OperationalError(
+            f"{path} could not be read: SQLite shares memory with whoever writes a database, and this process "
+            f"may not write {shut} ({error})"
+        ) from error
     with closing(Applier(str(path), key=key)) as applier:
         try:
             return applier.state()

@@ -304,12 +304,13 @@ class Primary(Origin):
                 _LOG.warning(
                     "the last roll failed (%s); the next start goes on from the WAL", error
                 )
-            with self._mutex:
-                self._closed = True
-                self._roller.close()
-                self._tail.close()
-                self._log.close()
-                self._unwatch()
+            finally:  # a second Ctrl-C is no reason to keep the database
+                with self._mutex:
+                    self._closed = True
+                    self._roller.close()
+                    self._tail.close()
+                    self._log.close()
+                    self._unwatch()
 
     def __enter__(self) -> Primary:
         return self

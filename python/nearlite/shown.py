@@ -94,7 +94,7 @@ class Shown:
         # next sync to hear.
         try:
             if replica is None:
-                at = leads_to(self._source.latest)
+                at = self._seen_last()
             else:
                 with contextlib.suppress(HttpError):
                     answer = await self._sending.newer(replica)
@@ -117,7 +117,7 @@ class Shown:
         answer = None
         try:
             if replica is None:
-                at = leads_to(source.latest)
+                at = self._seen_last()
             else:
                 if not self._sending.is_near(replica.start):
                     return None
@@ -136,6 +136,13 @@ class Shown:
             answer.close()
         fields = _fields(at, (*headers, *brings(answer)), inside=replica is None)
         return whole, _ANSWER, fields
+
+    def _seen_last(self) -> tuple[bytes, bytes]:
+        """The header of an answer inside a transaction: nothing is looked at for it.
+
+        A position that the log could not be told of yet may be given out again after a crash.
+        """
+        return _UNKNOWN if self._source.behind else leads_to(self._source.latest)
 
     def position(self) -> tuple[bytes, bytes]:
         """The header that tells the position of the newest commit; never raises."""

@@ -184,6 +184,11 @@ class Trail:
             live, position, state_hash = self._look()
             if live == now.frame:
                 break
+        else:
+            raise errors.OperationalError(
+                f"another process applies changes to {self._log.database} all the time; nothing is served from it. "
+                "Stop that one: it syncs the file by itself"
+            )
         if state_hash != now.hash:
             raise errors.DamagedError(
                 f"the replica's pages do not hash to what its header says at {position}",

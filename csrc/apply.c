@@ -67,6 +67,7 @@ struct nl_applier {
     int noted;              /* the page-hash table has entries of the set */
     int proved;             /* every page is in the running hash, and it is the announced one */
     uint32_t frames;        /* frames appended by this transaction so far */
+    uint32_t rekeyed;       /* generation of the data key that rekey_begin found or made */
     uint32_t grown;         /* pages of the set that the database did not have before */
     int surveyed;           /* repair.c: the table is of every page as found under `surveyed_at` */
     WalIndexHdr surveyed_at;

@@ -54,8 +54,15 @@ static int rekey_block(nl_applier *a, nl_key *new_key, int end, nl_error *err) {
     nl_sealed *f = rekey_file(a);
     int rc = f->below->pMethods->xRead(f->below, block, sizeof block, 0);
     if (rc != SQLITE_OK) return apply_fail_sqlite(rc, "the header block could not be read", err);
-    int code = end ? nl_block_end_rekey(block, new_key, copy, err)
-                   : nl_block_begin_rekey(block, f->key, new_key, copy, err);
+    nl_block what;
+    int code = nl_block_look(block, &what, err);
+    if (code == NL_OK && end && what.previous != 0 && what.generation != a->rekeyed) {
+        code = nl_fail(err, NL_E_KEY, "another change of its key was begun meanwhile, and has to be finished first");
+    }
+    if (code != NL_OK) return code;
+    code = end ? nl_block_end_rekey(block, new_key, copy, err)
+               : nl_block_begin_rekey(block, f->key, new_key, copy, err);
+    if (!end) a->rekeyed = what.generation + (code == NL_OK);
     if (code == NL_E_POSITION) return NL_OK; /* begun before, and broken off */
     if (code == NL_OK) {
         rc = rekey_write(f, block, copy);

@@ -20,7 +20,8 @@ from sealed_reader import SealedFile
 from serving import Client, serving
 
 import nearlite
-from nearlite._native.sealing import Block, Key
+from nearlite._native.applier import Applier
+from nearlite._native.sealing import Block, Codec, Key
 from nearlite.errors import NotSupportedError, OperationalError, ProgrammingError, WrongKeyError
 from nearlite.rekeying import is_done, rekey_file
 
@@ -71,6 +72,8 @@ def is_changed(path: Path) -> None:
     for copy in (data[:2048] * 2, data[2048:4096] * 2):  # of the header block: both of them
         with pytest.raises(InvalidTag):
             SealedFile.of(copy, OLD)
+        with pytest.raises(WrongKeyError):
+            Codec.open(copy, key(OLD))  # neither of the locks
         assert SealedFile.of(copy, NEW).keys[block.generation] != bytes(32)
 
 
@@ -278,6 +281,19 @@ def test_it_is_killed_again_and_again(path: Path) -> None:
     rekey_file(path, key(OLD), key(NEW))
     is_changed(path)
     assert content(path, NEW) == before
+
+
+def test_the_end_of_another_change_is_not_made(path: Path) -> None:
+    """Two make the same change; one has ended it, and a second change has begun when the other ends."""
+    before = made(path)
+    with closing(Applier(str(path), key=key(OLD))) as slow:
+        slow.rekey_begin(key(NEW), wait=1)
+        rekey_file(path, key(OLD), key(NEW))
+        with closing(Applier(str(path), key=key(NEW))) as second:
+            second.rekey_begin(key(OLD), wait=1)
+        with pytest.raises(WrongKeyError, match="begun meanwhile"):
+            slow.rekey_end(key(NEW), wait=1)
+    assert content(path, OLD) == content(path, NEW) == before
 
 
 # ---------------------------------------------------------------- replicas and primaries

@@ -57,9 +57,10 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
         try:
             applier = Applier(str(path), key=old)
         except WrongKeyError:
-            if is_done(path, new):
-                return 0
-            raise
+            if not is_done(path, new):
+                raise
+            _forget(path, new, wait)
+            return 0
         with closing(applier):
             applier.rekey_begin(new, wait=wait)
             faults.hit(_BEGUN)
@@ -90,6 +91,16 @@ def is_done(path: Path, key: Key) -> bool:
     except WrongKeyError:
         return False
     return Block.look(block).previous == 0
+
+
+def _forget(path: Path, key: Key, wait: float) -> None:
+    """Where the end was broken off between the two copies of the header block, one is still the old key's."""
+    with path.open("rb") as file:
+        block = file.read(BLOCK_SIZE)
+    half = BLOCK_SIZE // 2
+    if block[:half] != block[half:]:
+        with closing(Applier(str(path), key=key)) as applier:
+            applier.rekey_end(key, wait=wait)
 
 
 def _log_of(path: Path) -> Log | None:

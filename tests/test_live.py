@@ -93,7 +93,8 @@ def test_live_comes_before_every_interval(served: Served) -> None:
 
 def test_the_next_request_is_sent_before_a_page_set_is_applied(served: Served) -> None:
     con = live(served)
-    eventually(lambda: served.app._feed.polls.waiting == 1)  # to ask takes a look at where it stands
+    # To ask takes a look at where the file stands, and that the lock.
+    eventually(lambda: served.app._feed.polls.waiting == 1)
     with con._replica._applying:  # nothing can be applied
         token = served.remote(isolation_level=None)
         token.execute("INSERT INTO t VALUES(zeroblob(1000000))")

@@ -214,9 +214,10 @@ def ranges() -> dict[str, bytes]:
 
 
 def seal() -> dict[str, bytes]:
-    """Header blocks with one thing wrong each, and changes to every part of a slot and of a frame."""
+    """Header blocks with one thing wrong each, and changes to every part of a slot, a frame, a record."""
     rng = random.Random(7)
-    block_as_is, forged, page, frame = (bytes([what]) + (9).to_bytes(4, "big") for what in range(4))
+    kinds = (bytes([what]) + (9).to_bytes(4, "big") for what in range(5))
+    block_as_is, forged, page, frame, record = kinds
     lock = b"\1\0\0\0" + rng.randbytes(108) + bytes(16)
     fields = struct.pack(
         ">16sIIB3xHH16sQ8x", b"nearlite sealed", 1, 512, 1, 1, 0, rng.randbytes(16), 1
@@ -257,6 +258,12 @@ def seal() -> dict[str, bytes]:
         ("page", 99),
     ):
         found[f"frame-{name}"] = frame + at.to_bytes(2, "big") + b"\1"
+    found["record"] = record + b"\x28\0"
+    found["record-empty"] = record
+    for name, missing in (("byte", 1), ("key", 4), ("seal", 32), ("more", 40), ("all", 72)):
+        found[f"record-without-{name}"] = record + bytes([40, missing])
+    for name, at in (("first", 0), ("nonce", 40), ("tag", 52), ("key", 68), ("epoch", 71)):
+        found[f"record-{name}"] = record + b"\x28\0" + at.to_bytes(2, "big") + b"\x10"
     return found | {"slot": page, "frame": frame}
 
 

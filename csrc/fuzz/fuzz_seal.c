@@ -1,9 +1,10 @@
 /*
 ** Invariant: no bytes are opened that were not sealed. A header block that was not made with the key gives
-** no codec; a slot or a frame that was changed anywhere, or moved, gives zeros and an error.
+** no codec; a slot, a frame or a record that was changed anywhere, cut short, or moved, gives zeros and an error.
 **
-** Input: what to do, a page number, then a header block, or changes to bytes that were sealed here: u16 where,
-** u8 what to xor.
+** Input: what to do, a number (of the page, the frame, the record), then a header block, or changes to bytes
+** that were sealed here: u16 where, u8 what to xor. Of a record what comes first are its size and how many
+** bytes of its end are missing, u8 each.
 */
 #include "target.h"
 
@@ -17,6 +18,7 @@ enum {
     FORGED,    /* its copies are digested anew, so that their fields are looked at */
     PAGE,
     FRAME,
+    RECORD,
     HEAD = 5,
     SIZE = 512,
     HALF = NL_BLOCK_SIZE / 2
@@ -103,6 +105,45 @@ static void target_seal(const uint8_t *data, size_t n, uint32_t number, nl_key *
     free(in);
 }
 
+static void target_record(const uint8_t *data, size_t n, uint32_t number, nl_key *key)
+{
+    const size_t plain = n > 0 ? data[0] : 0, size = plain + NL_SEAL_SIZE;
+    const size_t missing = n > 1 ? data[1] % (size + 1) : 0;
+    /* The second begins as the first does. */
+    static const char *const names[] = {"state.json", "state.jso"};
+    uint8_t *in = target_alloc(plain), *sealed = target_alloc(size), *block = target_alloc(NL_BLOCK_SIZE);
+    nl_codec *codec, *again;
+    nl_error err;
+
+    for (size_t i = 0; i < plain; i++) in[i] = (uint8_t)(data[i % n] + i);
+    REQUIRE(nl_codec_create(SIZE, key, block, &codec, &err) == NL_OK);
+    REQUIRE(nl_codec_open(block, key, &again, &err) == NL_OK);
+    REQUIRE(nl_codec_seal_record(codec, names[0], number, in, plain, sealed, &err) == NL_OK);
+    const int changed = target_change(n > 2 ? data + 2 : NULL, n > 2 ? n - 2 : 0, sealed, size);
+    const size_t left = size - missing;
+    uint8_t *given = target_alloc(left);
+    memcpy(given, sealed, left);
+    for (uint32_t moved = 0; moved < 4; moved++) {
+        const size_t room = left < NL_SEAL_SIZE ? 0 : left - NL_SEAL_SIZE;
+        uint8_t *out = target_alloc(room);
+        memset(out, 0, room);
+        const int rc = nl_codec_open_record(again, names[moved & 1], number + (moved >> 1), given, left, out, &err);
+        if (changed || missing || moved) {
+            REQUIRE(rc == NL_E_TAG || rc == NL_E_KEY);
+            REQUIRE(target_zeros(out, room));
+        } else {
+            REQUIRE(rc == NL_OK && memcmp(in, out, plain) == 0);
+        }
+        free(out);
+    }
+    nl_codec_free(codec);
+    nl_codec_free(again);
+    free(given);
+    free(block);
+    free(sealed);
+    free(in);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     nl_key *key;
@@ -110,9 +151,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 
     if (n < HEAD) return 0;
     REQUIRE(nl_key_raw(secret, sizeof secret, &key, &err) == NL_OK);
-    const int what = data[0] & 3;
+    const int what = data[0] % (RECORD + 1);
     if (what == BLOCK || what == FORGED) {
         target_block(data + HEAD, n - HEAD, key, what == FORGED);
+    } else if (what == RECORD) {
+        target_record(data + HEAD, n - HEAD, nl_get32(data + 1), key);
     } else {
         target_seal(data + HEAD, n - HEAD, nl_get32(data + 1), key, what == FRAME);
     }

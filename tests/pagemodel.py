@@ -68,7 +68,7 @@ class PageModel:
             assert header.hash_start == self.claimed
 
     def write(self, path: Path) -> Path:
-        """The database as a file."""
+        """The database as a plain file."""
         lock = frames.lock_page(self.page_size)
         blank = bytes(self.page_size)
         data = b"".join(
@@ -79,4 +79,4 @@ class PageModel:
 
     def dump(self, path: Path) -> list[str]:
         """Its SQL, through stock SQLite, after an integrity check."""
-        return stock.dump(self.write(path))
+        return stock.dump(self.write(path), plain=True)

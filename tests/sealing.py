@@ -101,11 +101,50 @@ def wal_of(path: object) -> Path:
     return Path(f"{path}-{'nlwal' if is_on() else 'wal'}")
 
 
+def _log(database: Path, name: str) -> tuple[Path, Any]:
+    from nearlite.logseal import Clear, Sealed
+
+    path = database.with_name(f"{database.name}-nearlite") / name
+    return path, Sealed(database, _key()) if is_on() else Clear()
+
+
 def log_file(database: Path, name: str) -> bytes:
     """What a file of a database's log says."""
-    data = (database.with_name(f"{database.name}-nearlite") / name).read_bytes()
-    if not is_on():
-        return data
-    from nearlite.logseal import Sealed
+    path, seal = _log(database, name)
+    data = path.read_bytes()
+    return seal.journal(name, data) if name.endswith(".journal") else seal.opened(name, data)
 
-    return Sealed(database, _key()).opened(name, data)
+
+def put_log_file(database: Path, name: str, data: bytes) -> None:
+    """Makes a file of a database's log say something else; no journal."""
+    path, seal = _log(database, name)
+    path.write_bytes(b"".join(seal.file(name, (data,))))
+
+
+def _slot(path: Path, number: int) -> tuple[Any, int, int]:
+    """Codec (None: plain), offset and size of a page in its file."""
+    from nearlite._native.sealing import BLOCK_SIZE, SEAL_SIZE, Block, Codec
+
+    with path.open("rb") as file:
+        head = file.read(BLOCK_SIZE)
+    if not is_on():
+        size = int.from_bytes(head[16:18], "big")
+        size = 65536 if size == 1 else size
+        return None, (number - 1) * size, size
+    size = Block.look(head).page_size + SEAL_SIZE
+    return Codec.open(head, _key()), BLOCK_SIZE + (number - 1) * size, size
+
+
+def page_of(path: Path, number: int) -> bytes:
+    """A page as the database file has it."""
+    codec, offset, size = _slot(path, number)
+    with path.open("rb") as file:
+        data = os.pread(file.fileno(), size, offset)
+    return codec.open_page(number, data) if codec else data
+
+
+def put_page(path: Path, number: int, page: bytes) -> None:
+    """Writes a page behind everybody's back, sealed as the file is."""
+    codec, offset, _ = _slot(path, number)
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), codec.seal_page(number, page) if codec else page, offset)

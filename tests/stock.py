@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+
+from sealing import everything_plain
 
 _CHILD = """
 import json, sys, sealing
@@ -26,9 +29,17 @@ connection.close()
 
 
 class Stock:
-    """One connection; closing it is a last close when nobody else has the file open."""
+    """One connection; closing it is a last close when nobody else has the file open.
 
-    def __init__(self, path: Path | str, *, timeout: float = 30.0) -> None:
+    Args:
+      plain: the file is, even where all others are sealed.
+    """
+
+    def __init__(self, path: Path | str, *, timeout: float = 30.0, plain: bool = False) -> None:
+        with everything_plain() if plain else nullcontext():
+            self._start(path, timeout)
+
+    def _start(self, path: Path | str, timeout: float) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _CHILD, os.path.abspath(path), str(timeout)],
             stdin=subprocess.PIPE,
@@ -58,17 +69,17 @@ class Stock:
         self.close()
 
 
-def run(path: Path | str, *statements: str) -> list[list]:
+def run(path: Path | str, *statements: str, plain: bool = False) -> list[list]:
     """Open, run statements, close; rows of the last one."""
     rows: list[list] = []
-    with Stock(path) as stock:
+    with Stock(path, plain=plain) as stock:
         for statement in statements:
             rows = stock.execute(statement)
     return rows
 
 
-def dump(path: Path | str) -> list[str]:
+def dump(path: Path | str, *, plain: bool = False) -> list[str]:
     """A database's SQL, after an integrity check."""
-    with Stock(path) as stock:
+    with Stock(path, plain=plain) as stock:
         assert stock.execute("PRAGMA integrity_check") == [["ok"]]
         return stock.execute(".dump")

@@ -15,6 +15,8 @@ from history import History, Moment, advance, bootstrapped, replica_of
 from nearlite._native._lib import HashError, NotReplicaError, PositionError
 from nearlite._native.applier import Applier, Hashes
 
+EITHER = True
+
 SIZES = [512, 1024, 4096, 65536]
 
 

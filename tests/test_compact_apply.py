@@ -11,6 +11,8 @@ from nearlite._native import compact
 from nearlite._native._lib import HashError
 from nearlite._native.applier import Applier, State
 
+EITHER = True
+
 FILL = (
     "INSERT INTO t(a, n) WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM c WHERE i < {}) "
     "SELECT hex(randomblob(30)), i FROM c"

@@ -13,6 +13,8 @@ from primaries import primary
 
 import nearlite
 
+EITHER = True
+
 MODES = [{"isolation_level": level} for level in ("", "IMMEDIATE", "EXCLUSIVE", None)]
 if sys.version_info >= (3, 12):
     MODES += [{"autocommit": True}, {"autocommit": False}]

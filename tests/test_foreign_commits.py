@@ -20,6 +20,8 @@ from nearlite.position import Position
 from nearlite.server import App
 from nearlite.wire import Status
 
+EITHER = True
+
 POLL = 25  # seconds of a long poll, at whose end everything is noticed
 SOON = 12.0  # seconds; what is answered within them was noticed before
 

@@ -24,6 +24,8 @@ from nearlite._native.database import NO_PARAMETERS
 from nearlite.position import Position
 from nearlite.primary import Primary
 
+EITHER = True
+
 CHILD = """
 import sys
 from nearlite.primary import Primary

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from pagemodel import PageModel
-from sealing import log_file
+from sealing import log_file, page_of, put_log_file, put_page, wal_of
 from stock import Stock, dump, run
 from test_primary import bootstrap, execute, follow
 
@@ -23,6 +23,8 @@ from nearlite._native.database import NO_PARAMETERS
 from nearlite.logformat import Journal
 from nearlite.primary import Primary
 from nearlite.streams import baton_key
+
+EITHER = True
 
 CHILD = """
 import sys
@@ -80,7 +82,7 @@ def killed(path: Path, *lines: str, durability: str = "full") -> list[str]:
 def glance(path: Path) -> None:
     """What `sqlite3 file 'select 1'` does: the last close removes the WAL."""
     run(path, "SELECT count(*) FROM sqlite_schema")
-    assert not Path(f"{path}-wal").exists()
+    assert not wal_of(path).exists()
 
 
 def state_of(path: Path) -> dict:
@@ -88,8 +90,7 @@ def state_of(path: Path) -> dict:
 
 
 def edit_state(path: Path, **fields) -> None:
-    file = path.with_name(path.name + "-nearlite") / "state.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    put_log_file(path, "state.json", json.dumps({**state_of(path), **fields}).encode())
 
 
 def test_after_a_clean_stop_the_next_generation_goes_on(tmp_path):
@@ -217,13 +218,13 @@ def test_rule_a4_no_position_is_used_twice_after_foreign_commits_were_lost(tmp_p
     path = tmp_path / "data.db"
     child = Child(path)
     child.do("CREATE TABLE t(a)")
-    kept = Path(f"{path}-wal").stat().st_size
+    kept = wal_of(path).stat().st_size
     (journal,) = (tmp_path / "data.db-nearlite").glob("*.journal")
     journaled = journal.stat().st_size
     run(path, "PRAGMA synchronous=NORMAL", "INSERT INTO t VALUES('lost')")
     shown, shown_hash = child.do("SELECT 1").split()
     child.kill()
-    os.truncate(f"{path}-wal", kept)
+    os.truncate(wal_of(path), kept)
     os.truncate(journal, journaled)
     Path(f"{path}-shm").unlink()
     edit_state(path, boot_id="another")
@@ -239,10 +240,10 @@ def test_a_tail_lost_with_the_power_is_no_restored_primary(tmp_path):
     path = tmp_path / "data.db"
     child = Child(path, "normal")
     child.do("CREATE TABLE t(a)")
-    kept = Path(f"{path}-wal").stat().st_size
+    kept = wal_of(path).stat().st_size
     lost = child.do("INSERT INTO t VALUES('lost')").split()
     child.kill()
-    os.truncate(f"{path}-wal", kept)
+    os.truncate(wal_of(path), kept)
     Path(f"{path}-shm").unlink()
     edit_state(path, boot_id="another")
     with Primary.open(path, durability="normal") as primary:
@@ -256,10 +257,10 @@ def test_an_older_copy_with_its_wal_is_a_new_lineage(tmp_path):
     path = tmp_path / "data.db"
     child = Child(path)
     child.do("CREATE TABLE t(a)")
-    kept = Path(f"{path}-wal").stat().st_size
+    kept = wal_of(path).stat().st_size
     before = child.do("INSERT INTO t VALUES('later')").split()[0]
     child.kill()
-    os.truncate(f"{path}-wal", kept)
+    os.truncate(wal_of(path), kept)
     Path(f"{path}-shm").unlink()
     with Primary.open(path) as primary:
         assert str(primary.state().position)[:8] != before[:8]
@@ -280,7 +281,7 @@ def test_a_file_restored_from_backup_begins_a_new_lineage_with_another_schema_co
         (tmp_path / "backup").rename(path)
     else:
         path.write_bytes((tmp_path / "backup").read_bytes())
-    Path(f"{path}-wal").unlink(missing_ok=True)
+    wal_of(path).unlink(missing_ok=True)
     with Primary.open(path) as primary:
         now = primary.state().position
         assert now.lineage != old.position.lineage
@@ -320,9 +321,10 @@ def test_an_existing_database_is_adopted_with_another_schema_cookie(tmp_path):
 def test_a_replica_file_is_refused_with_what_to_do(tmp_path):
     path = tmp_path / "replica.db"
     run(path, "PRAGMA journal_mode=WAL", "CREATE TABLE t(a)")
-    data = bytearray(path.read_bytes())
-    data[18] = 3
-    path.write_bytes(data)
+    first = bytearray(page_of(path, 1))
+    first[18] = 3
+    put_page(path, 1, first)
+    data = path.read_bytes()
     with pytest.raises(errors.NotSupportedError, match="VACUUM INTO"):
         Primary.open(path)
     assert path.read_bytes() == data
@@ -331,10 +333,10 @@ def test_a_replica_file_is_refused_with_what_to_do(tmp_path):
 def test_pages_with_a_reserved_tail_are_refused(tmp_path):
     path = tmp_path / "data.db"
     Primary.open(path).close()
-    data = bytearray(path.read_bytes())
-    data[20] = 8  # reserved bytes, and the empty schema page's content area before them
-    data[105:107] = (4096 - 8).to_bytes(2, "big")
-    path.write_bytes(data)
+    first = bytearray(page_of(path, 1))
+    first[20] = 8  # reserved bytes, and the empty schema page's content area before them
+    first[105:107] = (4096 - 8).to_bytes(2, "big")
+    put_page(path, 1, first)
     with pytest.raises(errors.NotSupportedError, match="reserved tail"):
         Primary.open(path)
 
@@ -380,11 +382,10 @@ def test_a_state_of_a_later_version_is_refused_and_not_overwritten(tmp_path):
 def test_a_damaged_state_is_refused_and_not_overwritten(tmp_path, content):
     path = tmp_path / "data.db"
     Primary.open(path).close()
-    state = tmp_path / "data.db-nearlite" / "state.json"
-    state.write_bytes(content)
+    put_log_file(path, "state.json", content)
     with pytest.raises(errors.DatabaseError, match="The database itself is not affected"):
         Primary.open(path)
-    assert state.read_bytes() == content
+    assert log_file(path, "state.json") == content
 
 
 def test_a_file_of_somebody_elses_in_the_folder_stops_no_roll(tmp_path):
@@ -419,7 +420,7 @@ def test_a_journal_that_could_not_begin_is_begun_again(tmp_path, monkeypatch):
         execute(primary, "INSERT INTO t VALUES(1)")
         follow(primary, model)
         (journal,) = (tmp_path / "data.db-nearlite").glob("*.journal")
-        assert Journal.decode(journal.read_bytes()).frame == primary.state().position.frame
+        assert Journal.decode(log_file(path, journal.name)).frame == primary.state().position.frame
         assert not list((tmp_path / "data.db-nearlite").glob("*.journal.part"))
 
 
@@ -433,13 +434,13 @@ def test_the_wal_of_an_archived_generation_is_never_taken_for_the_next(tmp_path)
     primary = Primary.open(path)
     execute(primary, "CREATE TABLE t(a)", "INSERT INTO t VALUES(1)")
     model = bootstrap(primary)
-    old_wal = Path(f"{path}-wal").read_bytes()
+    old_wal = wal_of(path).read_bytes()
     assert primary.roll()
     follow(primary, model)
     primary._tail.close()
     primary._closed = True
     primary._log.close()
-    Path(f"{path}-wal").write_bytes(old_wal)
+    wal_of(path).write_bytes(old_wal)
     Path(f"{path}-shm").unlink(missing_ok=True)
     with Primary.open(path) as again:
         state = again.state()
@@ -451,7 +452,7 @@ def test_the_wal_of_an_archived_generation_is_never_taken_for_the_next(tmp_path)
         assert model.hash == again.verify()[0]
         assert again.roll()
         follow(again, model)
-    assert log.Log(str(path)).load().generation == 4
+    assert state_of(path)["generation"] == 4
 
 
 def test_after_a_restore_under_the_running_primary_the_old_historys_indexes_are_forgotten(tmp_path):
@@ -470,7 +471,7 @@ def test_after_a_restore_under_the_running_primary_the_old_historys_indexes_are_
         path.write_bytes(saved)
         with open(f"{path}-shm", "r+b") as shm:
             shm.write(bytes(os.fstat(shm.fileno()).st_size))
-        os.truncate(f"{path}-wal", 0)
+        os.truncate(wal_of(path), 0)
         begun = primary.state()
         assert begun.position.lineage != start.position.lineage
         for number in range(5):
@@ -548,7 +549,7 @@ def test_a_primary_that_ends_before_it_has_recovered_keeps_its_history(tmp_path,
         primary.prepare_roll()  # the database file has it all
         with open(f"{path}-shm", "r+b") as shm:
             shm.write(bytes(os.fstat(shm.fileno()).st_size))
-        os.truncate(f"{path}-wal", 0)
+        os.truncate(wal_of(path), 0)
         with monkeypatch.context() as patched:
             patched.setattr(log.Log, "save_index", full)
             with pytest.raises(OSError, match="No space left"):

@@ -12,6 +12,8 @@ from nearlite import errors
 from nearlite.logstate import Archived, retained
 from nearlite.primary import Primary
 
+EITHER = True
+
 
 def generation(number: int, *, age: float, size: int = 100) -> Archived:
     return Archived(

@@ -29,6 +29,8 @@ from nearlite._native.applier import Applier
 from nearlite._native.frames import Chunk, ChunkHeader, SetHeader
 from nearlite.position import Position
 
+EITHER = True
+
 SECONDS = 1.5
 KINDS = ["steady", "reopening", "mapping", "checkpointing", "holding"]
 

@@ -25,6 +25,8 @@ from test_hostile import Scene, http
 from nearlite.errors import NotAReplicaError, SyncError
 from nearlite.replica import Replica
 
+EITHER = True
+
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:

@@ -15,6 +15,8 @@ from nearlite import sharing
 from nearlite.applications import PrimaryApp
 from nearlite.primary import Primary
 
+EITHER = True
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:

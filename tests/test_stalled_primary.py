@@ -27,6 +27,8 @@ from nearlite.errors import AnswerError, OfflineError, SyncError
 from nearlite.pulling import SyncResult
 from nearlite.replica import Replica
 
+EITHER = True
+
 LONG = 600.0  # seconds; nobody waits so long
 READ_LOCKS = 123, 5  # bytes of the -shm that a reader needs one of, and how many
 

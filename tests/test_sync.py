@@ -19,6 +19,8 @@ from nearlite.errors import (
 from nearlite.position import Position
 from nearlite.sync import Apply, Done, Fetch, Local, Overlay, Pull, Seed, refusal
 
+EITHER = True
+
 HERE = Local(Position(7, 1, 10), 0xAA)
 THERE = Local(Position(7, 1, 25), 0xBB)
 

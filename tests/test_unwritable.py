@@ -9,6 +9,8 @@ from pathlib import Path
 
 import primaries
 
+EITHER = True
+
 OPEN = """
 import os, sys, nearlite
 import nearlite.embedded

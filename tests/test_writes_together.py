@@ -20,6 +20,8 @@ from nearlite.primary import Primary
 from nearlite.session import Session
 from nearlite.streams import Turn
 
+EITHER = True
+
 SCHEMA = """
     CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE);
     CREATE TABLE fragile(a);

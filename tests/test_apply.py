@@ -11,6 +11,7 @@ from pathlib import Path
 import history
 import pytest
 from history import History, Moment, advance, bootstrapped, replica_of
+from sealing import page_of, put_page, reader, wal_of
 
 from nearlite._native._lib import HashError, NotReplicaError, PositionError
 from nearlite._native.applier import Applier, Hashes
@@ -21,7 +22,7 @@ SIZES = [512, 1024, 4096, 65536]
 
 
 def pages_as_sqlite_sees_them(path: Path) -> list[bytes]:
-    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    db = reader(f"file:{path}?mode=ro", uri=True)
     try:
         copy = sqlite3.connect(":memory:")
         db.execute("BEGIN")
@@ -90,7 +91,7 @@ def test_a_long_random_history_with_checkpoints_and_one_open_reader(
     old = source.step("CREATE TABLE t(id INTEGER PRIMARY KEY, a)", fill(500))
     path = tmp_path / "r.db"
     applier = replica_of(old, path)
-    reader = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+    other = reader(f"file:{path}?mode=ro", uri=True, isolation_level=None)
     for turn in range(40):
         sql = rng.choice(
             [
@@ -102,40 +103,40 @@ def test_a_long_random_history_with_checkpoints_and_one_open_reader(
                 f"DROP TABLE IF EXISTS x{turn % 4}",
             ]
         )
-        expected = reader.execute("SELECT count(*), sum(length(a)) FROM t").fetchall()
-        reader.execute("BEGIN")
-        assert reader.execute("SELECT count(*), sum(length(a)) FROM t").fetchall() == expected
+        expected = other.execute("SELECT count(*), sum(length(a)) FROM t").fetchall()
+        other.execute("BEGIN")
+        assert other.execute("SELECT count(*), sum(length(a)) FROM t").fetchall() == expected
         new = source.step(sql)
         advance(applier, old, new)
-        assert reader.execute("SELECT count(*), sum(length(a)) FROM t").fetchall() == expected
+        assert other.execute("SELECT count(*), sum(length(a)) FROM t").fetchall() == expected
         if turn % 3 == 0:
             applier.checkpoint("passive", wait=0)
-        reader.execute("COMMIT")
+        other.execute("COMMIT")
         if turn % 7 == 0:
             applier.checkpoint(rng.choice(["restart", "truncate"]), wait=1)
         truth = source.db.execute("SELECT count(*), sum(length(a)) FROM t").fetchall()
-        assert reader.execute("SELECT count(*), sum(length(a)) FROM t").fetchall() == truth
+        assert other.execute("SELECT count(*), sum(length(a)) FROM t").fetchall() == truth
         old = new
     check_equal(applier, path, old)
-    reader.close()
+    other.close()
     applier.close()
 
 
 def test_a_set_in_many_chunks_is_one_transaction(source: History, tmp_path: Path) -> None:
     old = source.step("CREATE TABLE t(id INTEGER PRIMARY KEY, a)", "INSERT INTO t(a) VALUES (1)")
     applier = replica_of(old, tmp_path / "r.db")
-    reader = sqlite3.connect(f"file:{tmp_path / 'r.db'}?mode=ro", uri=True)
+    other = reader(f"file:{tmp_path / 'r.db'}?mode=ro", uri=True)
     new = source.step(fill(3000))
     head, chunks = history.page_set(old, new, per_chunk=7)
     assert len(chunks) > 5
     assert applier.begin(head, wait=1)
     for chunk in chunks:
         applier.chunk(chunk)
-        assert reader.execute("SELECT count(*) FROM t").fetchone() == (1,)
+        assert other.execute("SELECT count(*) FROM t").fetchone() == (1,)
     applier.commit()
-    assert reader.execute("SELECT count(*) FROM t").fetchone() == (3001,)
+    assert other.execute("SELECT count(*) FROM t").fetchone() == (3001,)
     check_equal(applier, tmp_path / "r.db", new)
-    reader.close()
+    other.close()
     applier.close()
 
 
@@ -183,9 +184,7 @@ def test_a_set_that_leads_to_another_state_is_rolled_back(source: History, tmp_p
 
 def spoil(path: Path, moment: Moment, number: int) -> None:
     """Overwrite a page of the database file behind SQLite's back."""
-    with path.open("r+b") as file:
-        file.seek((number - 1) * moment.page_size)
-        file.write(bytes(moment.page_size))
+    put_page(path, number, bytes(moment.page_size))
 
 
 def test_with_a_bootstraps_hashes_no_old_page_is_read(source: History, tmp_path: Path) -> None:
@@ -246,9 +245,11 @@ def test_position_is_checked_under_the_write_lock(source: History, tmp_path: Pat
     two.close()
 
 
-def test_a_writable_or_foreign_file_is_not_a_replica(source: History, tmp_path: Path) -> None:
-    source.step("CREATE TABLE t(a)")
-    applier = Applier(str(source.path))
+def test_a_writable_or_foreign_file_is_not_a_replica(tmp_path: Path) -> None:
+    path = tmp_path / "writable.db"
+    with closing(reader(path)) as other:
+        other.execute("CREATE TABLE t(a)")
+    applier = Applier(str(path))
     with pytest.raises(NotReplicaError):
         applier.state()
     applier.close()
@@ -258,7 +259,7 @@ def test_stock_sqlite_reads_but_never_writes_a_replica(source: History, tmp_path
     old = source.step("CREATE TABLE t(id INTEGER PRIMARY KEY, a)", fill(10))
     path = tmp_path / "r.db"
     applier = replica_of(old, path)
-    stock = sqlite3.connect(path, isolation_level=None)
+    stock = reader(path, isolation_level=None)
     stock.execute("CREATE TEMP TABLE mine(x)")
     for sql in ("DELETE FROM t", "CREATE TABLE u(a)", "PRAGMA user_version=3", "VACUUM"):
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
@@ -291,7 +292,7 @@ def test_the_position_survives_closing_and_reopening(source: History, tmp_path: 
     new = source.step(fill(10))
     advance(applier, old, new)
     applier.close()
-    assert not Path(f"{path}-wal").exists()
+    assert not wal_of(path).exists()
     applier = Applier(str(path))
     check_equal(applier, path, new)
     applier.close()
@@ -306,7 +307,7 @@ def test_the_replica_header_has_the_documented_bytes(source: History, tmp_path: 
         if moment is not old:
             advance(applier, old, moment)
         applier.checkpoint("truncate", wait=1)
-        page = path.read_bytes()[: moment.page_size]
+        page = page_of(path, 1)
         at = moment.position
         fields = (at.lineage, at.generation, at.frame)
         header = b"".join(n.to_bytes(4, "big") for n in fields) + moment.hash.to_bytes(8, "big")
@@ -321,11 +322,10 @@ def test_rule_b3_a_file_without_pages_is_no_replica(source: History, tmp_path: P
     head, chunks = history.page_set(old, source.step("INSERT INTO t VALUES(1)"))
     path = tmp_path / "empty.db"
     path.touch()
-    with closing(Applier(str(path))) as applier:
-        with pytest.raises(sqlite3.DatabaseError):
-            applier.state()
-        with pytest.raises(sqlite3.DatabaseError):
-            applier.apply(head, chunks, wait=1)
+    with pytest.raises(sqlite3.DatabaseError), closing(Applier(str(path))) as applier:
+        applier.state()
+    with pytest.raises(sqlite3.DatabaseError), closing(Applier(str(path))) as applier:
+        applier.apply(head, chunks, wait=1)
     assert path.read_bytes() == b""
 
 

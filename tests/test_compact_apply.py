@@ -6,6 +6,7 @@ import random
 
 import pytest
 from history import History, Moment, changed, header, replica_of
+from sealing import page_of, put_page, wal_of
 
 from nearlite._native import compact
 from nearlite._native._lib import HashError
@@ -101,12 +102,10 @@ def test_a_base_that_is_not_what_it_was_is_noticed_and_nothing_changes(pair):
     data = told(old, new)
     number = max(changed(old, new))
     applier.checkpoint("truncate", wait=5)
-    with path.open("r+b") as file:
-        file.seek(number * 4096 - 700)
-        byte = file.read(1)[0]
-        file.seek(number * 4096 - 700)
-        file.write(bytes([byte ^ 1]))
-    wal = path.with_name(path.name + "-wal")
+    page = bytearray(page_of(path, number))
+    page[-700] ^= 1
+    put_page(path, number, page)
+    wal = wal_of(path)
     before = wal.stat().st_size if wal.exists() else 0
     with pytest.raises(HashError):
         take(applier, data)

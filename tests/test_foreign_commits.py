@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sealing import log_file
 from serving import Client, app_of, serving
 from stock import Stock
 
@@ -121,10 +122,9 @@ def test_commits_of_another_program_alone_make_the_primary_roll(tmp_path: Path) 
     with serving(app_of(path, roll_bytes=100_000)) as port, Stock(path) as other:
         other.execute("CREATE TABLE t(a)")
         other.execute("INSERT INTO t VALUES(randomblob(200000))")
-        state = path.with_name("rolled.db-nearlite") / "state.json"
         end = time.monotonic() + SOON
         # Nobody asks the server for anything.
-        while json.loads(state.read_text())["generation"] == 1:
+        while json.loads(log_file(path, "state.json"))["generation"] == 1:
             assert time.monotonic() < end, "it never rolled"
             threading.Event().wait(0.01)
         # The file is written within the roll, during which the position before it is told.

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import stack
 from pagemodel import PageModel
+from sealing import reader
 from stock import run
 from test_primary import bootstrap, execute, follow
 
@@ -51,7 +52,6 @@ print("done", flush=True)
 
 POINTS = sorted([*stack.PRIMARY_POINTS, "generation.closed", "tail.read-page"])
 
-TEST_BUILD = {**os.environ, "NEARLITE_FFI": "test"}
 
 
 def test_every_fault_point_of_the_log_has_its_crash():
@@ -63,7 +63,7 @@ def test_every_fault_point_of_the_log_has_its_crash():
 def child(path: Path, n: int, rounds: int, fault: str = "") -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(path), str(n), str(rounds)],
-        env={**TEST_BUILD, "NL_FAULT": fault},
+        env={**os.environ, "NEARLITE_FFI": "test", "NL_FAULT": fault},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -133,7 +133,7 @@ def test_rule_a1_nobody_writes_or_checkpoints_inside_a_roll(tmp_path, point):
     process = child(path, 1, 2, f"{point}:stop")
     os.waitid(os.P_PID, process.pid, os.WSTOPPED)
     try:
-        with closing(sqlite3.connect(path, 0, isolation_level=None)) as stock:
+        with closing(reader(path, timeout=0, isolation_level=None)) as stock:
             with pytest.raises(sqlite3.OperationalError, match="locked"):
                 stock.execute("INSERT INTO t VALUES(1000000, 'cut off')")
             assert stock.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 1

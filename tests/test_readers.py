@@ -35,13 +35,13 @@ SECONDS = 1.5
 KINDS = ["steady", "reopening", "mapping", "checkpointing", "holding"]
 
 READER = """
-    import json, random, sqlite3, sys, time
+    import json, random, sealing, sqlite3, sys, time
     path, kind, query, known, rising = sys.argv[1:6]
     known, rising = json.loads(known), rising == "rising"
     rng = random.Random(kind)
 
     def connect():
-        c = sqlite3.connect(path, 10, isolation_level=None)
+        c = sealing.reader(path, timeout=10, isolation_level=None)
         if kind == "mapping":
             c.execute("PRAGMA mmap_size=100000000").fetchall()
         return c
@@ -105,6 +105,7 @@ class Readers:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                cwd=Path(__file__).parent,
             )
             for kind in KINDS
         ]

@@ -16,8 +16,6 @@ from nearlite import errors
 from nearlite._native import database as native
 from nearlite._native.database import Database
 
-EITHER = True
-
 pack = msgspec.msgpack.encode
 
 

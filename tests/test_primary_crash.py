@@ -53,7 +53,6 @@ print("done", flush=True)
 POINTS = sorted([*stack.PRIMARY_POINTS, "generation.closed", "tail.read-page"])
 
 
-
 def test_every_fault_point_of_the_log_has_its_crash():
     rooms = ("generation", "log", "roll", "tail")
     mine = [name for name in stack.names() if name.partition(".")[0] in rooms]

@@ -78,7 +78,9 @@ def test_no_commit_of_foreign_writers_is_lost_while_generations_roll(tmp_path, a
         assert model.hash == state.hash
         assert state.position.generation == rolls + 1  # none was lost to recovery
         copy = model.write(tmp_path / "copy.db")
-        assert run(copy, "SELECT n FROM counter ORDER BY writer", plain=True) == [[n] for n in counts]
+        assert run(copy, "SELECT n FROM counter ORDER BY writer", plain=True) == [
+            [n] for n in counts
+        ]
         assert model.dump(copy) == dump(path)
         history(primary)
 

@@ -29,8 +29,6 @@ from nearlite.position import Position
 from nearlite.replica import Replica
 from nearlite.streams import Limits
 
-EITHER = True
-
 # Seconds of patience with what is spoiled: an answer that says it is longer than it is keeps a client waiting
 # for all of them. What must succeed has others.
 SHORT = 0.25

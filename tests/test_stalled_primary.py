@@ -20,6 +20,7 @@ from pathlib import Path
 import history
 import pytest
 from history import History, Moment
+from sealing import reader
 from test_hostile import Server, http
 
 from nearlite import wire
@@ -89,7 +90,7 @@ class Scene:
 
     def rows(self) -> int:
         """What a process with stock SQLite reads."""
-        with closing(sqlite3.connect(self.path, 0)) as c:
+        with closing(reader(self.path, timeout=0)) as c:
             assert c.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             (found,) = c.execute("SELECT count(*) FROM t").fetchone()
         return int(found)

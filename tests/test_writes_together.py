@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sealing import reader
 from serving import batch, execute, outcome
 
 from nearlite import atonce, hrana
@@ -83,7 +83,7 @@ class Bench:
 
     def rows(self) -> list[Any]:
         """What stock SQLite reads."""
-        connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+        connection = reader(f"file:{self.path}?mode=ro", uri=True)
         try:
             return [row[0] for row in connection.execute("SELECT b FROM t ORDER BY a")]
         finally:
@@ -150,7 +150,7 @@ def test_a_read_that_lasts_leaves_the_group_to_the_others(bench: Bench) -> None:
 
 
 def test_another_programs_lock_is_the_threads_to_wait_for(bench: Bench) -> None:
-    stock = sqlite3.connect(bench.path, isolation_level=None)
+    stock = reader(bench.path, isolation_level=None)
     stock.execute("BEGIN IMMEDIATE")
     job = bench.job(execute("INSERT INTO t(b) VALUES('mine')"))
     bench.run(job)

@@ -23,6 +23,8 @@ from stock import run
 import nearlite
 from nearlite.wire import Status
 
+EITHER = True
+
 HERE = Path(__file__).parent
 
 
@@ -319,11 +321,11 @@ def test_rule_f_a_commit_that_fails_is_told_to_everybody_in_its_group(
         [sys.executable, "-c", GROUP, folder, marker],
         env={
             **os.environ,
-            "PYTHONPATH": str(HERE),
             "LD_PRELOAD": str(library),
             "NL_DISK": str(folder),
             broken: str(marker),
         },
+        cwd=HERE,
         capture_output=True,
         text=True,
         timeout=60,

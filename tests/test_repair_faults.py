@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import stack
-from sealing import reader
+from sealing import page_of, put_page, reader
 
 from nearlite import comparing
 from nearlite._native import faults
 from nearlite.errors import SyncError
 from nearlite.replica import Replica
+
+EITHER = True
 
 POINTS = [
     "repair.surveyed",
@@ -53,10 +55,10 @@ def damaged(primary: stack.Primary, tmp_path: Path) -> Iterator[Path]:
     with closing(Replica(str(path), primary.url)) as replica:
         replica.open()
         replica.sync()
-    with path.open("r+b") as file:
-        for page in range(20, 220, 2):
-            file.seek(page * 4096 - 50)
-            file.write(b"damaged")
+    for number in range(20, 220, 2):
+        page = bytearray(page_of(path, number))
+        page[-50:-43] = b"damaged"
+        put_page(path, number, page)
     yield path
     faults.clear()
 

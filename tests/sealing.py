@@ -143,6 +143,21 @@ def page_of(path: Path, number: int) -> bytes:
     return codec.open_page(number, data) if codec else data
 
 
+def edit_page(path: Path, number: int, at: int, data: bytes) -> None:
+    """Other bytes in a page, from `at` on, as whoever has the key can write them."""
+    page = bytearray(page_of(path, number))
+    page[at : at + len(data)] = data
+    put_page(path, number, page)
+
+
+def rot(path: Path, number: int, at: int = 100) -> None:
+    """Flips bits of a byte of a page where it lies on the disk."""
+    _, offset, _ = _slot(path, number)
+    with path.open("r+b") as file:
+        (byte,) = os.pread(file.fileno(), 1, offset + at)
+        os.pwrite(file.fileno(), bytes([byte ^ 0x55]), offset + at)
+
+
 def put_page(path: Path, number: int, page: bytes) -> None:
     """Writes a page behind everybody's back, sealed as the file is."""
     codec, offset, _ = _slot(path, number)

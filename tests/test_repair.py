@@ -15,11 +15,12 @@ from typing import Any
 
 import primaries
 import pytest
-from sealing import reader
+from sealing import edit_page, page_of, reader, rot, wal_of
 
 import nearlite
 from nearlite import errors
 from nearlite._native.applier import Applier
+from nearlite._native.database import Database
 from nearlite.replica import Replica
 
 EITHER = True
@@ -47,21 +48,28 @@ def synced(served: primaries.Served, path: Path) -> None:
     replica.open()
     replica.sync()
     replica.close()
-    assert not Path(f"{path}-wal").exists()
+    assert not wal_of(path).exists()
 
 
-def damage(path: Path, *pages: int, size: int = PAGE) -> None:
+def damage(path: Path, *pages: int) -> None:
     """Flip a byte in each of these pages."""
-    with path.open("r+b") as file:
-        for page in pages:
-            file.seek((page - 1) * size + 100)
-            byte = file.read(1)[0]
-            file.seek(-1, os.SEEK_CUR)
-            file.write(bytes([byte ^ 0x55]))
+    for page in pages:
+        rot(path, page)
 
 
-def pages_of(path: Path, size: int = PAGE) -> int:
-    return path.stat().st_size // size
+def pages_of(path: Path) -> int:
+    with closing(reader(path)) as database:
+        found: int = database.execute("PRAGMA page_count").fetchone()[0]
+    return found
+
+
+def diverge(path: Path, *pages: int) -> None:
+    """Other content in these pages and a header that says so, as a bug or a lost write of the primary leaves it."""
+    for page in pages:
+        edit_page(path, page, 100, bytes([page_of(path, page)[100] ^ 0x55]))
+    with closing(Applier(str(path))) as applier:
+        _, found = applier.full_hash()
+    edit_page(path, 1, 84, found.to_bytes(8, "big"))
 
 
 def check_equal(served: primaries.Served, path: Path) -> None:
@@ -104,14 +112,11 @@ def test_flipped_bytes_are_found_and_only_their_pages_travel(
     check_equal(served, path)
 
 
-@pytest.mark.plain
 def test_a_damaged_schema_is_repaired(served: primaries.Served, tmp_path: Path) -> None:
     """The whole of page 1 behind its header: no SQL can be compiled until it is repaired."""
     path = tmp_path / "replica.db"
     synced(served, path)
-    with path.open("r+b") as file:
-        file.seek(100)
-        file.write(random.Random(2).randbytes(PAGE - 100))
+    edit_page(path, 1, 100, random.Random(2).randbytes(PAGE - 100))
     with closing(reader(path)) as stock, pytest.raises(sqlite3.DatabaseError):
         stock.execute("SELECT count(*) FROM t").fetchone()
     done = opened_and_synced(served, path)
@@ -119,9 +124,9 @@ def test_a_damaged_schema_is_repaired(served: primaries.Served, tmp_path: Path) 
     check_equal(served, path)
 
 
-@pytest.mark.plain
 @pytest.mark.parametrize("page_size", [512, 65536])
 def test_other_page_sizes(tmp_path: Path, page_size: int) -> None:
+    Database(str(tmp_path / "primary.db"), page_size=page_size).close()  # where files are sealed
     with closing(reader(tmp_path / "primary.db")) as database:
         database.execute(f"PRAGMA page_size={page_size}")
         database.execute("PRAGMA journal_mode=wal")
@@ -131,16 +136,16 @@ def test_other_page_sizes(tmp_path: Path, page_size: int) -> None:
     with primaries.primary(tmp_path) as served:
         path = tmp_path / "replica.db"
         synced(served, path)
-        last = pages_of(path, page_size)
-        damage(path, 2, last // 2, last, size=page_size)
+        last = pages_of(path)
+        damage(path, 2, last // 2, last)
         done = opened_and_synced(served, path)
         assert (done.repaired, done.pages) == (True, 3)
         check_equal(served, path)
 
 
-@pytest.mark.plain
 def test_ranges_are_compared_before_single_pages(tmp_path: Path) -> None:
     """A database of more pages than are compared at once: hashes of 64 pages first, then few of pages."""
+    Database(str(tmp_path / "primary.db"), page_size=512).close()  # where files are sealed
     with closing(reader(tmp_path / "primary.db")) as database:
         database.execute("PRAGMA page_size=512")
         database.execute("PRAGMA journal_mode=wal")
@@ -150,9 +155,9 @@ def test_ranges_are_compared_before_single_pages(tmp_path: Path) -> None:
     with primaries.primary(tmp_path) as served:
         path = tmp_path / "replica.db"
         synced(served, path)
-        pages = pages_of(path, 512)
+        pages = pages_of(path)
         assert pages > 16_384
-        damage(path, 3, 63, 64, 65, 8_000, pages, size=512)
+        damage(path, 3, 63, 64, 65, 8_000, pages)
         asked = served.seen.count("/nl/v1/repair")
         done = opened_and_synced(served, path)
         assert done.pages == 6
@@ -248,7 +253,7 @@ def test_a_file_that_was_cut_off_is_made_whole(served: primaries.Served, tmp_pat
     check_equal(served, path)
 
 
-@pytest.mark.plain
+@pytest.mark.plain  # parts of two files, as bytes
 def test_a_copy_without_its_wal_becomes_whole(
     served: primaries.Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,7 +271,7 @@ def test_a_copy_without_its_wal_becomes_whole(
     check_equal(served, copy)
 
 
-@pytest.mark.plain
+@pytest.mark.plain  # that of stock SQLite
 def test_a_copy_by_the_backup_api_is_repaired(served: primaries.Served, tmp_path: Path) -> None:
     """Rule C2: it is at no position, as page 1 is changed: one page."""
     path, copy = tmp_path / "replica.db", tmp_path / "copy.db"
@@ -318,19 +323,12 @@ def test_a_replica_older_than_the_log_gets_what_differs(
         assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-@pytest.mark.plain
 def test_a_replica_that_diverged_at_the_same_position_is_repaired(
     served: primaries.Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other content and a header that says so, as a bug or a lost write of the primary would leave it."""
     path = tmp_path / "replica.db"
     synced(served, path)
-    damage(path, 50, 60)
-    with closing(Applier(str(path))) as applier:
-        _, found = applier.full_hash()
-    with path.open("r+b") as file:
-        file.seek(84)
-        file.write(found.to_bytes(8, "big"))
+    diverge(path, 50, 60)
     with caplog.at_level(logging.WARNING, "nearlite"):
         done = opened_and_synced(served, path)
     assert (done.repaired, done.pages) == (True, 2)
@@ -338,7 +336,6 @@ def test_a_replica_that_diverged_at_the_same_position_is_repaired(
     check_equal(served, path)
 
 
-@pytest.mark.plain
 def test_damage_that_an_apply_runs_into_is_repaired(
     served: primaries.Served, tmp_path: Path
 ) -> None:
@@ -366,19 +363,13 @@ def test_a_forwarded_write_on_a_damaged_replica_repairs_it_first(
     check_equal(served, path)
 
 
-@pytest.mark.plain
 def test_a_forwarded_write_on_a_replica_that_diverged_repairs_it_afterwards(
     served: primaries.Served, tmp_path: Path
 ) -> None:
     """The write is carried out; its page set leads from a state that this replica does not have."""
     path = tmp_path / "replica.db"
     synced(served, path)
-    damage(path, 50)
-    with closing(Applier(str(path))) as applier:
-        _, found = applier.full_hash()
-    with path.open("r+b") as file:
-        file.seek(84)
-        file.write(found.to_bytes(8, "big"))
+    diverge(path, 50)
     connection = served.replica("replica.db", isolation_level=None)
     connection.execute("INSERT INTO t(b) VALUES(x'01')")
     assert connection.execute("SELECT count(*) FROM t").fetchone() == (401,)
@@ -406,11 +397,12 @@ def test_readers_go_on_and_see_the_old_or_the_new_state(
 
 
 _READER = """
-import sqlite3, sys
+import sys
+from sealing import reader
 print("ready", flush=True)
 seen = 0
 while True:
-    connection = sqlite3.connect(sys.argv[1])
+    connection = reader(sys.argv[1])
     for _ in range(3):
         versions = connection.execute("SELECT DISTINCT substr(b, 1, 4) FROM t").fetchall()
         assert len(versions) == 1, versions
@@ -423,7 +415,6 @@ print(seen)
 """
 
 
-@pytest.mark.plain
 def test_readers_of_other_programs_never_see_half_a_repair(
     served: primaries.Served, tmp_path: Path
 ) -> None:
@@ -434,7 +425,10 @@ def test_readers_of_other_programs_never_see_half_a_repair(
     synced(served, path)
     readers = [
         subprocess.Popen(
-            [sys.executable, "-c", _READER, str(path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _READER, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent,
         )
         for _ in range(2)
     ]
@@ -458,7 +452,6 @@ def test_readers_of_other_programs_never_see_half_a_repair(
     check_equal(served, path)
 
 
-@pytest.mark.plain
 @pytest.mark.parametrize("rows", [10, 1000])
 def test_the_file_grows_and_shrinks_to_the_size_of_the_primary(
     served: primaries.Served, tmp_path: Path, rows: int
@@ -514,7 +507,6 @@ def test_a_database_in_rollback_mode_can_be_adopted(
     check_equal(served, path)
 
 
-@pytest.mark.plain
 def test_another_lineage_is_refused_unless_the_user_insists(
     served: primaries.Served, tmp_path: Path
 ) -> None:
@@ -540,18 +532,14 @@ def test_another_lineage_is_refused_unless_the_user_insists(
     check_equal(served, path)
 
 
-@pytest.mark.plain
 def test_a_restored_primary_is_refused_unless_the_user_insists(
     served: primaries.Served, tmp_path: Path
 ) -> None:
     path = tmp_path / "replica.db"
     synced(served, path)
     damage(path, 9)
-    with path.open("r+b") as file:  # one frame ahead
-        file.seek(80)
-        frame = int.from_bytes(file.read(4), "big")
-        file.seek(80)
-        file.write((frame + 1).to_bytes(4, "big"))
+    frame = int.from_bytes(page_of(path, 1)[80:84], "big")
+    edit_page(path, 1, 80, (frame + 1).to_bytes(4, "big"))  # one frame ahead
     with pytest.raises(errors.PrimaryRestoredError) as caught:
         opened_and_synced(served, path)
     assert caught.value.data_at_risk

@@ -121,7 +121,7 @@ static int rekey_is_old(nl_applier *a, uint32_t pgno, int *old) {
     const i64 slot = (i64)a->page_size + NL_SEAL_SIZE;
     uint8_t id[4];
     *old = 0;
-    if (pgno == nl_lock_page(a->page_size)) return SQLITE_OK; /* nobody ever reads it */
+    if (pgno == nl_lock_page(a->page_size)) return SQLITE_OK; /* nobody's content (rule B6) */
     int rc = f->below->pMethods->xRead(f->below, id, sizeof id, NL_BLOCK_SIZE + (i64)pgno * slot - (i64)sizeof id);
     if (rc == SQLITE_IOERR_SHORT_READ) return SQLITE_OK;
     *old = nl_get32(id) >> 16 != nl_codec_generation(f->codec);

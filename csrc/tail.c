@@ -256,7 +256,8 @@ static int tail_read_frames(nl_tail *t, uint32_t frame, uint32_t n, uint8_t *out
 
 /* Inside R's transaction: n pages as the snapshot has them. What one transaction wrote lies side by
 ** side in the WAL in the order of page numbers, so that a page set of it is few reads (a read for
-** each page took twice as long). Beyond the end of the file: zeros. */
+** each page took twice as long). Beyond the end of the file: zeros; so is the lock-byte page, which in a
+** sealed file may not open any more (rekey.c). */
 static int tail_read_pages(
     nl_tail *t,
     const uint32_t *pgnos,  /* ascending; NULL: n consecutive pages */
@@ -281,8 +282,11 @@ static int tail_read_pages(
             if (frame == 0 ? next != 0 || then != page + run : next != frame + run || run == most) {
                 break;
             }
+            if (page == t->lock_page || then == t->lock_page) break;
         }
-        if (rc == SQLITE_OK && frame != 0) {
+        if (rc == SQLITE_OK && page == t->lock_page) {
+            memset(at, 0, size);
+        } else if (rc == SQLITE_OK && frame != 0) {
             rc = tail_read_frames(t, frame, run, at);
         } else if (rc == SQLITE_OK) {
             rc = tail_os_read(tail_pager(t)->fd, size, at, run * size, (uint64_t)(page - 1) * size);

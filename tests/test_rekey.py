@@ -23,6 +23,7 @@ import nearlite
 from nearlite._native.applier import Applier
 from nearlite._native.sealing import Block, Codec, Key
 from nearlite.errors import NotSupportedError, OperationalError, ProgrammingError, WrongKeyError
+from nearlite.primary import Primary
 from nearlite.rekeying import is_done, rekey_file
 
 OLD, NEW, THIRD = bytes(range(32)), bytes(range(1, 33)), bytes(range(2, 34))
@@ -160,6 +161,26 @@ def test_others_read_and_write_on(path: Path) -> None:
     assert failures == []
     is_changed(path)
     assert "y" in content(path, NEW)
+
+
+def test_who_shares_the_key_has_the_new_one_before_the_old_one_ends(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(path)
+    shared, end = key(OLD), Applier.rekey_end
+    with (
+        closing(nearlite.connect(path, encryption_key=shared)) as con,
+        closing(nearlite.connect(path, encryption_key=shared, isolation_level=None)) as other,
+    ):
+
+        def ended(self: Applier, new: Key, *, wait: float) -> None:
+            end(self, new, wait=wait)
+            other.execute("INSERT INTO t VALUES(NULL, 'at once')")
+
+        monkeypatch.setattr(Applier, "rekey_end", ended)
+        con.rekey(NEW)
+    is_changed(path)
+    assert content(path, NEW).endswith("at once")
 
 
 def test_a_connection_with_the_old_key_is_told(path: Path) -> None:
@@ -361,6 +382,66 @@ def test_a_primary_and_its_log_go_on_with_the_new_key(tmp_path: Path) -> None:
             with closing(connect(port, name)) as con:
                 assert not con.sync().repaired
                 assert con.execute("SELECT count(*) FROM t").fetchone() == (200,)
+
+
+def test_a_damaged_archive_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Nobody could have read it either: it is dropped, as other damaged files of a log are."""
+    path = tmp_path / "primary.db"
+    with Primary.open(path, key=key(OLD)) as primary:
+        with closing(primary.connect()) as con:
+            con.exec("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+            assert primary.roll()
+            con.exec("INSERT INTO t VALUES(2)")
+            assert primary.roll()
+        before = primary.state()
+    broken, short = sorted((tmp_path / "primary.db-nearlite").glob("*.wal"))[:2]
+    data = bytearray(broken.read_bytes())
+    data[1000] ^= 1
+    broken.write_bytes(data)
+    short.write_bytes(short.read_bytes()[:-1])
+    rekey_file(path, key(OLD), key(NEW))
+    is_changed(path)
+    assert not broken.exists()
+    assert not short.exists()
+    assert not list(broken.parent.glob("*.part"))
+    with Primary.open(path, key=key(NEW)) as primary:
+        assert (primary.state().position.lineage, primary.verify()[0]) == (
+            before.position.lineage,
+            before.hash,
+        )
+
+
+def test_what_a_relay_keeps_in_clear_is_left_alone(url: str, path: Path) -> None:
+    from nearlite.relay import Relay
+
+    Relay.open(str(path), url, key=key(OLD), sync_interval=None).close()
+    folder = path.with_name(f"{path.name}-nearlite")
+    folder.joinpath("stats.json").write_text("{}")
+    clear = {"closed.json", "stats.json"}
+    assert clear < set(os.listdir(folder))
+    rekey_file(path, key(OLD), key(NEW))
+    is_changed(path)
+    assert clear < set(os.listdir(folder))
+    with closing(Relay.open(str(path), url, key=key(NEW), sync_interval=None)) as relay:
+        assert relay.state().position.generation > 0
+
+
+def run_with_lock_page(pipe: Pipe, folder: str) -> None:
+    from nearlite._native._lib import lib
+
+    lib.nl_test_pending_byte(4096 * 64)
+    path = Path(folder) / "primary.db"
+    made(path)
+    rekey_file(path, key(OLD), key(NEW))
+    with Primary.open(path, key=key(NEW)) as primary:
+        pipe.send(primary.state().pages > 65)
+
+
+def test_nobody_reads_the_lock_byte_page(tmp_path: Path) -> None:
+    """It is not sealed anew, and a primary that begins hashes every page but this."""
+    child = stack.Process(run_with_lock_page, str(tmp_path))
+    assert child.receive() is True
+    assert child.join() == 0
 
 
 def test_by_hand(path: Path, tmp_path: Path) -> None:

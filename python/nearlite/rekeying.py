@@ -17,7 +17,7 @@ from nearlite._native._lib import BusyError
 from nearlite._native.applier import Applier
 from nearlite._native.sealing import BLOCK_SIZE, SEAL_SIZE, Block, Codec, Key
 from nearlite._native.tail import FRAME_HEADER_SIZE, WAL_HEADER_SIZE
-from nearlite.errors import OperationalError, WrongKeyError
+from nearlite.errors import EncryptionError, OperationalError, WrongKeyError
 from nearlite.log import Log
 from nearlite.logformat import DamagedError
 
@@ -32,7 +32,7 @@ _LOOK: Final = 1.0  # seconds that one attempt to empty the log waits for reader
 _NAP: Final = 0.001
 _KEPT_PAGES: Final = 4096  # written anew until the WAL is made shorter
 _FRAMES: Final = 64  # of an archived WAL, sealed anew at a time
-_RESEAL: Final = (".hashes", ".index", ".trail", ".json")
+_RESEAL: Final = (".hashes", ".index", ".trail")
 
 
 def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int:
@@ -43,6 +43,7 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
     have not read yet.
 
     Args:
+      old: for all who have this very object it becomes `new`, before it opens nothing any more.
       wait: seconds that a reader may keep the log, or a writer the write lock.
 
     Returns:
@@ -60,6 +61,7 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
             if not is_done(path, new):
                 raise
             _forget(path, new, wait)
+            old.become(new)
             return 0
         with closing(applier):
             applier.rekey_begin(new, wait=wait)
@@ -68,6 +70,7 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
             if log is not None:
                 _reseal(log, new)
             faults.hit(_RESEALED)
+            old.become(new)  # while both open it: who shares `old` never has the one that does not
             applier.rekey_end(new, wait=wait)
         return count
     except OperationalError as error:
@@ -149,21 +152,23 @@ def _is_busy(error: OperationalError) -> bool:
 
 
 def _reseal(log: Log, key: Key) -> None:
-    """Each file of the log by itself: both data keys are at hand."""
+    """Each file of the log by itself: both data keys are at hand. What is damaged goes: it was of no use to anybody."""
     log.seal(key)
     codec = codec_of(log.database, key)
     for path in sorted(log.folder.iterdir()):
         if path.suffix == ".journal":
             log.journal_replace(path.name, log.journal_whole(path.name))
-        elif path.suffix in _RESEAL and path.is_file():
+        elif (
+            path.suffix in _RESEAL or path.name == "state.json"
+        ):  # other .json of a replica are in clear
             try:
                 data = log.read(path.name)
             except DamagedError:
-                path.unlink()  # it was of no use, and could not be opened later either
-                continue
-            log.write(path.name, data, durable=False)
-        elif path.suffix == ".wal":
-            _reseal_frames(path, codec)
+                path.unlink()
+            else:
+                log.write(path.name, data, durable=False)
+        elif path.suffix == ".wal" and not _reseal_frames(path, codec):
+            path.unlink()
     log.sync_folder()
 
 
@@ -173,16 +178,24 @@ def codec_of(database: Path, key: Key) -> Codec:
         return Codec.open(file.read(BLOCK_SIZE), key)
 
 
-def _reseal_frames(path: Path, codec: Codec) -> None:
-    """An archived WAL: its header is in clear."""
+def _reseal_frames(path: Path, codec: Codec) -> bool:
+    """An archived WAL, whose header is in clear; False: it is damaged."""
     step = FRAME_HEADER_SIZE + codec.page_size + SEAL_SIZE
     part = path.with_name(f"{path.name}.part")
     with path.open("rb") as source, part.open("wb") as target:
         target.write(source.read(WAL_HEADER_SIZE))
         first = 1
         while data := source.read(_FRAMES * step):
-            target.write(codec.seal_frames(first, codec.open_frames(first, data)))
+            try:
+                frames = b"" if len(data) % step else codec.open_frames(first, data)
+            except EncryptionError:
+                frames = b""
+            if not frames:
+                part.unlink()
+                return False
+            target.write(codec.seal_frames(first, frames))
             first += _FRAMES
         target.flush()
         os.fsync(target.fileno())
     part.rename(path)
+    return True

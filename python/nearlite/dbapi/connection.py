@@ -375,7 +375,6 @@ class Connection:
         with self._guard():
             path = self._database.prepare("PRAGMA database_list").run(NO_PARAMETERS)[0][2]
             rekey_file(Path(path), self._key, new)
-            self._key.become(new)
 
     def backup(
         self,

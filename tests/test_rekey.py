@@ -215,8 +215,19 @@ def test_a_reader_that_stays_leaves_both_keys_and_it_goes_on_later(path: Path) -
 
 
 def test_what_cannot_be_changed_is_refused(path: Path) -> None:
-    with closing(nearlite.connect(":memory:")) as con, pytest.raises(NotSupportedError):
-        con.rekey(NEW)
+    for options in ({}, {"encryption_key": OLD}):
+        with (
+            closing(nearlite.connect(":memory:", **options)) as con,
+            pytest.raises(NotSupportedError),
+        ):
+            con.rekey(NEW)
+    for size in (512, 4096):  # shorter than a header block, and not
+        plain = path.with_name(f"{size}.db")
+        with closing(sqlite3.connect(plain)) as stock:
+            stock.execute(f"PRAGMA page_size={size}")
+            stock.execute("CREATE TABLE t(a)")
+        with pytest.raises(WrongKeyError, match=r"\.db is not sealed"):
+            rekey_file(plain, key(OLD), key(NEW))
     with closing(nearlite.connect(path.with_name("plain.db"))) as con:
         con.execute("CREATE TABLE t(a)")
         with pytest.raises(NotSupportedError, match="nearlite encrypt"):
@@ -347,6 +358,23 @@ def test_a_replica_goes_on_with_its_new_key(url: str, path: Path) -> None:
     with closing(connect(NEW)) as con:
         assert con.execute("SELECT count(*) FROM t").fetchone() == (301,)
         assert not con.sync().repaired
+
+
+def test_all_who_share_a_replica_have_the_new_key(url: str, path: Path) -> None:
+    def connect(secret: bytes) -> Any:
+        return nearlite.connect(path, sync_url=url, encryption_key=secret, isolation_level=None)
+
+    with closing(connect(OLD)) as first, closing(connect(OLD)) as second:
+        assert first._replica is second._replica
+        second.execute("CREATE TABLE t(a)")
+        second.rekey(NEW)
+        for con in (first, second):
+            con.execute("INSERT INTO t VALUES(1)")
+            con.sync()
+        with closing(connect(NEW)) as third:
+            assert third._replica is first._replica
+            assert third.execute("SELECT count(*) FROM t").fetchone() == (2,)
+    is_changed(path)
 
 
 def test_a_primary_and_its_log_go_on_with_the_new_key(tmp_path: Path) -> None:

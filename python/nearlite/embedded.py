@@ -123,11 +123,10 @@ class ReplicaConnection(ReplicatingConnection):
         self._network_timeout = duration("network_timeout", network_timeout)
         self._progress = progress
         network = Network.of(verify, cert, proxy, headers)
-        sealed_by = self._key = None if encryption_key is None else key_of(encryption_key)
-        key = (path, normalise_url(sync_url), token, network, sealed_by)
-        self._replica = acquire(
-            key,
-            lambda: Replica(
+        shared = acquire(
+            (path, normalise_url(sync_url), token, network),
+            None if encryption_key is None else key_of(encryption_key),
+            lambda key: Replica(
                 path,
                 sync_url,
                 token=token,
@@ -135,10 +134,13 @@ class ReplicaConnection(ReplicatingConnection):
                 progress=progress,
                 network=network,
                 adopt=adopt,
-                key=sealed_by,
+                key=key,
             ),
         )
-        self._let_go = weakref.finalize(self, abandon, key, os.getpid())
+        assert shared.replica is not None
+        self._replica = shared.replica
+        self._key = self._replica.key
+        self._let_go = weakref.finalize(self, abandon, shared, os.getpid())
         self._let_go.atexit = False  # sharing.py sees to the end of the process
         self._visible = read_your_writes
         self._routes: dict[str, Route] = {}
@@ -148,7 +150,7 @@ class ReplicaConnection(ReplicatingConnection):
         try:
             self._replica.check_place()
             # The file exists; with create=False ATTACH could not create others either.
-            self._database = Database(path, checkpoint=False, busy_ms=busy, key=sealed_by)
+            self._database = Database(path, checkpoint=False, busy_ms=busy, key=self._key)
             self._counting = self._database.prepare(_COUNTERS)
             self._opened()
             self._set_freshness(freshness)

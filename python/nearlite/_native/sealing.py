@@ -36,8 +36,7 @@ class Key:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key) and bool(lib.nl_key_same(self.handle, other.handle))
 
-    def __hash__(self) -> int:
-        return hash(Key)  # nothing of it shall be seen
+    __hash__ = None  # type: ignore[assignment] # what it is equal to changes
 
     @classmethod
     def of_bytes(cls, key: Buffer) -> Key:

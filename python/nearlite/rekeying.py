@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from nearlite._native import faults
-from nearlite._native._lib import BusyError
+from nearlite._native._lib import BusyError, FormatError
 from nearlite._native.applier import Applier
 from nearlite._native.sealing import BLOCK_SIZE, SEAL_SIZE, Block, Codec, Key
 from nearlite._native.tail import FRAME_HEADER_SIZE, WAL_HEADER_SIZE
@@ -89,9 +89,11 @@ def is_done(path: Path, key: Key) -> bool:
     """Whether this key alone opens the file."""
     with path.open("rb") as file:
         block = file.read(BLOCK_SIZE)
+    if len(block) < BLOCK_SIZE:
+        return False
     try:
         Codec.open(block, key)
-    except WrongKeyError:
+    except (WrongKeyError, FormatError):
         return False
     return Block.look(block).previous == 0
 

@@ -374,6 +374,8 @@ class Connection:
         new = key_of(key)
         with self._guard():
             path = self._database.prepare("PRAGMA database_list").run(NO_PARAMETERS)[0][2]
+            if not path:
+                raise NotSupportedError("a database without a file has no key to change")
             rekey_file(Path(path), self._key, new)
 
     def backup(

@@ -377,6 +377,26 @@ def test_all_who_share_a_replica_have_the_new_key(url: str, path: Path) -> None:
     is_changed(path)
 
 
+def test_connections_of_a_pool_have_the_new_key(url: str, path: Path) -> None:
+    asked = []
+
+    def service() -> bytes:
+        asked.append(1)
+        return OLD
+
+    with nearlite.Replica(path, sync_url=url, encryption_key=service) as replica:
+        with replica.connection() as con:
+            con.execute("CREATE TABLE t(a)")
+            con.commit()
+            con.rekey(NEW)
+            with replica.connection() as another:
+                assert another.execute("SELECT count(*) FROM t").fetchone() == (0,)
+        with closing(replica.connect()) as own:
+            own.execute("INSERT INTO t VALUES(1)")
+    assert len(asked) == 1
+    is_changed(path)
+
+
 def test_a_primary_and_its_log_go_on_with_the_new_key(tmp_path: Path) -> None:
     path = tmp_path / "primary.db"
     replica = tmp_path / "replica.db"

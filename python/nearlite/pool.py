@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from nearlite._native.sealing import Key
 from nearlite.durations import duration
 from nearlite.embedded import ReplicaConnection
 from nearlite.errors import Error, OperationalError, ProgrammingError
@@ -132,6 +133,9 @@ class Replica:
         self._max_size = max_size
         self._callbacks: list[Callable[[Change], object]] = []
         self._closed = False
+        self._key: Key | None = (
+            None  # what `encryption_key` is by now: asked for once, and perhaps changed
+        )
         self._forget()
         self._pool_here()
         _replicas.add(self)
@@ -159,6 +163,7 @@ class Replica:
                 for callback in self._callbacks:
                     pool.keeper.on_change(callback)
                 self._pool = pool
+                self._key = pool.keeper._key
             return self._pool
 
     # ------------------------------------------------------------------ connections
@@ -171,7 +176,10 @@ class Replica:
         """
         if self._closed:
             raise ProgrammingError("the replica is closed")
-        merged = {"check_same_thread": False, **self._options, **options}
+        merged = {"check_same_thread": False, **self._options}
+        if self._key is not None:
+            merged["encryption_key"] = self._key
+        merged |= options
         return ReplicaConnection(self._path, **merged)
 
     @contextlib.contextmanager

@@ -417,10 +417,15 @@ static int main_shm_unmap(sqlite3_file *file, int remove)
 
 /* ------------------------------------------------------------------ what is asked of a file */
 
-static int vfs_pragma_off(const char *value)
+/* SQLite takes whatever it does not know for some level, 7 and 00 for OFF. */
+static int vfs_pragma_syncs(const char *value)
 {
-    return !sqlite3_stricmp(value, "off") || !sqlite3_stricmp(value, "0") || !sqlite3_stricmp(value, "no")
-        || !sqlite3_stricmp(value, "false");
+    static const char *const levels[] = {"normal", "full", "extra", "1", "2", "3", "on", "yes", "true"};
+
+    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++) {
+        if (!sqlite3_stricmp(value, levels[i])) return 1;
+    }
+    return 0;
 }
 
 /* Why a setting would take the seal off something, or NULL. */
@@ -433,8 +438,8 @@ static const char *vfs_pragma_refused(const char *name, const char *value)
     if (!sqlite3_stricmp(name, "temp_store") && sqlite3_stricmp(value, "memory") && strcmp(value, "2")) {
         return "with a sealed database temporary data stays in memory: files would not be sealed";
     }
-    if (!sqlite3_stricmp(name, "synchronous") && vfs_pragma_off(value)) {
-        return "a sealed database does not take synchronous=OFF: a page torn by a crash could not be opened again";
+    if (!sqlite3_stricmp(name, "synchronous") && !vfs_pragma_syncs(value)) {
+        return "a sealed database takes synchronous=NORMAL, FULL or EXTRA: a page torn by a crash could not be opened again";
     }
     if (!sqlite3_stricmp(name, "locking_mode") && !sqlite3_stricmp(value, "exclusive")) {
         return "a sealed database does not take locking_mode=EXCLUSIVE";

@@ -323,6 +323,9 @@ def test_nothing_is_written_in_clear(path: Path, con, tmp_path: Path) -> None:
         "temp_store=0",
         "synchronous=OFF",
         "synchronous=0",
+        "synchronous=00",  # SQLite takes these for OFF as well
+        "synchronous=7",
+        "main.synchronous(0x1)",
         "locking_mode=EXCLUSIVE",
     ],
 )

@@ -388,6 +388,14 @@ def test_shell_writes_through_a_replica(url, tmp_path):
     assert run("shell", url, "-c", "SELECT n FROM shelled").stdout == "7\n"
 
 
+def test_the_key_in_the_environment_is_for_files(url, tmp_path, monkeypatch):
+    key = tmp_path / "key"
+    key.write_text("hex:" + "11" * 32)
+    monkeypatch.setenv("NEARLITE_ENCRYPTION_KEY_FILE", str(key))
+    answer = run("shell", url, "-c", "SELECT 1")
+    assert (answer.returncode, answer.stdout) == (EXIT_OK, "1\n"), answer.stderr
+
+
 def test_shell_stops_a_script_at_its_first_error(url):
     answer = run("shell", url, stdin="SELECT 1;\nSELEC 2;\nSELECT 3;\n")
     assert (answer.returncode, answer.stdout) == (EXIT_FAILED, "1\n")

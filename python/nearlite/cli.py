@@ -422,7 +422,7 @@ def shell(
         options["auth_token"] = chosen_token(auth_token, auth_token_file)
         options["network_timeout"] = timeout
         options |= network.parameters()
-    if encryption_key is not None:
+    if encryption_key is not None and not is_url(target):
         options["encryption_key"] = encryption_key
     if sync_url is not None:
         options["sync_url"] = sync_url

@@ -294,7 +294,7 @@ static int tail_read_pages(
         }
         if (rc != SQLITE_OK) {
             rc = nl_fail_sqlite(err, NULL, rc);
-            if (err) err->page = page;
+            if (err && err->page == 0) err->page = page; /* a seal knows which of the run */
             return rc;
         }
     }

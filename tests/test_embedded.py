@@ -887,7 +887,7 @@ def test_a_file_that_is_emptied_while_it_is_open_says_so(served, tmp_path):
         with pytest.raises(SyncError, match=r"is none any more.*could not be repaired") as caught:
             use()
         assert caught.value.data_at_risk
-        assert "remove the file and its -wal" in str(caught.value)
+        assert "remove the file and its log" in str(caught.value)
     con.close()
     (tmp_path / "replica.db").unlink()
     assert rows(served.replica(), "select count(*) from w") == [(0,)]

@@ -302,7 +302,7 @@ def test_where_too_little_is_left_it_says_what_to_do(scene: Scene, what: str) ->
     assert "replica.db" in str(caught.value)
     if what == "page 1":
         assert isinstance(caught.value, DamagedError)
-        assert "remove the file and its -wal" in str(caught.value)
+        assert "remove the file and its log" in str(caught.value)
     path.unlink()
     assert rows(scene.replica()) == before
 
@@ -334,6 +334,18 @@ def test_a_broken_page_of_a_primary_is_given_to_nobody(scene: Scene) -> None:
 
 
 # ---------------------------------------------------------------- first downloads
+
+
+def test_which_page_is_broken_is_told_whoever_reads_many_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "data.db"
+    with closing(nearlite.connect(path, encryption_key=ABOVE)) as con:
+        con.execute("CREATE TABLE t(a)")
+        con.executemany("INSERT INTO t VALUES(?)", [("x" * 3000,)] * 50)
+        con.commit()
+    flip(path, 4096 + 20 * SLOT + 7)
+    with pytest.raises(TamperedError, match="page 21 is not what was sealed") as caught:
+        Primary.open(path, key=key_of(ABOVE))
+    assert getattr(caught.value, "page", 0) == 21
 
 
 def test_a_download_begun_with_another_key_starts_over(scene: Scene) -> None:

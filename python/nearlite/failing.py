@@ -20,7 +20,7 @@ from nearlite.http import Deadline
 
 READS_GO_ON: Final = "reads of the local file go on; try again"
 START_OVER: Final = (
-    "close all its connections in all processes and remove the file and its -wal: "
+    "close all its connections in all processes and remove the file and its log (-wal, -nlwal): "
     "the next connect() creates it again"
 )
 _DAMAGE: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_SHORT_READ"})
@@ -84,7 +84,8 @@ def not_opened(path: str, error: Exception) -> SyncError:
 
 def unwritable(path: str) -> str | None:
     """What of a replica this process may not write, although it has to."""
-    for name in (os.path.dirname(os.path.abspath(path)), path, f"{path}-wal", f"{path}-shm"):
+    files = [f"{path}{suffix}" for suffix in ("", "-wal", "-nlwal", "-shm")]
+    for name in (os.path.dirname(os.path.abspath(path)), *files):
         if os.path.exists(name) and not os.access(name, os.W_OK):
             return name
     return None

@@ -176,6 +176,11 @@ uint32_t nl_codec_generation(const nl_codec *c)
     return c->current->number;
 }
 
+int nl_codec_same_file(const nl_codec *c, const nl_codec *other)
+{
+    return c->page_size == other->page_size && memcmp(c->file_id, other->file_id, sizeof c->file_id) == 0;
+}
+
 uint32_t nl_codec_page_size(const nl_codec *c)
 {
     return c->page_size;

@@ -204,6 +204,11 @@ int nl_sealed_reload(nl_sealed *f)
         if (why.code == NL_E_KEY) nl_fail(&why, NL_E_KEY, VFS_CHANGED);
         return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
     }
+    if (!nl_codec_same_file(codec, f->codec)) {
+        nl_codec_free(codec); /* buffers are of the page size that the file had when it was opened */
+        nl_fail(&why, NL_E_TAG, "another file has been put in its place");
+        return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
+    }
     nl_codec_free(f->codec);
     f->codec = codec;
     f->sequence = what.sequence;
@@ -216,8 +221,9 @@ int nl_sealed_again(nl_sealed *f, nl_error *why)
     const uint64_t before = f->sequence;
 
     if (why->code != NL_E_KEY) return 0;
+    vfs_failure.code = NL_OK;
     if (nl_sealed_reload(f) != SQLITE_OK) {
-        nl_sealed_failure(why);
+        if (nl_sealed_failure(why) == NL_OK) why->code = NL_E_TAG; /* it could not be read: nothing is known of its key */
         if (why->code == NL_E_KEY) nl_fail(why, NL_E_KEY, VFS_CHANGED); /* whose it is will be said once more */
         return 0;
     }

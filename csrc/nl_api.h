@@ -305,6 +305,8 @@ int nl_codec_open(const uint8_t *block, nl_key *key, nl_codec **out, nl_error *e
 void nl_codec_free(nl_codec *c);
 uint32_t nl_codec_generation(const nl_codec *c); /* of the data key that seals */
 uint32_t nl_codec_page_size(const nl_codec *c);
+/* Whether two are of one file, whatever its key was when each was opened. */
+int nl_codec_same_file(const nl_codec *c, const nl_codec *other);
 /* Key id of the seal that the next page gets: generation << 16 | epoch. For tests. */
 uint32_t nl_codec_key_id(const nl_codec *c);
 /* page_size bytes to page_size + NL_SEAL_SIZE and back. NL_E_TAG: err->page; `page` is zeros then.

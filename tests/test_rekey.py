@@ -22,7 +22,13 @@ from serving import Client, serving
 import nearlite
 from nearlite._native.applier import Applier
 from nearlite._native.sealing import Block, Codec, Key
-from nearlite.errors import NotSupportedError, OperationalError, ProgrammingError, WrongKeyError
+from nearlite.errors import (
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    TamperedError,
+    WrongKeyError,
+)
 from nearlite.primary import Primary
 from nearlite.rekeying import is_done, rekey_file
 
@@ -191,6 +197,30 @@ def test_a_connection_with_the_old_key_is_told(path: Path) -> None:
         for sql in ("SELECT sum(length(b)) FROM t", "INSERT INTO t VALUES(NULL, 1)"):
             with pytest.raises(WrongKeyError, match=r"a\.db: its key has been changed"):
                 stale.execute(sql).fetchall()
+
+
+def test_another_file_with_the_same_key_is_not_taken_for_a_changed_one(path: Path) -> None:
+    """Written over a file that is open; its pages have another size."""
+    from nearlite.resealing import encrypt_file
+
+    other = path.with_name("other.db")
+    for target, size in ((path, 512), (other, 65536)):
+        plain = path.with_name(f"{size}.db")
+        with closing(sqlite3.connect(plain)) as stock:
+            stock.execute(f"PRAGMA page_size={size}")
+            stock.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+            stock.executemany("INSERT INTO t(b) VALUES(?)", [("z" * 400,)] * 500)
+            stock.commit()
+        encrypt_file(plain, target, key(OLD))
+    rekey_file(other, key(OLD), key(OLD))
+    with closing(nearlite.connect(path, encryption_key=OLD, isolation_level=None)) as con:
+        con.execute("SELECT * FROM t LIMIT 1").fetchall()
+        with path.open("r+b") as file:
+            file.write(other.read_bytes())
+        with pytest.raises(TamperedError, match="another file has been put in its place"):
+            con.execute("INSERT INTO t(b) VALUES(1)")
+        with pytest.raises(TamperedError):
+            con.execute("SELECT sum(length(b)) FROM t").fetchall()
 
 
 def test_a_reader_that_stays_leaves_both_keys_and_it_goes_on_later(path: Path) -> None:

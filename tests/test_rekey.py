@@ -489,6 +489,23 @@ def test_a_damaged_archive_is_in_nobodys_way(tmp_path: Path) -> None:
         )
 
 
+def test_a_log_that_began_just_before_is_sealed_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(path)
+    begin, lineages = Applier.rekey_begin, []
+
+    def late(self: Applier, new: Key, *, wait: float) -> None:
+        with Primary.open(path, key=key(OLD)) as primary:
+            lineages.append(primary.state().position.lineage)
+        begin(self, new, wait=wait)
+
+    monkeypatch.setattr(Applier, "rekey_begin", late)
+    rekey_file(path, key(OLD), key(NEW))
+    with Primary.open(path, key=key(NEW)) as primary:
+        assert [primary.state().position.lineage] == lineages
+
+
 def test_what_a_relay_keeps_in_clear_is_left_alone(url: str, path: Path) -> None:
     from nearlite.relay import Relay
 

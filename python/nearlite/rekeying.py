@@ -67,6 +67,9 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
             applier.rekey_begin(new, wait=wait)
             faults.hit(_BEGUN)
             count = _pages(applier, wait)
+            log = log or _log_of(
+                path
+            )  # one that began after the first look; any later one has both data keys
             if log is not None:
                 _reseal(log, new)
             faults.hit(_RESEALED)

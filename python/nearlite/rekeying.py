@@ -39,8 +39,8 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
     """Make `new` the key of the sealed database at `path`, and of what lies beside it.
 
     Other connections, of whatever process, read and write on meanwhile with the old key; when it is done it
-    opens the file no more, and they fail with WrongKeyError at their next write, or the first page that they
-    have not read yet.
+    opens the file no more, and they fail with WrongKeyError at their next write, or at the first page that the
+    data keys they know do not open.
 
     Args:
       old: for all who have this very object it becomes `new`, before it opens nothing any more.

@@ -244,6 +244,17 @@ def test_a_reader_that_stays_leaves_both_keys_and_it_goes_on_later(path: Path) -
     assert content(path, NEW) == before
 
 
+def test_a_writer_that_stays_is_told_before_anything_is_changed(path: Path) -> None:
+    before = made(path)
+    with closing(nearlite.connect(path, encryption_key=OLD, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OperationalError, match="Only the old key opens the file"):
+            rekey_file(path, key(OLD), key(NEW), wait=0.1)
+        writer.execute("ROLLBACK")
+    assert not opens(path, NEW)
+    assert content(path, OLD) == before
+
+
 def test_what_cannot_be_changed_is_refused(path: Path) -> None:
     for options in ({}, {"encryption_key": OLD}):
         with (

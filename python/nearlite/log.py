@@ -89,14 +89,6 @@ class Log:
         self._journal_of = ""  # its name
         _logs.add(self)
 
-    def journal_whole(self, name: str) -> bytes:
-        """What was written to a journal, as far as it is whole."""
-        return self._seal.journal(name, (self.folder / name).read_bytes())
-
-    def journal_replace(self, name: str, data: bytes) -> None:
-        """Make that all of it, sealed as the log is now."""
-        self._write(name, (self._seal.entry(name, 0, data),), durable=True)
-
     def seal(self, key: Key) -> None:
         """Its files are sealed by the database's data keys; before anything is read or written.
 
@@ -322,6 +314,14 @@ class Log:
             state.page_size,
         )
         return found if same and state.wal is not None and found.salt == state.wal.salt else None
+
+    def journal_whole(self, name: str) -> bytes:
+        """What was written to a journal, as far as it is whole."""
+        return self._seal.journal(name, (self.folder / name).read_bytes())
+
+    def journal_replace(self, name: str, data: bytes) -> None:
+        """Make that all of it, sealed as the log is now."""
+        self._write(name, (self._seal.entry(name, 0, data),), durable=True)
 
     def journal_close(self) -> None:
         """Stop appending; idempotent."""

@@ -51,7 +51,7 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
 
     Raises:
       WrongKeyError: neither of them opens the file, or a change to a third key was begun.
-      OperationalError: it is served now, or somebody was in the way for too long: both keys open the file then.
+      OperationalError: it is served now, or somebody was in the way for too long; it says which keys open the file.
     """
     log = _log_of(path)
     try:
@@ -60,16 +60,15 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
         except WrongKeyError:
             if not is_done(path, new):
                 raise
-            _forget(path, new, wait)
+            _mend_block(path, new, wait)
             old.become(new)
             return 0
         with closing(applier):
             applier.rekey_begin(new, wait=wait)
             faults.hit(_BEGUN)
             count = _pages(applier, wait)
-            log = log or _log_of(
-                path
-            )  # one that began after the first look; any later one has both data keys
+            if log is None:
+                log = _log_of(path)  # begun after the first look; a later one has both data keys
             if log is not None:
                 _reseal(log, new)
             faults.hit(_RESEALED)
@@ -79,9 +78,10 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
     except OperationalError as error:
         if not _is_busy(error):
             raise
+        opens = "Only the old key opens" if _is_unchanged(path) else "Both keys open"
         raise OperationalError(
             f"the key of {path} is not changed yet, because another connection reads or writes for long: "
-            f"{error}. Both keys open the file; do it again to go on"
+            f"{error}. {opens} the file; do it again to go on"
         ) from error
     finally:
         if log is not None:
@@ -90,21 +90,30 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
 
 def is_done(path: Path, key: Key) -> bool:
     """Whether this key alone opens the file."""
-    with path.open("rb") as file:
-        block = file.read(BLOCK_SIZE)
+    block = _block(path)
     if len(block) < BLOCK_SIZE:
         return False
     try:
         Codec.open(block, key)
     except (WrongKeyError, FormatError):
         return False
-    return Block.look(block).previous == 0
+    return _is_unchanged(path)
 
 
-def _forget(path: Path, key: Key, wait: float) -> None:
-    """Where the end was broken off between the two copies of the header block, one is still the old key's."""
+def _is_unchanged(path: Path) -> bool:
+    """Whether no change of the key is under way."""
+    return Block.look(_block(path)).previous == 0
+
+
+def _block(path: Path) -> bytes:
+    """The header block; shorter where there is none."""
     with path.open("rb") as file:
-        block = file.read(BLOCK_SIZE)
+        return file.read(BLOCK_SIZE)
+
+
+def _mend_block(path: Path, key: Key, wait: float) -> None:
+    """Where the end was broken off between the two copies of the header block, one is still the old key's."""
+    block = _block(path)
     half = BLOCK_SIZE // 2
     if block[:half] != block[half:]:
         with closing(Applier(str(path), key=key)) as applier:
@@ -159,7 +168,7 @@ def _is_busy(error: OperationalError) -> bool:
 def _reseal(log: Log, key: Key) -> None:
     """Each file of the log by itself: both data keys are at hand. What is damaged goes: it was of no use to anybody."""
     log.seal(key)
-    codec = codec_of(log.database, key)
+    codec = Codec.open(_block(log.database), key)
     for path in sorted(log.folder.iterdir()):
         if path.suffix == ".journal":
             log.journal_replace(path.name, log.journal_whole(path.name))
@@ -175,12 +184,6 @@ def _reseal(log: Log, key: Key) -> None:
         elif path.suffix == ".wal" and not _reseal_frames(path, codec):
             path.unlink()
     log.sync_folder()
-
-
-def codec_of(database: Path, key: Key) -> Codec:
-    """The data keys of a sealed database."""
-    with database.open("rb") as file:
-        return Codec.open(file.read(BLOCK_SIZE), key)
 
 
 def _reseal_frames(path: Path, codec: Codec) -> bool:

@@ -358,8 +358,8 @@ class Connection:
           NotSupportedError: the database is not sealed.
           ProgrammingError: inside a transaction.
           WrongKeyError: a change to a third key was begun before, and has to be finished first.
-          OperationalError: another connection was in the way for 30 seconds, or the database is served by a
-            primary: both keys open the file then.
+          OperationalError: another connection was in the way for 30 seconds (it says which keys open the file
+            then), or the database is served by a primary.
         """
         from nearlite.rekeying import rekey_file  # few need it
 

@@ -64,7 +64,9 @@ int nl_sealed_failure(nl_error *err)
 
 int nl_sealed_explain(int rc, nl_error *err)
 {
-    if (vfs_failure.code == NL_OK || ((rc ^ vfs_failure_rc) & 0xff) != 0) return NL_OK;
+    const int told = rc > 0xff ? ~0 : 0xff; /* a plain code says less than the failure's own */
+
+    if (vfs_failure.code == NL_OK || ((rc ^ vfs_failure_rc) & told) != 0) return NL_OK;
     return nl_sealed_failure(err);
 }
 
@@ -100,11 +102,18 @@ static int64_t vfs_report_count; /* atomic; both under vfs_lock() to change */
 
 void nl_sealed_report(const nl_sealed *f, uint32_t frame, uint32_t follow)
 {
+    char *line;
+
     vfs_lock();
     if (vfs_report_count < REPORTS) {
-        snprintf(vfs_reports[vfs_report_count], NL_REPORT_MAX,
-                 "%s: the log ends before frame %u, whose seal is broken; %u frames of the same log follow it, and what"
-                 " was committed by them is lost", f->path, frame, follow);
+        line = vfs_reports[vfs_report_count];
+        if (follow > 0) {
+            snprintf(line, NL_REPORT_MAX, "%s: the log ends before frame %u, whose seal is broken; %u frames of the same"
+                     " log follow it, and what was committed by them is lost", f->path, frame, follow);
+        } else {
+            snprintf(line, NL_REPORT_MAX, "%s: the log ends before frame %u, its last, whose seal is broken: it was being"
+                     " written when its process or machine stopped, or was damaged", f->path, frame);
+        }
         __atomic_store_n(&vfs_report_count, vfs_report_count + 1, __ATOMIC_RELEASE);
     }
     vfs_unlock();

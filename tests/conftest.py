@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def kind_of_files(request: pytest.FixtureRequest) -> Iterator[str]:
             yield kind
     else:
         yield kind
+
+
+@pytest.fixture
+def disk_folder() -> Iterator[Path]:
+    """For tests/power.py. In memory where there is such a place: thousands of files are synced beside it."""
+    memory = Path("/dev/shm")
+    there = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="power.", dir=there) as made:
+        folder = Path(made).resolve() / "files"
+        folder.mkdir()
+        yield folder
 
 
 # ---------------------------------------------------------------- tests that last

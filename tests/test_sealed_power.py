@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from power import Disk, placed, recorded
+from power import Disk, marks, recorded
 
 import nearlite
 
@@ -54,33 +54,32 @@ def expected(n: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])
 @pytest.mark.parametrize("seed", range(3))
-def test_wherever_the_power_fails(tmp_path: Path, seed: int, synchronous: str) -> None:
-    folder, found = tmp_path / "files", tmp_path / "found"
-    folder.mkdir()
+def test_wherever_the_power_fails(disk_folder: Path, seed: int, synchronous: str) -> None:
+    folder = disk_folder
+    found = folder.with_name("found")
     operations = recorded(WORK, folder, folder, seed, synchronous)
-    disk, rng = Disk(operations), random.Random(seed)
-    exists = next(i for i, op in enumerate(operations) if op.kind == "l") + 1
+    disk, rng = Disk(operations, folder), random.Random(seed)
+    # From when the file exists for certain: linked, and its folder synced.
+    linked = next(i for i, op in enumerate(operations) if op.kind == "l")
+    exists = (
+        next(i for i in range(linked, len(operations)) if operations[i].path == str(folder)) + 1
+    )
+    known = marks(operations)
     assert len(operations) > 300
     states = set()
     for _ in range(400):
         count = rng.randrange(exists, len(operations) + 1)
-        files = disk.after(count, rng)
-        marks = files.pop(str(folder / "marks"), None)
-        placed(files, folder, found)
+        disk.after(count, rng).place(folder, found)
         with closing(nearlite.connect(found / "a.db", encryption_key=KEY)) as con:
             assert con.execute("PRAGMA integrity_check").fetchall() == [("ok",)], count
+            told = [int.from_bytes(data, "big") for at, data in known if at <= count]
             if not con.execute("SELECT name FROM sqlite_schema").fetchall():
-                assert marks is None or synchronous == "NORMAL"
+                assert not told or synchronous == "NORMAL"
                 continue
             rows = con.execute("SELECT n, length(b) FROM t ORDER BY n").fetchall()
         n = rows[-1][0] if rows else 0
         assert rows == expected(n), count
-        known = [
-            int.from_bytes(op.data, "big")
-            for op in operations[:count]
-            if op.path.endswith("/marks") and op.kind == "w"
-        ]
-        if synchronous == "FULL" and len(known) > 1:
-            assert n >= known[-1], count
+        if synchronous == "FULL" and told:
+            assert n >= told[-1], count
         states.add(n)
     assert len(states) > 20

@@ -44,6 +44,15 @@ def boot_id() -> str:
         return secrets.token_hex(16)  # never equal to an earlier one: always check the pages
 
 
+def sync_names(folder: Path) -> None:
+    """Make durable which files a folder has."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -262,8 +271,6 @@ class Folder:
             os.fsync(fd)
         finally:
             os.close(fd)
-        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        # The folder may be as new as the file in it.
+        for folder in (self.path, self.path.absolute().parent):
+            sync_names(folder)

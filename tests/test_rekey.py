@@ -69,19 +69,19 @@ def generations(path: Path) -> set[int]:
     }
 
 
-def is_changed(path: Path) -> None:
+def is_changed(path: Path, old: bytes = OLD, new: bytes = NEW) -> None:
     """The new key alone opens it, and nothing in it is the old data key's."""
     with pytest.raises(WrongKeyError):
-        nearlite.connect(path, encryption_key=OLD)
+        nearlite.connect(path, encryption_key=old)
     block = Block.look(path.read_bytes()[:4096])
     assert (block.previous, generations(path)) == (0, {block.generation})
     data = path.read_bytes()
     for copy in (data[:2048] * 2, data[2048:4096] * 2):  # of the header block: both of them
         with pytest.raises(InvalidTag):
-            SealedFile.of(copy, OLD)
+            SealedFile.of(copy, old)
         with pytest.raises(WrongKeyError):
-            Codec.open(copy, key(OLD))  # neither of the locks
-        assert SealedFile.of(copy, NEW).keys[block.generation] != bytes(32)
+            Codec.open(copy, key(old))  # neither of the locks
+        assert SealedFile.of(copy, new).keys[block.generation] != bytes(32)
 
 
 @pytest.fixture

@@ -66,6 +66,8 @@ def rekey_file(path: Path, old: Key, new: Key, *, wait: float = PATIENCE) -> int
         with closing(applier):
             applier.rekey_begin(new, wait=wait)
             faults.hit(_BEGUN)
+            if log is not None:
+                log.journals_sync()
             count = _pages(applier, wait)
             if log is None:
                 log = _log_of(path)  # begun after the first look; a later one has both data keys

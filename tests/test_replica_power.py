@@ -23,7 +23,7 @@ from nearlite.bootstrap import Folder
 from nearlite.replica import Replica
 
 KEY = bytes(range(32))
-IMAGES = 100
+IMAGES = 75
 
 # The first download, page sets laid over it before it is synced, the sync of it, checkpoints, a close and another
 # session. Every state is noted; a mark tells how many there were, and whether the file had been synced.

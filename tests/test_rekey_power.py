@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from copy import copy
@@ -137,6 +138,63 @@ def test_wherever_the_power_fails_the_change_goes_on(disk_folder: Path, seed: in
         is_changed(path, old, new)
         assert rows(path, new) == held, count
     assert min(both, single) > 10
+
+
+# What a first loss of power left is on the disk; the change goes on, or is made again.
+AGAIN = """
+import os, sys
+from pathlib import Path
+from nearlite._native.sealing import Key
+from nearlite.rekeying import rekey_file
+folder, left, old, new = Path(sys.argv[1]), Path(sys.argv[2]), *map(bytes.fromhex, sys.argv[3:5])
+for source in left.iterdir():
+    if source.name.startswith("a.db") and not source.name.endswith("-shm"):
+        to = os.open(folder / source.name, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(to, source.read_bytes())
+        os.fsync(to)
+to = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+os.fsync(to)
+marks = os.open(folder / "marks", os.O_WRONLY | os.O_CREAT, 0o600)
+os.pwrite(marks, b"\\0", 0)
+rekey_file(folder / "a.db", Key.of_bytes(old), Key.of_bytes(new))
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_power_fails_again_while_the_change_goes_on(disk_folder: Path, seed: int) -> None:
+    """First where the two copies of the header block differ: the one that counts must not be written first."""
+    found = disk_folder.with_name("found")
+    operations = recorded(WORK, disk_folder, disk_folder, seed)
+    disk, rng = Disk(operations, disk_folder), random.Random(seed)
+    path = found / "a.db"
+    for count in instants(operations, rng):
+        image = disk.after(count, rng)
+        block = image.files[str(disk_folder / "a.db")][:4096]
+        if block[:2048] != block[2048:]:
+            break
+    image.place(disk_folder, found)
+    left = found.with_name("left")
+    shutil.copytree(found, left)
+    opening = [secret for secret in KEYS if opens(path, secret)]
+    held = rows(path, opening[0])
+    if len(opening) == 2:
+        old, new = opening
+    else:
+        at = KEYS.index(opening[0])
+        done = at > 0 and seed % 2 == 0  # it is made once more, and else another one
+        old, new = (KEYS[at - 1], KEYS[at]) if done else (KEYS[at], KEYS[at - 1])
+    again = disk_folder.with_name("again") / "files"
+    again.mkdir(parents=True)
+    operations = recorded(AGAIN, again, again, left, old.hex(), new.hex())
+    (begun, _), *_ = marks(operations)
+    disk = Disk(operations, again)
+    for _ in range(IMAGES // 2):
+        count = rng.randint(begun, len(operations))
+        disk.after(count, rng).place(again, found)
+        assert [secret for secret in KEYS if opens(path, secret)], count
+        rekey_file(path, key(old), key(new))
+        assert rows(path, new) == held, count  # and the log is empty
+        is_changed(path, old, new)
 
 
 def standing(operations: list[Operation], count: int) -> tuple[int, int, int]:

@@ -626,6 +626,10 @@ static int vfs_unlock_block(nl_sealed *f, const nl_sealing *with)
     nl_block what;
     if (nl_block_look(block, &what, &why) == NL_OK) f->sequence = what.sequence;
     f->page_size = nl_codec_page_size(f->codec);
+    rc = nl_sealed_main_size(f, &size);
+    if (rc != SQLITE_OK) return rc;
+    /* It had one when it was made. To SQLite it would be an empty database, and in order. */
+    if (size == 0) return vfs_fail(SQLITE_NOTADB, NL_E_FORMAT, f->path, "is damaged: it ends before its first page does");
     return nl_sealed_room(f);
 }
 

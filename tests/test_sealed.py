@@ -486,6 +486,16 @@ def test_a_truncated_page_and_a_truncated_file(path: Path, con) -> None:
         read_all(path)
 
 
+@pytest.mark.parametrize("size", [2048, 3000, BLOCK, BLOCK + 1, BLOCK + SLOT - 1])
+def test_a_file_without_its_first_page_is_no_empty_database(path: Path, con, size: int) -> None:
+    checkpointed(con)
+    os.truncate(path, size)
+    for _ in range(2):
+        with pytest.raises(nearlite.DatabaseError, match=f"{path} is damaged: it ends before"):
+            read_all(path)
+    assert path.stat().st_size == size
+
+
 def test_a_frame_that_was_changed_under_a_reader(path: Path, con) -> None:
     """Read through a valid index: an error that names the frame."""
     con.execute("PRAGMA wal_autocheckpoint=0")

@@ -81,6 +81,7 @@ int nl_sealed_fail(int rc, const nl_error *why, const nl_sealed *where)
 {
     vfs_failure_rc = rc;
     nl_fail(&vfs_failure, why->code, "%s: %s", where->path, why->text);
+    vfs_failure.os_errno = why->os_errno;
     vfs_failure.page = why->page;
     vfs_failure.frame = why->frame;
     return rc;

@@ -262,6 +262,12 @@ def test_a_uri_cannot_take_the_seal_off(path: Path, vfs: str) -> None:
     assert path.read_bytes().startswith(b"nearlite sealed\0")
 
 
+def test_where_none_can_be_made_the_system_says_why(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere" / "a.db"
+    with pytest.raises(nearlite.OperationalError, match=f"{missing}.*No such file or directory"):
+        sealed(missing)
+
+
 def test_memory_needs_no_file() -> None:
     with closing(nearlite.connect(":memory:", encryption_key=KEY)) as con:
         con.execute("CREATE TABLE t(a)")

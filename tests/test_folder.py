@@ -38,3 +38,20 @@ def test_what_could_not_be_written_is_not_left(
     monkeypatch.setattr("nearlite.bootstrap.os.replace", full)
     folder.publish({})
     assert list(folder.path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "device", "no text"])
+def test_what_is_no_small_file_is_as_none(folder: Folder, kind: str) -> None:
+    for name in ("closed.json", "stats.json", "unsynced"):
+        path = folder.path / name
+        if kind == "directory":
+            path.mkdir()
+        elif kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.write_bytes(bytes(range(256)))
+    assert not folder.is_as_we_left_it()
+    assert folder.published() == {}
+    assert not folder.may_be_torn()

@@ -25,6 +25,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,18 @@ def _inode(path: Path) -> str:
     return str(os.stat(path).st_ino)
 
 
+def _text(path: Path) -> str:
+    """What a small file holds. A pipe that has its name would be waited for; so only a file counts as there."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
+        with open(fd, encoding="utf-8", errors="replace", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
+
+
 class Folder:
     """``<db>-nearlite/`` beside a replica."""
 
@@ -95,7 +108,7 @@ class Folder:
     def published(self) -> dict[str, Any]:
         """The numbers that were left last, by whatever process; empty when there are none."""
         try:
-            found = json.loads(self._stats.read_text())
+            found = json.loads(_text(self._stats))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) and found.get("version") == 1 else {}
@@ -203,7 +216,7 @@ class Folder:
         False for any other file that has got the name meanwhile: that one is not ours to judge.
         """
         try:
-            boot, _, inode = self._unsynced.read_text().partition(" ")
+            boot, _, inode = _text(self._unsynced).partition(" ")
             return boot != boot_id() and inode == _inode(self.database)
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -211,8 +224,8 @@ class Folder:
     # ------------------------------------------------------------------ is it the file we left
 
     def _identity(self) -> list[int]:
-        stat = os.stat(self.database)
-        return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+        found = os.stat(self.database)
+        return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
 
     def remember(self) -> None:
         """Called after a close: the file as it is now holds what its header says.
@@ -238,7 +251,7 @@ class Folder:
         only a process that was killed.
         """
         try:
-            known = json.loads(self._closed.read_text())
+            known = json.loads(_text(self._closed))
             return bool(known["version"] == 1 and known["file"] == self._identity())
         except (OSError, ValueError, KeyError, TypeError):
             return False

@@ -393,6 +393,26 @@ def test_keys_in_all_their_forms(path: Path, con, tmp_path: Path, monkeypatch) -
             assert rows(again)[0][0] == 300
 
 
+def test_a_view_of_larger_items_is_all_of_its_bytes(path: Path, con) -> None:
+    items = memoryview(KEY).cast("Q")
+    with closing(nearlite.connect(path, encryption_key=items)) as again:
+        assert rows(again)[0][0] == 300
+    with pytest.raises(WrongKeyError, match="32 bytes, not 128"):
+        nearlite.connect(path, encryption_key=memoryview(bytes(128)).cast("I"))
+
+
+def test_a_line_of_32_bytes_is_a_passphrase(tmp_path: Path) -> None:
+    phrase = "a line of thirty-one letters, so"[:31]
+    for end, text in (("\n", phrase), ("\r\n", phrase[:30])):
+        (tmp_path / "line.key").write_text(text + end, newline="")
+        with closing(nearlite.connect(tmp_path / f"{len(text)}.db", encryption_key=text)) as con:
+            con.execute("CREATE TABLE t(a)")
+        with closing(
+            nearlite.connect(tmp_path / f"{len(text)}.db", encryption_key=tmp_path / "line.key")
+        ) as con:
+            assert rows(con, "SELECT * FROM t") == []
+
+
 def test_a_passphrase(path: Path) -> None:
     phrase = "correct horse: battery staple"
     with closing(nearlite.connect(path, encryption_key=phrase)) as con:
@@ -414,6 +434,8 @@ def test_a_passphrase(path: Path) -> None:
         ("env:NL_NOT_SET", "NL_NOT_SET, which is to hold the key, is not set"),
         (lambda: None, "answered a NoneType"),
         (7, "not a int"),
+        ("file:zero\0byte", "cannot be read: embedded null byte"),
+        (memoryview(bytes(64))[::2], "in one piece"),
     ],
 )
 def test_what_is_no_key_is_told_without_telling_it(path: Path, given, says: str) -> None:

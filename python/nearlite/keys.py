@@ -16,6 +16,8 @@ EncryptionKey: TypeAlias = (
 )
 
 _HEX: Final = re.compile(r"[0-9A-Fa-f]{64}\Z")
+_LINE: Final = re.compile(rb"[ -~]{30}[ -~\r]\n\Z")
+"""32 bytes that somebody typed: of random ones not one in 10^16 is a line."""
 _LARGEST_FILE: Final = 4096
 
 
@@ -44,7 +46,10 @@ def key_of(given: EncryptionKey) -> Key:
     if isinstance(given, str):
         return _of_text(given)
     if isinstance(given, (bytes, bytearray, memoryview)):
-        return Key.of_bytes(given)
+        view = memoryview(given)
+        if not view.c_contiguous:
+            raise WrongKeyError("a memoryview that is to be a key lies in one piece")
+        return Key.of_bytes(view.cast("B"))  # its items may have more than a byte each
     raise WrongKeyError(
         f"an encryption key is bytes, text, a path or a callable, not a {type(given).__name__}"
     )
@@ -80,9 +85,10 @@ def _of_file(path: str) -> Key:
     try:
         with Path(path).open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise WrongKeyError(f"the key file {path} cannot be read: {error.strerror}") from error
-    if len(content) == KEY_SIZE:
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise WrongKeyError(f"the key file {path} cannot be read: {why}") from error
+    if len(content) == KEY_SIZE and not _LINE.match(content):
         return Key.of_bytes(content)
     if len(content) > _LARGEST_FILE:
         raise WrongKeyError(f"the key file {path} is longer than any key")

@@ -355,7 +355,7 @@ class Connection:
           key: as `encryption_key` of the connection.
 
         Raises:
-          NotSupportedError: the database is not sealed.
+          NotSupportedError: the database is not sealed, or has no file.
           ProgrammingError: inside a transaction.
           WrongKeyError: a change to a third key was begun before, and has to be finished first.
           OperationalError: another connection was in the way for 30 seconds (it says which keys open the file

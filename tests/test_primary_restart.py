@@ -388,6 +388,40 @@ def test_a_damaged_state_is_refused_and_not_overwritten(tmp_path, content):
     assert log_file(path, "state.json") == content
 
 
+def put(kind: str, at: Path) -> None:
+    at.unlink()
+    if kind == "directory":
+        at.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(at)
+    else:
+        at.symlink_to(at.name if kind == "loop" else "/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "loop", "device"])
+@pytest.mark.parametrize("name", ["lock", "state.json", "*.hashes", "*.index"])
+def test_what_is_no_file_in_the_folder_is_told_or_as_missing(tmp_path, name, kind):
+    path = tmp_path / "data.db"
+    with Primary.open(path) as primary:
+        execute(primary, "CREATE TABLE t(a)")
+        model = bootstrap(primary)
+        execute(primary, "INSERT INTO t VALUES(1)")
+        primary.roll()
+    (there,) = (tmp_path / "data.db-nearlite").glob(name)
+    put(kind, there)
+    if name in ("lock", "state.json"):
+        with pytest.raises(errors.DatabaseError, match=str(there)):
+            Primary.open(path)
+        return
+    with Primary.open(path) as primary:
+        if name == "*.index":
+            with pytest.raises(errors.HistoryGoneError):
+                follow(primary, model)
+        else:
+            follow(primary, model)
+        assert bootstrap(primary).hash == primary.verify()[0]
+
+
 def test_a_file_of_somebody_elses_in_the_folder_stops_no_roll(tmp_path):
     path = tmp_path / "data.db"
     with Primary.open(path) as primary:

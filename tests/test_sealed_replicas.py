@@ -406,6 +406,36 @@ def test_a_log_of_another_file_begins_a_new_lineage(
         assert rows(con)[0][0] == 300
 
 
+@pytest.mark.parametrize("what", ["flipped", "cut", "emptied", "of another file"])
+def test_a_damaged_state_of_the_log_is_refused_and_not_overwritten(
+    scene: Scene, what: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    con = scene.replica()
+    scene.fill(con)
+    con.close()
+    scene.stack.close()
+    state = scene.path.with_name("primary.db-nearlite") / "state.json"
+    before = state.read_bytes()
+    if what == "flipped":
+        flip(state, 100)
+    elif what == "of another file":
+        other = tmp_path_factory.mktemp("other") / "primary.db"
+        Primary.open(other, key=Key.of_bytes(ABOVE)).close()
+        shutil.copy(other.with_name("primary.db-nearlite") / "state.json", state)
+    else:
+        os.truncate(state, 100 if what == "cut" else 0)
+    now = state.read_bytes()
+    with pytest.raises(nearlite.DatabaseError, match="The database itself is not affected"):
+        Primary.open(scene.path, key=Key.of_bytes(ABOVE))
+    assert state.read_bytes() == now
+    state.write_bytes(before)
+    with ExitStack() as scene.stack:
+        scene.serve()
+        con = scene.replica()
+        assert not con.sync().repaired
+        assert rows(con)[0][0] == 300
+
+
 @pytest.mark.parametrize("suffix", [".index", ".hashes", ".journal"])
 def test_a_changed_file_of_the_log_is_as_a_missing_one(scene: Scene, suffix: str) -> None:
     con = scene.replica()

@@ -19,9 +19,11 @@ renamed, and the folder synced.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import stat
 import weakref
 from pathlib import Path
 from typing import Final
@@ -67,7 +69,7 @@ class Log:
                 f"{self.folder}, the folder of the database's log, could not be created: "
                 f"{error.strerror}. Nothing was changed"
             ) from error
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._lock = _lock_of(self.folder / "lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._lock, 0)
@@ -171,9 +173,24 @@ class Log:
 
         Raises:
           FileNotFoundError: it is not there.
-          DamagedError: it is sealed, and not what was sealed under that name.
+          DamagedError: it is sealed, and not what was sealed under that name; or it is no file.
         """
-        return self._seal.opened(name, (self.folder / name).read_bytes())
+        return self._seal.opened(name, self._bytes(name))
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            handle = os.open(self.folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                raise _NotAFileError(f"{name} is not a file") from error
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise _NotAFileError(f"{name} is not a file")
+            with open(handle, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(handle)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -186,13 +203,19 @@ class Log:
         """state.json, or None when the folder is new, or sealed by the keys of another file.
 
         Raises:
-          errors.DatabaseError: it is not readable by this version.
+          errors.DatabaseError: it is not readable by this version, or damaged.
         """
         try:
             data = self.read("state.json")
         except FileNotFoundError:
             return None
         except DamagedError as error:
+            if isinstance(error, _NotAFileError) or self._is_ours():
+                raise errors.DatabaseError(
+                    f"{self.folder / 'state.json'} cannot be read: {error}. The database itself is not affected. Put the "
+                    "file back, or move the folder away: the primary then begins a new lineage and every replica starts "
+                    "over"
+                ) from error
             # Most likely the database was restored from a copy that was sealed anew.
             _LOG.warning("%s: its log is of another file and is not used: %s", self.database, error)
             return None
@@ -204,6 +227,15 @@ class Log:
                 "itself is not affected. Use the version that wrote it, or move the folder away: "
                 "the primary then begins a new lineage and every replica starts over"
             ) from None
+
+    def _is_ours(self) -> bool:
+        """Whether anything in a sealed folder opens with the keys of the database."""
+        for path in self.folder.iterdir():
+            if path.suffix in (".hashes", ".index"):
+                with contextlib.suppress(OSError, DamagedError):
+                    self.read(path.name)
+                    return True
+        return False
 
     def save(self, state: State) -> None:
         """Make a new state durable."""
@@ -304,7 +336,7 @@ class Log:
         """The journal of the generation in `state`, as far as it is whole."""
         try:
             name = _journal_name(state)
-            found = Journal.decode(self._seal.journal(name, (self.folder / name).read_bytes()))
+            found = Journal.decode(self._seal.journal(name, self._bytes(name)))
         except (FileNotFoundError, DamagedError):
             return None
         same = (found.lineage, found.generation, found.start, found.page_size) == (
@@ -317,12 +349,12 @@ class Log:
 
     def journal_whole(self, name: str) -> bytes:
         """What was written to a journal, as far as it is whole."""
-        return self._seal.journal(name, (self.folder / name).read_bytes())
+        return self._seal.journal(name, self._bytes(name))
 
     def journals_sync(self) -> None:
         """Bring them to the disk; for whoever empties the WAL, which tells the same until then."""
         for path in self.folder.glob("*.journal"):
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.fsync(handle)
             finally:
@@ -356,6 +388,30 @@ class Log:
         for path in self.folder.iterdir():
             if path.name not in keep and path.suffix in _SUFFIXES and path.is_file():
                 path.unlink()
+
+
+class _NotAFileError(DamagedError):
+    """A directory, say, has the name of a file of the log."""
+
+
+_NO_FILE: Final = frozenset((errno.ELOOP, errno.ENXIO, errno.ENOTDIR))
+
+
+def _lock_of(path: Path) -> int:
+    """The file open. Raises OperationalError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o644)
+    except OSError as error:
+        raise errors.OperationalError(
+            f"{path}, which says who serves the database, could not be opened: {error.strerror}. Nothing was changed"
+        ) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise errors.OperationalError(
+            f"{path}, which says who serves the database, is not a file: remove it. Nothing was changed"
+        )
+    return handle
 
 
 _SUFFIXES: Final = frozenset((".part", ".hashes", ".index", ".wal", ".journal"))

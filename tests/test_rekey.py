@@ -29,6 +29,7 @@ from nearlite.errors import (
     TamperedError,
     WrongKeyError,
 )
+from nearlite.failing import apply_failed
 from nearlite.primary import Primary
 from nearlite.rekeying import is_done, rekey_file
 
@@ -436,6 +437,27 @@ def test_connections_of_a_pool_have_the_new_key(url: str, path: Path) -> None:
             own.execute("INSERT INTO t VALUES(1)")
     assert len(asked) == 1
     is_changed(path)
+
+
+def test_a_replica_whose_key_somebody_else_changed_is_told(
+    url: str, path: Path, tmp_path: Path
+) -> None:
+    def connect(name: Path, secret: bytes | None) -> Any:
+        return nearlite.connect(name, sync_url=url, encryption_key=secret, isolation_level=None)
+
+    with closing(connect(path, OLD)) as con, closing(connect(tmp_path / "other.db", None)) as other:
+        other.execute("CREATE TABLE t(a)")
+        con.sync()
+        rekey_file(path, key(OLD), key(NEW))
+        other.execute("INSERT INTO t VALUES(1)")
+        with pytest.raises(WrongKeyError, match="key has been changed") as told:
+            con.sync()
+    failed = apply_failed(str(path), told.value)  # where only its write lock told it
+    assert isinstance(failed, WrongKeyError)
+    assert "open the replica again with its new key" in str(failed)
+    with closing(connect(path, NEW)) as con:
+        assert not con.sync().repaired
+        assert con.execute("SELECT a FROM t").fetchall() == [(1,)]
 
 
 def test_a_primary_and_its_log_go_on_with_the_new_key(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from nearlite.errors import (
     Error,
     NotAReplicaError,
     SyncError,
+    WrongKeyError,
     is_disk_full,
 )
 from nearlite.http import Deadline
@@ -28,6 +29,10 @@ _DAMAGE: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_SHO
 
 class UnfoundedError(AnswerError):
     """A compact set was told from pages that this replica does not have, or came out wrong."""
+
+
+class KeyChangedError(SyncError, WrongKeyError):
+    """Somebody else has changed the key of the replica's file."""
 
 
 def unfounded(path: str, error: Error) -> UnfoundedError:
@@ -134,6 +139,8 @@ def failure_of(what: str, error: Error | MemoryError, state: str) -> SyncError:
     kind, action = SyncError, ""
     if isinstance(error, SealBrokenError):
         kind, action = DamagedError, "sync() repairs what can be repaired"
+    elif isinstance(error, WrongKeyError):
+        kind, action = KeyChangedError, "open the replica again with its new key"
     elif isinstance(error, (HashError, FormatError)):
         kind, action = AnswerError, "try again; if it fails again, run `nearlite verify`"
     elif is_disk_full(error) or isinstance(error, NativeDiskFullError):

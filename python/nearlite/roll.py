@@ -272,6 +272,6 @@ class Roller(Generic[StateT]):
     def _index_bytes(self) -> dict[int, int]:
         sizes = {}
         for path in self._log.folder.glob("*.index"):
-            with contextlib.suppress(ValueError, FileNotFoundError):  # somebody else's
+            with contextlib.suppress(ValueError, OSError):  # somebody else's, or no file
                 sizes[Position.parse(path.stem).generation] = path.stat().st_size
         return sizes

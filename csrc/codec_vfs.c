@@ -15,11 +15,13 @@
 */
 #include "codec_vfs.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bytes.h"
+#include "fault.h"
 #include "key.h"
 
 static sqlite3_vfs *vfs_below;
@@ -198,6 +200,13 @@ static char *vfs_wal_name(const char *wal)
 
 #define VFS_CHANGED "its key has been changed: open it with the new one"
 
+/* What SQLite's read would answer had it failed. */
+static int vfs_read_block(nl_sealed *f, uint8_t *block)
+{
+    if (NL_FAULT("codec.reload")) return SQLITE_IOERR_READ;
+    return f->below->pMethods->xRead(f->below, block, NL_BLOCK_SIZE, 0);
+}
+
 int nl_sealed_reload(nl_sealed *f)
 {
     uint8_t block[NL_BLOCK_SIZE];
@@ -206,7 +215,7 @@ int nl_sealed_reload(nl_sealed *f)
     nl_error why;
 
     if (!f->codec) return SQLITE_OK; /* an empty file */
-    int rc = f->below->pMethods->xRead(f->below, block, sizeof block, 0);
+    int rc = vfs_read_block(f, block);
     if (rc != SQLITE_OK) return rc;
     if (nl_block_look(block, &what, &why) != NL_OK) return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
     if (what.sequence == f->sequence) return SQLITE_OK;
@@ -226,14 +235,25 @@ int nl_sealed_reload(nl_sealed *f)
     return SQLITE_OK;
 }
 
+/* The header block could not be read. */
+static void vfs_unread(nl_sealed *f, int rc, nl_error *why)
+{
+    int errnum = 0;
+
+    f->below->pMethods->xFileControl(f->below, SQLITE_FCNTL_LAST_ERRNO, &errnum);
+    nl_fail_os(why, rc == SQLITE_IOERR_NOMEM ? ENOMEM : errnum ? errnum : EIO, "reading the header block");
+}
+
 int nl_sealed_again(nl_sealed *f, nl_error *why)
 {
     const uint64_t before = f->sequence;
 
     if (why->code != NL_E_KEY) return 0;
     vfs_failure.code = NL_OK;
-    if (nl_sealed_reload(f) != SQLITE_OK) {
-        if (nl_sealed_failure(why) == NL_OK) why->code = NL_E_TAG; /* it could not be read: nothing is known of its key */
+    int rc = nl_sealed_reload(f);
+    if (rc != SQLITE_OK) {
+        /* Nobody knows then whether it has been changed. */
+        if (nl_sealed_failure(why) == NL_OK) vfs_unread(f, rc, why);
         if (why->code == NL_E_KEY) nl_fail(why, NL_E_KEY, VFS_CHANGED); /* whose it is will be said once more */
         return 0;
     }

@@ -370,6 +370,48 @@ def test_the_end_of_another_change_is_not_made(path: Path) -> None:
     assert content(path, OLD) == content(path, NEW) == before
 
 
+def unread(pipe: Pipe, path: str) -> None:
+    """What is said where the header block cannot be read just when it is looked at again."""
+    from nearlite._native import faults
+
+    said = []
+    with (
+        closing(nearlite.connect(path, encryption_key=OLD, isolation_level=None)) as reader,
+        closing(nearlite.connect(path, encryption_key=OLD, isolation_level=None)) as writer,
+        closing(Applier(path, key=key(OLD))) as applier,
+    ):
+        reader.execute("SELECT count(*) FROM t").fetchone()
+        writer.execute("SELECT count(*) FROM t").fetchone()
+        applier.rekey_begin(key(NEW), wait=1)
+
+        def attempt(con: Any, sql: str) -> None:
+            faults.arm("codec.reload", faults.EIO)
+            try:
+                said.append(con.execute(sql).fetchall())
+            except nearlite.Error as error:
+                said.append((isinstance(error, OperationalError), str(error)))
+
+        attempt(writer, "INSERT INTO t VALUES(9999, 'in between')")
+        writer.execute("INSERT INTO t VALUES(9999, 'in between')")
+        attempt(reader, "SELECT b FROM t WHERE a = 9999")
+        said.append(reader.execute("SELECT b FROM t WHERE a = 9999").fetchall())
+    pipe.send(said)
+
+
+def test_a_block_that_cannot_be_read_is_not_called_another_key(path: Path) -> None:
+    before = made(path)
+    process = stack.Process(unread, str(path))
+    refused, blind, seen = process.receive()
+    assert process.join() == 0
+    assert refused == (True, "disk I/O error")
+    assert blind[0]
+    assert "reading the header block failed" in blind[1]
+    assert seen == [("in between",)]
+    rekey_file(path, key(OLD), key(NEW))
+    is_changed(path)
+    assert content(path, NEW) == f"{before},9999in between"
+
+
 # ---------------------------------------------------------------- replicas and primaries
 
 

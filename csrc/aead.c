@@ -18,8 +18,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <openssl/params.h>
 
 /* One context serves both directions: GCM opens with the schedule with which it seals. */
 struct nl_aead {
@@ -95,10 +97,16 @@ void nl_aead_free(nl_aead *a)
     free(a);
 }
 
+/* The tag as libcrypto's provider takes and gives it. EVP_CIPHER_CTX_ctrl says the same with a twentieth more
+** of the time that a page takes. */
+#define AEAD_TAG(bytes) \
+    {OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, (bytes), NL_TAG_SIZE), OSSL_PARAM_END}
+
 int nl_aead_seal(
     nl_aead *a, const uint8_t nonce[NL_NONCE_SIZE], const uint8_t *aad, size_t aad_n, const uint8_t *in,
     size_t n, uint8_t *out, uint8_t tag[NL_TAG_SIZE], nl_error *err)
 {
+    OSSL_PARAM made[] = AEAD_TAG(tag);
     int done = 0;
 
     if (aad_n > INT_MAX || n > INT_MAX) return nl_fail(err, NL_E_TOO_BIG, "a message above 2 GiB");
@@ -106,7 +114,7 @@ int nl_aead_seal(
         EVP_EncryptUpdate(a->ctx, NULL, &done, aad, (int)aad_n) != 1 ||
         EVP_EncryptUpdate(a->ctx, out, &done, in, (int)n) != 1 ||
         EVP_EncryptFinal_ex(a->ctx, out + done, &done) != 1 ||
-        EVP_CIPHER_CTX_ctrl(a->ctx, EVP_CTRL_AEAD_GET_TAG, NL_TAG_SIZE, tag) != 1) {
+        EVP_CIPHER_CTX_get_params(a->ctx, made) != 1) {
         return aead_failed(err, "sealing");
     }
     return NL_OK;
@@ -116,15 +124,16 @@ int nl_aead_open(
     nl_aead *a, const uint8_t nonce[NL_NONCE_SIZE], const uint8_t *aad, size_t aad_n, const uint8_t *in,
     size_t n, const uint8_t tag[NL_TAG_SIZE], uint8_t *out, nl_error *err)
 {
-    uint8_t expected[NL_TAG_SIZE]; /* libcrypto's parameter is not const */
+    uint8_t copy[NL_TAG_SIZE]; /* libcrypto's parameter is not const */
+    OSSL_PARAM expected[] = AEAD_TAG(copy);
     int done = 0;
 
     if (aad_n > INT_MAX || n > INT_MAX) return nl_fail(err, NL_E_TOO_BIG, "a message above 2 GiB");
-    memcpy(expected, tag, sizeof expected);
+    memcpy(copy, tag, sizeof copy);
     if (EVP_CipherInit_ex2(a->ctx, NULL, NULL, nonce, 0, NULL) != 1 ||
         EVP_DecryptUpdate(a->ctx, NULL, &done, aad, (int)aad_n) != 1 ||
         EVP_DecryptUpdate(a->ctx, out, &done, in, (int)n) != 1 ||
-        EVP_CIPHER_CTX_ctrl(a->ctx, EVP_CTRL_AEAD_SET_TAG, NL_TAG_SIZE, expected) != 1) {
+        EVP_CIPHER_CTX_set_params(a->ctx, expected) != 1) {
         memset(out, 0, n);
         return aead_failed(err, "opening");
     }

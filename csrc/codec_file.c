@@ -91,6 +91,15 @@ static const uint8_t *file_have(nl_sealed *f, uint32_t pgno)
     return f->ahead + (pgno - f->ahead_first) * file_slot(f);
 }
 
+static int file_missing(nl_sealed *f, uint32_t pgno)
+{
+    nl_error why;
+
+    nl_fail(&why, NL_E_TAG, "page %u is missing: the file has been cut off", pgno);
+    why.page = pgno;
+    return nl_sealed_fail(SQLITE_IOERR_CODEC, &why, f);
+}
+
 /* One page. SQLITE_IOERR_SHORT_READ: it lies beyond the end; zeros. */
 static int file_page(nl_sealed *f, uint32_t pgno, uint8_t *page)
 {
@@ -100,7 +109,11 @@ static int file_page(nl_sealed *f, uint32_t pgno, uint8_t *page)
     for (int i = 0;; i++) {
         int rc = slot ? SQLITE_OK
                       : f->below->pMethods->xRead(f->below, f->scratch, (int)file_slot(f), file_offset(f, pgno));
-        if (rc == SQLITE_IOERR_SHORT_READ) memset(page, 0, f->page_size);
+        if (rc == SQLITE_IOERR_SHORT_READ) {
+            memset(page, 0, f->page_size);
+            /* Who was told a size without a look at the file has to be told when it is not that any more. */
+            if (pgno <= f->answered) return file_missing(f, pgno);
+        }
         if (rc != SQLITE_OK) return rc;
         int code = nl_codec_open_page(f->codec, pgno, slot ? slot : f->scratch, page, &why);
         if (code == NL_OK) return SQLITE_OK;

@@ -330,9 +330,42 @@ static int main_truncate(sqlite3_file *file, sqlite3_int64 size)
     return nl_sealed_main_truncate(vfs_of(file), size);
 }
 
+static const uint8_t *vfs_index(const nl_sealed *f)
+{
+    return (const uint8_t *)(uintptr_t)f->index;
+}
+
+/* Once the header has said anything else it never counts again: an index that is recovered begins as it did. */
+static int vfs_still_sized(nl_sealed *f)
+{
+    if (f->sized && memcmp(vfs_index(f), f->sized_at, NL_INDEX_HEADER_SIZE) != 0) f->sized = 0;
+    return f->sized != 0;
+}
+
+/* SQLite asks at the beginning of every transaction while the log has no frames, which is a tenth of a short
+** one. The file is changed by checkpoints, and there is nothing to checkpoint until somebody commits, which
+** changes the header of the wal-index: by the same header SQLite knows whether its cache is still true. */
 static int main_size(sqlite3_file *file, sqlite3_int64 *size)
 {
-    return nl_sealed_main_size(vfs_of(file), size);
+    nl_sealed *f = vfs_of(file);
+    uint8_t now[NL_INDEX_HEADER_SIZE];
+    uint32_t frames, pages;
+
+    if (!f->index || f->reading == 0) return nl_sealed_main_size(f, size);
+    if (vfs_still_sized(f)) {
+        *size = f->sized;
+        f->answered = (uint32_t)(f->sized / f->page_size);
+        return SQLITE_OK;
+    }
+    memcpy(now, vfs_index(f), sizeof now);
+    int rc = nl_sealed_main_size(f, size);
+    memcpy(&frames, now + 16, sizeof frames);
+    memcpy(&pages, now + 20, sizeof pages);
+    const int empty = rc == SQLITE_OK && frames == 0 && pages == 0;
+    memcpy(f->sized_at, now, sizeof now);
+    f->sized = empty ? *size : 0;
+    vfs_still_sized(f);
+    return rc;
 }
 
 static int wal_read(sqlite3_file *file, void *out, int n, sqlite3_int64 at)
@@ -410,7 +443,9 @@ static int main_shm_map(sqlite3_file *file, int region, int size, int extend, vo
 {
     nl_sealed *f = vfs_of(file);
 
-    return f->below->pMethods->xShmMap(f->below, region, size, extend, out);
+    int rc = f->below->pMethods->xShmMap(f->below, region, size, extend, out);
+    if (rc == SQLITE_OK && region == 0) f->index = *out;
+    return rc;
 }
 
 static int main_shm_lock(sqlite3_file *file, int offset, int n, int flags)
@@ -430,7 +465,8 @@ static int main_shm_lock(sqlite3_file *file, int offset, int n, int flags)
     }
     if (rc == SQLITE_OK && (flags & SQLITE_SHM_SHARED) && offset >= READ) {
         f->reading += flags & SQLITE_SHM_LOCK ? 1 : -1;
-        f->ahead_count = 0;
+        f->ahead_count = f->answered = 0;
+        vfs_still_sized(f);
     }
     return rc;
 }
@@ -448,6 +484,8 @@ static int main_shm_unmap(sqlite3_file *file, int remove)
 {
     nl_sealed *f = vfs_of(file);
 
+    f->index = NULL;
+    f->sized = 0;
     return f->below->pMethods->xShmUnmap(f->below, remove);
 }
 

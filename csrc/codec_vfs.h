@@ -11,6 +11,9 @@
 
 #include <sqlite3.h>
 
+/* Version, counter of commits, page size, frames, pages, checksum, salts (https://sqlite.org/walformat.html). */
+#define NL_INDEX_HEADER_SIZE 48
+
 /* An open sealed database or its WAL. The file below lies behind this in the same memory. */
 typedef struct nl_sealed {
     sqlite3_file file;           /* first: what SQLite has */
@@ -29,6 +32,10 @@ typedef struct nl_sealed {
     int unlogged;                /* it was empty: there is nothing that a journal could bring back */
     uint32_t known;              /* pages it has at least, while nobody else may truncate it; 0: unknown */
     int reading;                 /* read locks held: what the file has of pages cannot change meanwhile */
+    const volatile uint8_t *index; /* the wal-index, which begins with its header; NULL: not mapped */
+    uint8_t sized_at[NL_INDEX_HEADER_SIZE]; /* what that header said when the file had `sized` bytes of pages */
+    sqlite3_int64 sized;         /* 0: unknown */
+    uint32_t answered;           /* pages that this transaction was told from that */
     uint32_t last;               /* page that was read last; the next one is expected behind it */
     uint8_t *ahead;              /* slots `ahead_first`... as they are in the file; NULL: no room yet */
     uint32_t ahead_first;

@@ -524,6 +524,34 @@ def test_a_file_without_its_first_page_is_no_empty_database(path: Path, con, siz
     assert path.stat().st_size == size
 
 
+def test_a_file_that_is_cut_off_under_a_reader(path: Path, con) -> None:
+    checkpointed(con)
+    with closing(sealed(path)) as reader:
+        reader.execute("PRAGMA cache_size=1")
+        for _ in range(3):  # the size is remembered from here on
+            reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        os.truncate(path, 4096 + 3 * 4128)
+        with pytest.raises(TamperedError, match=r"a\.db: page \d+ is missing: the file has been cut off"):
+            reader.execute("SELECT sum(length(b)) FROM t").fetchone()
+
+
+def test_a_size_is_remembered_until_somebody_commits(path: Path, con) -> None:
+    """Also where the index, made anew after a crash, says what it said in the beginning."""
+    checkpointed(con)
+    with closing(sealed(path)) as reader:
+        (before,) = reader.execute("SELECT count(*) FROM t").fetchone()
+        assert reader.execute("SELECT count(*) FROM t").fetchone() == (before,)
+        with closing(sealed(path)) as writer:
+            writer.execute("INSERT INTO t SELECT NULL, randomblob(3000) FROM t LIMIT 200")
+            assert reader.execute("SELECT count(*) FROM t").fetchone()[0] > before
+            (pages,) = writer.execute("PRAGMA page_count").fetchone()
+            writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with open(f"{path}-shm", "r+b") as shm:  # as a process leaves it that is killed at its end
+                shm.write(bytes(136))
+            assert reader.execute("PRAGMA page_count").fetchone() == (pages,)
+            assert reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 def test_a_frame_that_was_changed_under_a_reader(path: Path, con) -> None:
     """Read through a valid index: an error that names the frame."""
     con.execute("PRAGMA wal_autocheckpoint=0")

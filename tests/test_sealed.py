@@ -531,7 +531,9 @@ def test_a_file_that_is_cut_off_under_a_reader(path: Path, con) -> None:
         for _ in range(3):  # the size is remembered from here on
             reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         os.truncate(path, 4096 + 3 * 4128)
-        with pytest.raises(TamperedError, match=r"a\.db: page \d+ is missing: the file has been cut off"):
+        with pytest.raises(
+            TamperedError, match=r"a\.db: page \d+ is missing: the file has been cut off"
+        ):
             reader.execute("SELECT sum(length(b)) FROM t").fetchone()
 
 
@@ -546,7 +548,9 @@ def test_a_size_is_remembered_until_somebody_commits(path: Path, con) -> None:
             assert reader.execute("SELECT count(*) FROM t").fetchone()[0] > before
             (pages,) = writer.execute("PRAGMA page_count").fetchone()
             writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            with open(f"{path}-shm", "r+b") as shm:  # as a process leaves it that is killed at its end
+            with open(
+                f"{path}-shm", "r+b"
+            ) as shm:  # as a process leaves it that is killed at its end
                 shm.write(bytes(136))
             assert reader.execute("PRAGMA page_count").fetchone() == (pages,)
             assert reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)

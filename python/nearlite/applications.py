@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nearlite.changes import Feed
+from nearlite.libsql import Frames, Libsql
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
@@ -18,6 +19,12 @@ from nearlite.streams import Limits, baton_key
 
 class Owner(Upstream, Served, Protocol):
     """A primary."""
+
+    page_size: int
+
+    @property
+    def pulls(self) -> Frames:
+        """Its generations as frames."""
 
 
 class PrimaryApp(App):
@@ -57,6 +64,7 @@ class PrimaryApp(App):
             )
             feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
+            self._pulls = Libsql(owner.pulls, owner.page_size, executor.want_roll, self._answering)
         except BaseException:
             await loop.run_in_executor(None, owner.close)
             raise

@@ -99,6 +99,11 @@ class Log:
         """
         self._seal = Sealed(self.database, key)
 
+    @property
+    def of_pages(self) -> Seal:
+        """How pages lie in the database file, and frames in its WAL and the archives."""
+        return self._seal
+
     def spool(self) -> Spool:
         """For a page set that is too large for memory."""
         return Spool(self.folder, sealed=self._seal.sealed)

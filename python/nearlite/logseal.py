@@ -35,6 +35,18 @@ class Seal(Protocol):
     def journal(self, name: str, data: bytes) -> bytes:
         """What was written to a journal, as far as it is whole."""
 
+    def slot_size(self, page_size: int) -> int:
+        """Bytes that a page takes in the database file."""
+
+    def slots_begin(self) -> int:
+        """Where the first one lies."""
+
+    def page(self, number: int, slot: bytes) -> bytes:
+        """The page in a slot. Raises SealBrokenError."""
+
+    def frames(self, first: int, data: bytes) -> bytes:
+        """WAL frames from number `first` on, of 24 bytes and a page each. Raises SealBrokenError."""
+
 
 class Clear:
     """Files as they are."""
@@ -54,6 +66,22 @@ class Clear:
         return data
 
     def journal(self, _name: str, data: bytes) -> bytes:
+        """The data."""
+        return data
+
+    def slot_size(self, page_size: int) -> int:
+        """That of the page."""
+        return page_size
+
+    def slots_begin(self) -> int:
+        """At once."""
+        return 0
+
+    def page(self, _number: int, slot: bytes) -> bytes:
+        """The slot."""
+        return slot
+
+    def frames(self, _first: int, data: bytes) -> bytes:
         """The data."""
         return data
 
@@ -114,3 +142,21 @@ class Sealed:
             at += length
             number += 1
         return bytes(found)
+
+    def slot_size(self, page_size: int) -> int:
+        """A page and its seal."""
+        return page_size + SEAL_SIZE
+
+    def slots_begin(self) -> int:
+        """Behind the header block."""
+        return BLOCK_SIZE
+
+    def page(self, number: int, slot: bytes) -> bytes:
+        """The page that was sealed."""
+        with self._lock:
+            return self._codec.open_page(number, slot)
+
+    def frames(self, first: int, data: bytes) -> bytes:
+        """The frames that were sealed."""
+        with self._lock:
+            return self._codec.open_frames(first, data)

@@ -558,6 +558,10 @@ class Executor:
         else:
             self._owned.end_transaction(stream)
 
+    def want_roll(self) -> None:
+        """End the running generation as soon as nobody is in the way."""
+        self._rolls.want()
+
     async def close(self) -> None:
         """Finish what is queued, roll back what is open, close all connections."""
         if self._closed:

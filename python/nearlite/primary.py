@@ -13,12 +13,14 @@ from nearlite import errors
 from nearlite._native.database import Database
 from nearlite._native.sealing import Key
 from nearlite._native.tail import MisuseError, Tail, WalResetError
+from nearlite.bases import Bases
 from nearlite.datafile import move_schema, prepare_file, refuse_replica
 from nearlite.generation import Generations
 from nearlite.guard import file_id, guard
 from nearlite.log import Log
 from nearlite.logstate import RETAIN_SECONDS, Durability, now_ms
 from nearlite.origin import Origin, OriginState
+from nearlite.pulls import Pulls
 from nearlite.roll import Roller
 from nearlite.startup import StartUp
 
@@ -35,6 +37,7 @@ class Primary(Origin):
     Use `open`. The connections that write are made by `connect` and belong to the caller.
 
     Attributes:
+      pulls: its generations as frames.
       behind: the last look at the database failed, or one is under way: there may be commits that could
         not be noted.
     """
@@ -62,13 +65,16 @@ class Primary(Origin):
         self._generations = generations = startup.generations
         self._roll_bytes = roll_bytes
         self._rolling = threading.Lock()
+        self._bases = Bases(log.database)
         self._roller = Roller(
             generations,
             self._mutex,
             retain_bytes=retain_bytes,
             retain_seconds=retain_seconds,
             state=self._state,
+            bases=self._bases,
         )
+        self.pulls = Pulls(log, generations, tail, self._bases, mutex=self._mutex, look=self._begin)
         self._frame_size = tail.wal_step
         self._retry_at = 0.0
         self._retry_after = _RETRY_FIRST
@@ -137,6 +143,7 @@ class Primary(Origin):
                 retain_seconds=retain_seconds,
                 key=key,
             )
+            primary._begun()
             primary.after_commit()
         except BaseException:
             if tail is not None:
@@ -159,6 +166,12 @@ class Primary(Origin):
         database.exec(f"PRAGMA synchronous={self.durability.upper()}")
         return database
 
+    def _begun(self) -> None:
+        """If the WAL is empty, the database file is the base of the running generation."""
+        now = self._tail.state()
+        if (now.start, now.live, now.mark) == (0, 0, 0):
+            self._bases.begun(self._generations.state.generation)
+
     # ------------------------------------------------------------ what an origin is asked
 
     @property
@@ -171,12 +184,14 @@ class Primary(Origin):
             raise errors.ProgrammingError("the primary is closed")
         self.behind = True
         if self._startup.lost:
+            self._bases.lost()
             self._startup.recover()
         self._generations.settle()
         try:
             frame = self._tail.begin()
         except WalResetError as error:
             _LOG.warning("%s; a new generation begins, no committed data is affected", error)
+            self._bases.lost()
             self._startup.recover()
             self._answers.commit_ms = now_ms()
             frame = self._tail.begin()
@@ -266,6 +281,8 @@ class Primary(Origin):
                 self._postpone()
                 raise
             if done:
+                with self._mutex:
+                    self._begun()
                 self._retry_at, self._retry_after = 0.0, _RETRY_FIRST
             else:
                 self._postpone()

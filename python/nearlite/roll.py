@@ -34,6 +34,7 @@ from typing import Final, Generic, TypeVar
 
 from nearlite._native import faults
 from nearlite._native.tail import WAL_HEADER_SIZE, BusyError
+from nearlite.bases import Bases
 from nearlite.generation import Generations
 from nearlite.log import write_all
 from nearlite.logformat import HashTable
@@ -69,6 +70,7 @@ class Roller(Generic[StateT]):
       retain_bytes: None means 4 times the database or 256 MiB, whichever is more.
       retain_seconds: age up to which closed generations stay in any case.
       state: what the primary tells of itself.
+      bases: who reads what the database file was, before frames are copied into it.
 
     Attributes:
       frozen: while nobody can commit: what `state` said when that began; else None.
@@ -82,6 +84,7 @@ class Roller(Generic[StateT]):
         retain_bytes: int | None,
         retain_seconds: float,
         state: Callable[[], StateT],
+        bases: Bases,
     ) -> None:
         self._generations = generations
         self._tail = generations.tail
@@ -90,6 +93,7 @@ class Roller(Generic[StateT]):
         self._retain_bytes = retain_bytes
         self._retain_seconds = retain_seconds
         self._state = state
+        self._bases = bases
         self.frozen: StateT | None = None
         self._step = generations.tail.wal_step
         self._part = -1
@@ -161,19 +165,29 @@ class Roller(Generic[StateT]):
 
     def _newest(self) -> tuple[str, int]:
         """The name of the generation's part and its newest frame; 0 when it has none."""
-        tail, generations = self._tail, self._generations
         with self._mutex:
-            generations.settle()
-            tail.begin()
-            tail.end()
-            if tail.frame != generations.journaled:
-                generations.moved()
-            return self._part_name(), 0 if generations.state.wal is None else tail.frame
+            self._generations.settle()
+            self._take()
+            bound = self._generations.state.wal is not None
+            return self._part_name(), self._tail.frame if bound else 0
+
+    def _take(self) -> None:
+        """Every frame there is. Mutex held."""
+        self._tail.begin()
+        self._tail.end()
+        if self._tail.frame != self._generations.journaled:
+            self._generations.moved()
 
     def _prepare(self, name: str, frame: int) -> None:
         """One round of step 1: what the WAL holds up to a frame."""
         with self._mutex:
             self._tail.repin()
+            if self._bases.are_read:
+                self._take()  # the pin may stand behind more frames than have been taken
+                pairs, pages = self._tail.index(), self._tail.pages
+            else:
+                pairs, pages = b"", 0
+        self._bases.overwrite(pairs, pages)
         self._tail.passive()
         self._copy(name, frame, in_section=False)
         faults.hit(_PREPARED)
@@ -195,6 +209,7 @@ class Roller(Generic[StateT]):
             log.publish(part, archive.name, durable=False)
             index = generations.index()
             log.save_index(index, durable=False)
+            self._bases.overwrite(index.pairs, index.pages)
             faults.hit(_ARCHIVED)
             table = tail.table(1, now.pages)
             log.save_table(

@@ -46,6 +46,7 @@ class Rolls:
         self._turn = turn
         self._wake = threading.Event()
         self._granted = threading.Event()
+        self._wanted = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="nearlite-roll", daemon=True)
 
@@ -55,6 +56,11 @@ class Rolls:
 
     def look(self) -> None:
         """Look whether a roll is due, also by what other programs committed. Any thread; does not wait."""
+        self._wake.set()
+
+    def want(self) -> None:
+        """Roll as soon as nobody is in the way, due or not. Any thread; does not wait."""
+        self._wanted = True
         self._wake.set()
 
     def stop(self) -> None:
@@ -71,7 +77,8 @@ class Rolls:
                 return
             try:
                 self._host.after_commit()  # what other programs committed counts only when it is taken
-                if self._host.roll_due and self._host.prepare_roll():
+                wanted, self._wanted = self._wanted, False
+                if (wanted or self._host.roll_due) and self._host.prepare_roll():
                     self._roll()
             except Exception:  # the log grows on; a later commit tries again
                 log.exception("the log could not be rolled")

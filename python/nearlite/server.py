@@ -38,6 +38,7 @@ from nearlite.exchange import (
 )
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
+from nearlite.libsql import is_asked
 from nearlite.routes import CURSOR, REPAIR, VERSIONS
 from nearlite.source import Source, Upstream
 
@@ -80,6 +81,16 @@ class SqlRoutes(Protocol):
         """Finish or end what is under way."""
 
 
+class PullRoutes(Protocol):
+    """Where libSQL's replicas are answered."""
+
+    async def answer(self, path: str, method: str, send: Send) -> None:
+        """A request to one of their paths."""
+
+    def close(self) -> None:
+        """Let go of what is kept for them."""
+
+
 class App:
     """One database behind HTTP: who may ask, what is asked for, and how it goes wrong.
 
@@ -101,6 +112,7 @@ class App:
         self._feed: Feed | None = None
         self._starting: asyncio.Lock | None = None
         self._routes: SqlRoutes | None = None
+        self._pulls: PullRoutes | None = None
         self._cold = cold_paths()
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
@@ -137,9 +149,11 @@ class App:
 
     async def shutdown(self) -> None:
         """Finish what is queued, roll back what is open, close the database; idempotent."""
-        routes, served = self._routes, self._served
-        self._routes = self._served = None
+        routes, served, pulls = self._routes, self._served, self._pulls
+        self._routes = self._served = self._pulls = None
         self.stop_waiting()
+        if pulls is not None:
+            pulls.close()
         if routes is not None:
             await routes.close()
         if served is not None:
@@ -237,6 +251,9 @@ class App:
             if method not in ("GET", "HEAD"):
                 raise _not_allowed(b"GET, HEAD, OPTIONS")
             await self._native(path[7:], scope, receive, send)
+        elif self._pulls is not None and is_asked(path):
+            self._admit(scope)
+            await self._pulls.answer(path, method, send)
         else:
             await self._cold({**scope, "path": path, "root_path": ""}, receive, send)
 

@@ -81,6 +81,17 @@ class Spool:
                     data = codec.open_record(_NAME, number, data)
             yield data
 
+    def block(self, number: int) -> bytes:
+        """One of those, also before the last is written."""
+        if number == self._blocks:
+            return bytes(self._waiting)
+        unit = BLOCK if self._codec is None else BLOCK + SEAL_SIZE
+        data = os.pread(self._file.fileno(), unit, number * unit)
+        if self._codec is None:
+            return data
+        with self._lock:
+            return self._codec.open_record(_NAME, number, data)
+
     def reader(self) -> io.BufferedReader:
         """A file of it, open for reading from the beginning."""
         return io.BufferedReader(_Blocks(self.blocks()), BLOCK)

@@ -1,0 +1,201 @@
+"""``/info``, ``/export`` and ``/sync``: what libSQL's embedded replicas ask of their primary (sync, version 2).
+
+A client downloads the base of the running generation, then pulls frames from 1 on, 128 at a time, until it is
+told that there are no more: 400 with the running generation. It then ends its own generation by a checkpoint
+and goes on in the next one. No other failure of a pull may therefore be 400, or 500, which it takes for the
+same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, TypeVar
+
+from nearlite import errors
+from nearlite.bases import Base
+from nearlite.exchange import NO_STORE, Answering, HttpError, Send
+from nearlite.pulls import End
+
+log = logging.getLogger("nearlite.server")
+
+_PAGE_SIZE: Final = 4096
+"""The only one that these clients know."""
+_BYTES: Final = b"application/octet-stream"
+_INFO: Final = re.compile(r"/info")
+_EXPORT: Final = re.compile(r"/export/([0-9]{1,10})", re.ASCII)
+_SYNC: Final = re.compile(r"/sync/([0-9]{1,10})/([0-9]{1,10})/([0-9]{1,10})(/[^/]*)?", re.ASCII)
+_PATIENCE: Final = 20.0
+"""Seconds that a base is waited for while a generation is about to end."""
+_HELD: Final = 60.0
+"""Seconds for which a base that a client was told of stays, though its generation ends."""
+_POLL: Final = 0.02
+
+_T = TypeVar("_T")
+
+
+class Frames(Protocol):
+    """Generations as frames: nearlite.pulls.Pulls."""
+
+    def base(self) -> Base | None:
+        """Where the running one began; None: not now."""
+
+    def frames(self, generation: int, first: int, count: int) -> bytes | End:
+        """Frames of it, or its end."""
+
+
+def is_asked(path: str) -> bool:
+    """Whether a path is one of these."""
+    return path == "/info" or path.startswith(("/export/", "/sync/"))
+
+
+class Libsql:
+    """Answers libSQL's replicas. Event loop thread only.
+
+    Args:
+      frames: of the primary.
+      page_size: of its database.
+      roll: ends the running generation as soon as it can.
+      answering: sends.
+    """
+
+    def __init__(
+        self, frames: Frames, page_size: int, roll: Callable[[], None], answering: Answering
+    ) -> None:
+        self._frames = frames
+        self._page_size = page_size
+        self._roll = roll
+        self._answering = answering
+        self._held: dict[int, Base] = {}
+        self._ends: dict[int, asyncio.TimerHandle] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """Let go of the bases that nobody has asked for yet."""
+        for generation in tuple(self._held):
+            self._release(generation)
+
+    async def answer(self, path: str, method: str, send: Send) -> None:
+        """A request to one of the paths. Raises HttpError."""
+        if self._page_size != _PAGE_SIZE:
+            raise HttpError(
+                501,
+                "PAGE_SIZE",
+                f"libSQL's replicas have pages of {_PAGE_SIZE} bytes, this database of {self._page_size}",
+            )
+        sync = _SYNC.fullmatch(path)
+        if sync is not None and method == "POST":
+            raise HttpError(
+                403, "FORBIDDEN", "This server takes no pushed pages; nothing was changed"
+            )
+        if method != "GET":
+            allow = b"GET, POST, OPTIONS" if sync is not None else b"GET, OPTIONS"
+            raise HttpError(
+                405, "METHOD_NOT_ALLOWED", "The method is not allowed here", ((b"allow", allow),)
+            )
+        export = _EXPORT.fullmatch(path)
+        if path == "/info":
+            base = await self._base()
+            await self._json(send, 200, {"current_generation": base.generation})
+        elif export is not None:
+            await self._export(int(export[1]), send)
+        elif sync is not None and sync[4] is None:
+            await self._pull(int(sync[1]), int(sync[2]), int(sync[3]), send)
+        else:
+            raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
+
+    # ------------------------------------------------------------------ bases
+
+    async def _base(self) -> Base:
+        """Of the running generation, held for a client that will ask for it next."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            base = await self._thread(self._frames.base)
+            if base is not None:
+                return self._hold(base)
+            self._roll()
+            if time.monotonic() > until:
+                raise HttpError(
+                    503,
+                    "BASE_UNAVAILABLE",
+                    "A generation is about to end, and something needs its WAL; try again",
+                    ((b"retry-after", b"1"),),
+                )
+            await asyncio.sleep(_POLL)
+
+    def _hold(self, base: Base) -> Base:
+        held = self._held.get(base.generation)
+        if held is None:
+            held = self._held[base.generation] = base
+        else:
+            base.release()
+            self._ends[base.generation].cancel()
+        self._ends[base.generation] = self._loop.call_later(_HELD, self._release, base.generation)
+        return held
+
+    def _release(self, generation: int) -> None:
+        self._ends.pop(generation).cancel()
+        self._held.pop(generation).release()
+
+    async def _export(self, generation: int, send: Send) -> None:
+        base = self._held.get(generation)
+        if base is None:
+            base = await self._base()
+            if base.generation != generation:
+                raise HttpError(
+                    410,
+                    "GENERATION_GONE",
+                    f"Generation {generation} is not the running one, {base.generation}; ask for /info again",
+                )
+        length = (b"content-length", b"%d" % base.size)
+        pieces = iter(base)
+        # What it begins with is read before the answer begins: a broken page is told, not cut off.
+        piece = await self._thread(lambda: next(pieces, b""))
+        await self._answering.start(send, 200, _BYTES, (length, NO_STORE))
+        while piece:
+            await self._answering.piece(send, piece)
+            piece = await self._thread(lambda: next(pieces, b""))
+        await self._answering.end(send)
+
+    # ------------------------------------------------------------------ frames
+
+    async def _pull(self, generation: int, first: int, end: int, send: Send) -> None:
+        if generation < 1 or first < 1 or end <= first:
+            raise HttpError(404, "NOT_FOUND", "Generations and frames count from 1")
+        found = await self._thread(lambda: self._frames.frames(generation, first, end - first))
+        if isinstance(found, End):
+            told = {
+                "baton": None,
+                "status": "checkpoint_needed",
+                "generation": found.generation,
+                "max_frame_no": found.frame,
+            }
+            await self._json(send, 400, told)
+        else:
+            await self._answering.whole(send, 200, found, _BYTES, (NO_STORE,))
+
+    async def _json(self, send: Send, status: int, told: Mapping[str, object]) -> None:
+        await self._answering.whole(send, status, json.dumps(told).encode(), headers=(NO_STORE,))
+
+    async def _thread(self, work: Callable[[], _T]) -> _T:
+        """What `work` answers in a thread. Raises HttpError, never of status 400 or 500."""
+        try:
+            return await self._loop.run_in_executor(None, work)
+        except errors.HistoryGoneError as error:
+            raise HttpError(410, "GENERATION_GONE", str(error)) from None
+        except errors.PrimaryRestoredError as error:
+            raise HttpError(409, "POSITION_AHEAD", str(error)) from None
+        except Exception as error:
+            if isinstance(error, (OSError, errors.OperationalError)) and errors.is_disk_full(error):
+                raise HttpError(507, "DISK_FULL", "The primary's disk is full") from None
+            log.exception("a pull failed")
+            raise HttpError(
+                503,
+                "INTERNAL_ERROR",
+                "The server failed; its log says why",
+                ((b"retry-after", b"1"),),
+            ) from None

@@ -42,6 +42,13 @@ class Soak:
             yield turn
             turn += 1
 
+    def until(self, default: float) -> Iterator[int]:
+        """Turns for so many seconds from now, or for as long as there is time."""
+        end, turn = time.monotonic() + self.seconds(default), 0
+        while time.monotonic() < end:
+            yield turn
+            turn += 1
+
     def count(self, **what: int) -> None:
         """It did so many of these; `_` in a name is shown as a space."""
         self._counts.update(what)

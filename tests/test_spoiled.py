@@ -31,7 +31,7 @@ from nearlite.streams import Limits
 
 # Seconds of patience with what is spoiled: an answer that says it is longer than it is keeps a client waiting
 # for all of them. What must succeed has others.
-SHORT = 0.25
+SHORT = 0.5
 LONG = 30.0
 FILL = (
     "INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60) "

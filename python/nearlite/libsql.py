@@ -186,9 +186,9 @@ class Libsql:
         try:
             return await self._loop.run_in_executor(None, work)
         except errors.HistoryGoneError as error:
-            raise HttpError(410, "GENERATION_GONE", str(error)) from None
+            raise HttpError(410, "GENERATION_GONE", _told(error)) from None
         except errors.PrimaryRestoredError as error:
-            raise HttpError(409, "POSITION_AHEAD", str(error)) from None
+            raise HttpError(409, "POSITION_AHEAD", _told(error)) from None
         except Exception as error:
             if isinstance(error, (OSError, errors.OperationalError)) and errors.is_disk_full(error):
                 raise HttpError(507, "DISK_FULL", "The primary's disk is full") from None
@@ -199,3 +199,8 @@ class Libsql:
                 "The server failed; its log says why",
                 ((b"retry-after", b"1"),),
             ) from None
+
+
+def _told(error: errors.SyncError) -> str:
+    """The client shows it to its user as it is."""
+    return f"{error.message}; {error.action}" if error.action else error.message

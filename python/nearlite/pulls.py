@@ -109,7 +109,10 @@ class Pulls:
                 return end
             if live:
                 return self._running(old.start + first, count)
-        return self._archived(archive, old.start + first, count)
+        data = self._archived(archive, old.start + first, count)
+        if data is None:
+            raise _gone(generation)
+        return data
 
     def _now(self) -> None:
         self._look()
@@ -145,18 +148,19 @@ class Pulls:
         data = self._tail.read_wal(WAL_HEADER_SIZE + (first - 1) * step, count * step)
         return self._log.of_pages.frames(first, data)
 
-    def _archived(self, name: str, first: int, count: int) -> bytes:
+    def _archived(self, name: str, first: int, count: int) -> bytes | None:
+        """None: the archive is not there any more, or is shorter than it was."""
         step = self._tail.wal_step
         try:
             file = os.open(self._log.folder / name, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise HistoryGoneError(f"the log has no {name} any more") from None
+            return None
         try:
             data = os.pread(file, count * step, WAL_HEADER_SIZE + (first - 1) * step)
         finally:
             os.close(file)
         if len(data) != count * step:
-            raise HistoryGoneError(f"{name} is shorter than it was")
+            return None
         return self._log.of_pages.frames(first, data)
 
 

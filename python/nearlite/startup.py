@@ -76,7 +76,9 @@ class StartUp:
         """
         state = self._log.load()
         if state is None or state.page_size != self._tail.page_size:
-            self._new_lineage(None if created else "this database had no log yet", move=not created)
+            self._new_lineage(
+                None if created else "this database had no log yet", state, move=not created
+            )
             return
         self.generations.state = state
         found, page1 = self._tail.look(state.wal.frame if state.wal else 0)
@@ -200,7 +202,9 @@ class StartUp:
         now = self._tail.state()
         foreign = (now.pages, now.hash) != (index.pages, index.hash)
         if foreign and self._restored(found, page1, journal, index):
-            self._new_lineage("the database file was restored or replaced", move=True)
+            self._new_lineage(
+                "the database file was restored or replaced", self.generations.state, move=True
+            )
             return
         if foreign:
             old = self.generations.base_table()
@@ -268,8 +272,13 @@ class StartUp:
 
     # ------------------------------------------------------------ a new lineage
 
-    def _new_lineage(self, reason: str | None, *, move: bool) -> None:
-        """Begin generation 1 of a new history at the present state."""
+    def _new_lineage(self, reason: str | None, old: State | None, *, move: bool) -> None:
+        """Begin a new history at the present state.
+
+        Its generations go on behind those of the old one: libSQL's replicas know nothing of lineages, and must
+        not find one of the same number here.
+        """
+        generation = 1 if old is None else old.generation + 1
         if move:
             self._move_schema()
         self._tail.scan()
@@ -280,11 +289,13 @@ class StartUp:
                 "new lineage %08x: %s; replicas of another lineage start over", number, reason
             )
         self._log.save_table(
-            HashTable(number, 1, now.frame, self._tail.page_size, self._tail.table(1, now.pages))
+            HashTable(
+                number, generation, now.frame, self._tail.page_size, self._tail.table(1, now.pages)
+            )
         )
         self.generations.state = State(
             lineage=f"{number:08x}",
-            generation=1,
+            generation=generation,
             base=base_of(now),
             wal=None,
             page_size=self._tail.page_size,
@@ -293,4 +304,4 @@ class StartUp:
             clean=False,
             seen=None,
         )
-        self.generations.save_begun(1, (), now)
+        self.generations.save_begun(generation, (), now)

@@ -1,0 +1,255 @@
+"""libSQL's embedded replicas that people use today, unchanged, below our primary.
+
+They are installed once by name into the project's cache folder, as in test_released_clients.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sealing
+from serving import Client, app_of, execute, serving
+from soaking import Soak
+from test_background import eventually
+from test_released_clients import CACHE, HERE, NPM_CLIENT, PYPI_CLIENT, installed
+
+pytestmark = pytest.mark.xdist_group("released-clients")
+
+TOKEN = "a token"
+SECONDS = 60.0
+CREATE = "CREATE TABLE t(id INTEGER PRIMARY KEY, who TEXT, b)"
+COUNT = "SELECT count(*), sum(length(b)) FROM t"
+
+
+class Replica:
+    """One in a process of its own, which takes commands."""
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *command: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        told = json.loads(self.process.stdout.readline())
+        if "error" in told:
+            raise ValueError(told["error"])
+        return told["answer"]
+
+    def close(self) -> None:
+        self.process.communicate(timeout=30)
+
+
+def pypi(url: str, path: Path, *, token: str = TOKEN, **options: Any) -> Replica:
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    folder = installed(
+        CACHE / f"pypi-{version}",
+        PYPI_CLIENT,
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--target", ".", PYPI_CLIENT),
+    )
+    program = str(HERE / "released_libsql_replica.py")
+    command = [sys.executable, program, url, token, str(path), json.dumps(options)]
+    return Replica(command, folder)
+
+
+def npm(url: str, path: Path, **options: Any) -> Replica:
+    folder = installed(
+        CACHE / "npm",
+        NPM_CLIENT,
+        *("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", NPM_CLIENT),
+    )
+    program = folder / "released_replica.mjs"
+    program.write_text((HERE / "released_replica.mjs").read_text())
+    command = ["node", str(program), url, TOKEN, str(path), json.dumps(options)]
+    return Replica(command, folder)
+
+
+KINDS = pytest.mark.parametrize("kind", [pypi, npm], ids=["pypi", "npm"])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data.db"
+
+
+@pytest.fixture
+def port(path: Path) -> Iterator[int]:
+    """Of a primary whose generations are short."""
+    options = {"durability": "normal", "auth_token": TOKEN, "roll_bytes": 400_000}
+    with serving(app_of(path, **options)) as port:
+        Client(port, TOKEN).pipeline(execute(CREATE))
+        yield port
+
+
+def generation(port: int) -> int:
+    found: int = Client(port, TOKEN).request("GET", "/info").json["current_generation"]
+    return found
+
+
+def grow(port: int, rows: int) -> None:
+    Client(port, TOKEN).pipeline(
+        execute(
+            "INSERT INTO t(who, b) WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n"
+            f" WHERE i < {rows}) SELECT 'us', randomblob(3000) FROM n"
+        )
+    )
+
+
+def ends(port: int, count: int, *, rows: int) -> None:
+    """So many generations, one after the other, each with so many rows."""
+
+    def has_ended(before: int) -> bool:
+        return generation(port) > before
+
+    for _ in range(count):
+        before = generation(port)
+        grow(port, rows)
+        eventually(partial(has_ended, before))
+
+
+def rows(path: Path, sql: str) -> list[list[Any]]:
+    with closing(sealing.reader(path)) as connection:
+        return [list(row) for row in connection.execute(sql)]
+
+
+@KINDS
+def test_a_replica_is_bootstrapped_follows_and_writes(
+    kind: Any, port: int, path: Path, tmp_path: Path
+) -> None:
+    grow(port, 50)
+    with closing(kind(f"http://127.0.0.1:{port}", tmp_path / "replica.db")) as replica:
+        replica("open")
+        replica("sync")
+        assert replica("read", COUNT) == [[50, 150_000]]
+        replica("write", "INSERT INTO t(who, b) VALUES('them', 'x')")
+        assert replica("read", COUNT) == [[51, 150_001]]  # its own write, without a sync
+        assert rows(path, "SELECT who FROM t WHERE id = 51") == [["them"]]
+        ends(port, 4, rows=200)  # while it is connected
+        assert replica("read", COUNT) == [[51, 150_001]]
+        replica("sync")
+        assert replica("read", COUNT) == rows(path, COUNT)
+        replica("write", "DELETE FROM t WHERE id % 2")
+        assert replica("read", COUNT) == rows(path, COUNT)
+
+
+@KINDS
+def test_a_replica_that_was_away_catches_up(
+    kind: Any, port: int, path: Path, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{port}"
+    with closing(kind(url, tmp_path / "replica.db")) as replica:
+        replica("open")
+        replica("sync")
+        replica("close")
+    ends(port, 5, rows=150)
+    with closing(kind(url, tmp_path / "replica.db")) as replica:
+        replica("open")
+        replica("sync")
+        assert replica("read", COUNT) == rows(path, COUNT) == [[750, 2_250_000]]
+
+
+def test_it_syncs_by_itself(port: int, path: Path, tmp_path: Path) -> None:
+    with closing(pypi(f"http://127.0.0.1:{port}", tmp_path / "r.db", sync_interval=0.1)) as replica:
+        replica("open")
+
+        def has(total: int) -> bool:
+            try:
+                return bool(replica("read", "SELECT count(*) FROM t") == [[total]])
+            except ValueError:  # the base has no table yet
+                return False
+
+        for total in (5, 10):
+            grow(port, 5)
+            eventually(partial(has, total))
+
+
+def test_it_is_told_when_its_frames_are_gone(port: int, path: Path, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{port}"
+    with closing(pypi(url, tmp_path / "replica.db")) as replica:
+        replica("open")
+        replica("sync")
+        ends(port, 1, rows=200)
+        for archive in path.with_name("data.db-nearlite").glob("*.wal"):
+            archive.unlink()
+        with pytest.raises(ValueError, match=r"410 Gone.*delete the replica's files"):
+            replica("sync")
+        assert replica("read", COUNT) == [[0, None]]
+
+
+def test_a_wrong_token(port: int, tmp_path: Path) -> None:
+    replica = pypi(f"http://127.0.0.1:{port}", tmp_path / "replica.db", token="another")
+    with closing(replica), pytest.raises(ValueError, match="401 Unauthorized"):
+        replica("open")
+        replica("sync")
+
+
+@pytest.mark.soak
+def test_two_replicas_write_while_generations_end(
+    port: int, path: Path, tmp_path: Path, soak: Soak
+) -> None:
+    """Both see all of it in the end, and nothing that the primary does not have."""
+    url = f"http://127.0.0.1:{port}"
+    with ExitStack() as stack:
+        replicas = [
+            stack.enter_context(closing(kind(url, tmp_path / f"{i}.db")))
+            for i, kind in enumerate((pypi, npm))
+        ]
+        for replica in replicas:
+            replica("open")
+        failures: list[BaseException] = []
+
+        def work(replica: Replica, who: str) -> None:
+            try:
+                for turn in soak.until(SECONDS):
+                    replica(
+                        "write",
+                        f"INSERT INTO t(who, b) VALUES('{who}', randomblob({turn * 97 % 9000}))",
+                    )
+                    if turn % 5 == 0:
+                        replica(
+                            "write",
+                            f"UPDATE t SET b = randomblob(500) WHERE who = '{who}' AND id % 9 = 4",
+                        )
+                    if turn % 17 == 0:
+                        replica("write", "DELETE FROM t WHERE id % 13 = 5")
+                    mine = replica("read", f"SELECT max(id) FROM t WHERE who = '{who}'")
+                    assert mine[0][0] is not None or turn % 17 == 0
+                    soak.count(writes=1)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [
+            threading.Thread(target=work, args=(replica, who))
+            for replica, who in zip(replicas, ("one", "two"), strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        soak.count(generations=generation(port))
+        assert generation(port) > 3
+        everything = "SELECT id, who, length(b), hex(substr(b, 1, 8)) FROM t ORDER BY id"
+        there = rows(path, everything)
+        for replica in replicas:
+            replica("sync")
+            assert replica("read", everything) == there
+            assert replica("read", "PRAGMA integrity_check") == [["ok"]]

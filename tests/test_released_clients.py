@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent / ".cache" / "clients"
 NPM_CLIENT = "@libsql/client@0.18.0"
 PYPI_CLIENT = "libsql==0.1.11"
+PYPI_OLD_CLIENT = "libsql-client==0.3.1"
 TOKEN = "a token"
 
 
@@ -127,3 +128,23 @@ def test_libsql_of_pypi_in_remote_mode(url: str) -> None:
     assert "no such table: nowhere" in failures["missing"]
     assert "UNIQUE constraint failed" in failures["unique"]
     assert failures["unauthorized"]
+
+
+@pytest.mark.xdist_group("released-clients")
+def test_libsql_client_of_pypi_without_streams(url: str) -> None:
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    folder = installed(
+        CACHE / f"pypi-client-{version}",
+        PYPI_OLD_CLIENT,
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--target", ".", PYPI_OLD_CLIENT),
+    )
+    program = str(HERE / "released_libsql_client.py")
+    answer = run(sys.executable, program, url, TOKEN, cwd=folder, PYTHONPATH=str(folder))
+    assert json.loads(answer) == {
+        "inserted": [1, 1],
+        "columns": ["a", "b"],
+        "rows": [[1, "one"], [2, 2.5]],
+        "unique": "SQLITE_CONSTRAINT",
+        "after": 2,
+        "syntax": "SQL_INPUT_ERROR",
+    }

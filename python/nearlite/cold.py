@@ -56,6 +56,7 @@ def cold_paths() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     routes = [
         Route("/health", _health),
         Route("/version", _tell_version),
+        Route("/v1", _hello),
         Route("/v2", _hello),
         Route("/v3", _hello),
     ]

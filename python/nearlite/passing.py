@@ -99,6 +99,10 @@ class Passing:
         """``POST v3/cursor``."""
         await self._pass("/v3/cursor", scope, receive, send)
 
+    async def alone(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST v1/execute``, ``POST v1/batch``."""
+        await self._pass(path, scope, receive, send)
+
     def short(self, _path: str, _scope: Scope, _body: bytes, _client: Client) -> bool:
         """Nothing is answered at once: there is another server to be asked."""
         return False

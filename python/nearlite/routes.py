@@ -42,6 +42,14 @@ SQL: Final = "/nl/v1/sql"
 REPAIR: Final = "/nl/v1/repair"
 VERSIONS: Final = {"/v2/pipeline": 2, "/v3/pipeline": 3, SQL: 3}
 """Paths of pipelines, and the Hrana version that is spoken there."""
+ALONE: Final = {"/v1/execute": hrana.decode_execute, "/v1/batch": hrana.decode_batch}
+"""Paths of Hrana 1 over HTTP: one request on a stream of its own."""
+_STATUS: Final = {
+    "ARGS_BOTH_POSITIONAL_AND_NAMED": 501,
+    "TRANSACTION_TIMEOUT": 503,
+    "TRANSACTION_BUSY": 503,
+}
+"""Of failed statements there, other than SQLite's (500) and malformed ones (400)."""
 
 
 class Routes:
@@ -95,6 +103,26 @@ class Routes:
         running = Running(self._executor, VERSIONS[path], request, scope)
         self._delivered.note(number)
         await _Run(self, running, path, scope, replica).whole(receive, send)
+
+    async def alone(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """``POST v1/execute``, ``POST v1/batch``: `path` is one of ALONE."""
+        body = await read_body(scope, receive, self._deadlines)
+        request = ALONE[path](body)
+        number = self._delivered.number(scope)
+        running = Running(self._executor, 2, request, scope)
+        self._delivered.note(number)
+        try:
+            if not running.now():
+                await running.finish(receive)
+            self.end(running, scope)
+        finally:
+            await self.leave(running.stream, kept=False)
+        try:
+            answer = hrana.alone(running.first)
+        except hrana.StatementError as error:
+            sqlite = 500 if error.code.startswith("SQLITE_") else 400
+            raise HttpError(_STATUS.get(error.code, sqlite), error.code, error.message) from None
+        await self._answering.whole(send, 200, answer)
 
     def short(self, path: str, scope: Scope, body: bytes, client: Client) -> bool:
         """Run a pipeline that has come whole, without a task unless it has to wait for a thread.

@@ -105,6 +105,11 @@ class Running:
         finally:
             leaving.close()
 
+    @property
+    def first(self) -> bytes:
+        """The stream result of the first request."""
+        return self._results[0]
+
     def end(self) -> Ran:
         """All has been executed: the answer."""
         stream, planner = self.stream, self._planner

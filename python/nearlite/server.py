@@ -39,7 +39,7 @@ from nearlite.exchange import (
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.libsql import is_asked
-from nearlite.routes import CURSOR, REPAIR, VERSIONS
+from nearlite.routes import ALONE, CURSOR, REPAIR, VERSIONS
 from nearlite.source import Source, Upstream
 
 log = logging.getLogger("nearlite.server")
@@ -73,6 +73,9 @@ class SqlRoutes(Protocol):
 
     async def cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
         """CURSOR."""
+
+    async def alone(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """One of ALONE."""
 
     def short(self, path: str, scope: Scope, body: bytes, client: Client) -> bool:
         """A pipeline that has come whole; False when nothing was done."""
@@ -223,7 +226,7 @@ class App:
         method = scope["method"]
         if method == "OPTIONS":
             await self._preflight(scope, send)
-        elif path in VERSIONS or path == CURSOR:
+        elif path in VERSIONS or path == CURSOR or path in ALONE:
             self._admit(scope)
             if method != "POST":
                 raise _not_allowed(b"POST, OPTIONS")
@@ -232,6 +235,8 @@ class App:
                 raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
             if path == CURSOR:
                 await routes.cursor(scope, receive, send)
+            elif path in ALONE:
+                await routes.alone(path, scope, receive, send)
             else:
                 await routes.pipeline(path, scope, receive, send)
         elif path == REPAIR:

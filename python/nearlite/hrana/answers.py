@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -10,6 +11,7 @@ from nearlite.hrana.failures import StatementError
 from nearlite.hrana.messages import Outcome
 
 _SEQUENCE_DONE = b'{"type":"ok","response":{"type":"sequence"}}'
+_ONE = re.compile(rb'\{"type":"ok","response":\{"type":"(?:execute|batch)","result":')
 _encode = msgspec.json.encode
 
 
@@ -83,6 +85,19 @@ def pipeline_answer(baton: str | None, results: Sequence[bytes]) -> bytes:
     """Body of a pipeline's answer. Batons are base64: they need no escaping."""
     head = b"null" if baton is None else b'"%b"' % baton.encode("ascii")
     return b'{"baton":%b,"base_url":null,"results":[%b]}' % (head, b",".join(results))
+
+
+def alone(result: bytes) -> bytes:
+    """Body of an answer of Hrana 1 over HTTP, out of the stream result of its one request.
+
+    Raises:
+      StatementError: that has failed.
+    """
+    told = _ONE.match(result)
+    if told is None:
+        error = msgspec.json.decode(result)["error"]
+        raise StatementError(error["message"], error["code"], error.get("extended_code", 0))
+    return b'{"result":%b}' % result[told.end() : -2]
 
 
 def cursor_head(baton: str | None) -> bytes:

@@ -253,10 +253,20 @@ class CursorBody(msgspec.Struct, frozen=True):
     baton: str | None = None
 
 
-_Body = TypeVar("_Body", PipelineBody, CursorBody)
+class _ExecuteBody(msgspec.Struct, frozen=True):
+    stmt: Stmt
+
+
+class _BatchBody(msgspec.Struct, frozen=True):
+    batch: Batch
+
+
+_Body = TypeVar("_Body", PipelineBody, CursorBody, _ExecuteBody, _BatchBody)
 
 _pipeline = msgspec.json.Decoder(PipelineBody)
 _cursor = msgspec.json.Decoder(CursorBody)
+_execute = msgspec.json.Decoder(_ExecuteBody)
+_batch = msgspec.json.Decoder(_BatchBody)
 
 
 def decode_pipeline(body: bytes) -> PipelineBody:
@@ -267,6 +277,18 @@ def decode_pipeline(body: bytes) -> PipelineBody:
 def decode_cursor(body: bytes) -> CursorBody:
     """Decode a cursor request; ProtocolError when it is not one."""
     return _decode(_cursor, CursorBody, body)
+
+
+def decode_execute(body: bytes) -> PipelineBody:
+    """Hrana 1 over HTTP: one statement on a stream of its own. ProtocolError when it is not one."""
+    return PipelineBody(
+        [ExecuteRequest(_decode(_execute, _ExecuteBody, body).stmt), CloseRequest()]
+    )
+
+
+def decode_batch(body: bytes) -> PipelineBody:
+    """The same of a batch."""
+    return PipelineBody([BatchRequest(_decode(_batch, _BatchBody, body).batch), CloseRequest()])
 
 
 def _decode(decoder: msgspec.json.Decoder[_Body], kind: type[_Body], body: bytes) -> _Body:

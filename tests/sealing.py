@@ -121,6 +121,20 @@ def put_log_file(database: Path, name: str, data: bytes) -> None:
     path.write_bytes(b"".join(seal.file(name, (data,))))
 
 
+def slot_size(page_size: int) -> int:
+    """Bytes that a page takes in a file."""
+    from nearlite._native.sealing import SEAL_SIZE
+
+    return page_size + SEAL_SIZE if is_on() else page_size
+
+
+def made(path: Path, page_size: int) -> None:
+    """An empty database of such pages, if files are sealed: it is too late for the PRAGMA then."""
+    from nearlite._native.database import Database
+
+    Database(str(path), page_size=page_size).close()
+
+
 def _slot(path: Path, number: int) -> tuple[Any, int, int]:
     """Codec (None: plain), offset and size of a page in its file."""
     from nearlite._native.sealing import BLOCK_SIZE, SEAL_SIZE, Block, Codec

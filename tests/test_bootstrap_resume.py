@@ -14,9 +14,8 @@ from pathlib import Path
 import primaries
 import pytest
 import stack
-from sealing import is_on, reader
+from sealing import reader, slot_size
 
-from nearlite._native.sealing import SEAL_SIZE
 from nearlite.bootstrap import Folder
 from nearlite.errors import OfflineError
 from nearlite.receiving import Progress
@@ -91,11 +90,6 @@ def proxy(served: primaries.Served) -> Iterator[Cut]:
     made.close()
 
 
-def slot() -> int:
-    """Bytes that a page takes in a file."""
-    return PAGE + SEAL_SIZE if is_on() else PAGE
-
-
 def broken_off(proxy: Cut, path: Path, after: int) -> Path:
     """A download of `after` bytes; the file it left."""
     proxy.after = after
@@ -133,9 +127,9 @@ def test_it_goes_on_where_it_stopped_and_the_file_appears_when_it_is_whole(
     assert 13_000_000 < held < 15_000_000
     received, told = whole(served, path, proxy.url)
     assert received < path.stat().st_size - held + 200_000
-    assert told[0].pages == told[0].held == held // slot()
+    assert told[0].pages == told[0].held == held // slot_size(PAGE)
     assert told[0].seconds_left is None
-    assert abs(told[0].total_pages - path.stat().st_size // slot()) <= 1
+    assert abs(told[0].total_pages - path.stat().st_size // slot_size(PAGE)) <= 1
     assert told[-1].seconds_left == 0.0
     assert all(step.rate > 0 for step in told[1:])
 

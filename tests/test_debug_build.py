@@ -17,7 +17,10 @@ from conftest import is_core_file
 TESTS = Path(__file__).parent
 # With thousands of examples, here as well, it takes hours.
 SECONDS = 4 * 3600.0 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 400.0
+# What these call in the core, the other files do as well; they are about the server, and take long.
+SERVER = {"test_relay.py", "test_tables.py"}
 CORE = sorted(path.name for path in TESTS.glob("test_*.py") if is_core_file(path))
+CORE = [name for name in CORE if name not in SERVER]
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -13,7 +13,6 @@ from serving import Client, app_of, execute, serving
 from stock import Stock
 from test_background import eventually
 
-from nearlite._native.database import Database
 from nearlite.primary import Primary
 from nearlite.pulls import End
 
@@ -282,7 +281,7 @@ def test_nobody_pulls_without_a_token(served: Client) -> None:
 
 
 def test_other_page_sizes_are_not_served(path: Path) -> None:
-    Database(str(path), page_size=1024).close()  # where files are sealed
+    sealing.made(path, 1024)
     with closing(sealing.reader(path)) as database:
         database.execute("PRAGMA page_size=1024")
         database.execute("CREATE TABLE t(a)")

@@ -26,6 +26,10 @@ _AT_ONCE: Final = 256 << 10
 _PAIR: Final = struct.Struct(">II")
 
 
+_HELD: Final = object()
+"""Reads from the beginning whenever it likes."""
+
+
 class Base:
     """The pages of a database where a generation began. Iterated by any number of readers, on any thread.
 
@@ -51,18 +55,16 @@ class Base:
         self._seal = seal
         self._spool = spool
         self._aside: dict[int, int] = {}  # page: how many were put aside before it
-        self._readers: dict[object, int] = {self._HELD: 1}  # the page that each reads next
+        self._readers: dict[object, int] = {_HELD: 1}  # the page that each reads next
         self._lost = False
         self._lock = threading.Lock()
-        # Locks of this process would end with another descriptor of POSIX's; those in use are not (ofd.c).
+        # Closing it takes no lock away: SQLite's are of the open file here, not of the process (ofd.c).
         self._file = os.open(database, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, _close, self._file, spool)
 
-    _HELD: Final = object()
-
     def release(self) -> None:
         """Nobody will begin to read it any more; who does goes on. Idempotent."""
-        self._readers.pop(self._HELD, None)
+        self._readers.pop(_HELD, None)
 
     def put_aside(self, pages: Iterable[int]) -> None:
         """Keep these, which are about to be overwritten or cut off.
@@ -71,7 +73,7 @@ class Base:
           OSError: there is no room for them; the checkpoint must not begin.
         """
         with self._lock:
-            first = min(self._readers.values(), default=self.pages + 1)
+            first = min(list(self._readers.values()), default=self.pages + 1)
             for number in pages:
                 if first <= number <= self.pages and number not in self._aside:
                     self._spool.write(self._read(number, 1))

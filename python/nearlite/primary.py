@@ -213,7 +213,12 @@ class Primary(Origin):
     @property
     def roll_due(self) -> bool:
         """Whether the WAL has passed its threshold and the last attempt was not a moment ago."""
-        return self._wal_bytes >= self._roll_bytes and time.monotonic() >= self._retry_at
+        return self._wal_bytes >= self._roll_bytes and self.may_roll
+
+    @property
+    def may_roll(self) -> bool:
+        """Whether the last attempt was not a moment ago."""
+        return time.monotonic() >= self._retry_at
 
     @property
     def _wal_bytes(self) -> int:

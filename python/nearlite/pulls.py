@@ -96,30 +96,30 @@ class Pulls:
         """
         with self._mutex:
             self._now()
-            state, newest = self._generations.state, self._tail.frame
-            end = End(state.generation, newest - state.base.frame)
+            state = self._generations.state
+            end = End(state.generation, self._tail.frame - state.base.frame)
             if generation == state.generation:
-                begin, left = state.base.frame, end.frame - first + 1
-                count = _count(generation, first, left, count)
-                return end if count == 0 else self._running(begin + first, count)
-            old, archive, live = self._old(generation)
-            left = old.frame - old.start - first + 1
-            count = _count(generation, first, left, count)
+                begin, last, archive = state.base.frame, end.frame, None
+            else:
+                old, archive = self._old(generation)
+                begin, last = old.start, old.frame - old.start
+            count = _count(generation, first, last - first + 1, count)
             if count == 0:
                 return end
-            if live:
-                return self._running(old.start + first, count)
-        data = self._archived(archive, old.start + first, count)
+            first += begin
+            data = self._in_wal(first, count) if archive is None else None
+        if archive is not None:
+            data = self._in_archive(archive, first, count)
         if data is None:
             raise _gone(generation)
-        return data
+        return self._log.of_pages.frames(first, data)
 
     def _now(self) -> None:
         self._look()
         self._tail.end()
 
-    def _old(self, generation: int) -> tuple[Archived, str, bool]:
-        """A closed generation, the archive that has its frames, or True: the running WAL does."""
+    def _old(self, generation: int) -> tuple[Archived, str | None]:
+        """A closed generation, and the archive that has its frames; None: the running WAL does."""
         state = self._generations.state
         if generation > state.generation:
             raise PrimaryRestoredError(
@@ -132,23 +132,19 @@ class Pulls:
             raise _gone(generation)
         for one in state.archived:
             if one.generation >= generation and one.salt == found.salt and one.bytes:
-                return (
-                    found,
-                    f"{Position(state.lineage_number, one.generation, one.frame)}.wal",
-                    False,
-                )
+                end = Position(state.lineage_number, one.generation, one.frame)
+                return found, f"{end}.wal"
         if state.wal is not None and state.wal.salt == found.salt and found.salt is not None:
-            return found, "", True
+            return found, None
         if found.frame == found.start:
-            return found, "", False
+            return found, None  # it has no frames
         raise _gone(generation)
 
-    def _running(self, first: int, count: int) -> bytes:
+    def _in_wal(self, first: int, count: int) -> bytes:
         step = self._tail.wal_step
-        data = self._tail.read_wal(WAL_HEADER_SIZE + (first - 1) * step, count * step)
-        return self._log.of_pages.frames(first, data)
+        return self._tail.read_wal(WAL_HEADER_SIZE + (first - 1) * step, count * step)
 
-    def _archived(self, name: str, first: int, count: int) -> bytes | None:
+    def _in_archive(self, name: str, first: int, count: int) -> bytes | None:
         """None: the archive is not there any more, or is shorter than it was."""
         step = self._tail.wal_step
         try:
@@ -159,9 +155,7 @@ class Pulls:
             data = os.pread(file, count * step, WAL_HEADER_SIZE + (first - 1) * step)
         finally:
             os.close(file)
-        if len(data) != count * step:
-            return None
-        return self._log.of_pages.frames(first, data)
+        return data if len(data) == count * step else None
 
 
 def _count(generation: int, first: int, left: int, count: int) -> int:

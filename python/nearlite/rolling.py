@@ -26,6 +26,10 @@ class Host(Protocol):
     def roll_due(self) -> bool:
         """Whether the WAL has grown past its threshold."""
 
+    @property
+    def may_roll(self) -> bool:
+        """Whether the last attempt was not a moment ago: while one waits, nobody of this process writes."""
+
     def prepare_roll(self) -> bool:
         """Do what takes long, beside those who commit. False: there is nothing to roll."""
 
@@ -59,7 +63,7 @@ class Rolls:
         self._wake.set()
 
     def want(self) -> None:
-        """Roll as soon as nobody is in the way, due or not. Any thread; does not wait."""
+        """Roll if that can be tried now, due or not. Any thread; does not wait."""
         self._wanted = True
         self._wake.set()
 
@@ -77,7 +81,7 @@ class Rolls:
                 return
             try:
                 self._host.after_commit()  # what other programs committed counts only when it is taken
-                wanted, self._wanted = self._wanted, False
+                wanted, self._wanted = self._wanted and self._host.may_roll, False
                 if (wanted or self._host.roll_due) and self._host.prepare_roll():
                     self._roll()
             except Exception:  # the log grows on; a later commit tries again

@@ -16,6 +16,8 @@ from nearlite import connection, serve
 from nearlite.pipeline import Executor
 from nearlite.routes import Routes
 
+EITHER = True
+
 CLOSE = {"type": "close"}
 
 

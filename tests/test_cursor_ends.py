@@ -13,6 +13,8 @@ from nearlite.owned import Owned
 from nearlite.session import Session
 from nearlite.streams import Stream, Turn
 
+EITHER = True
+
 MANY = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 20000) SELECT i, t.a FROM c, t"
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from serving import Client, Reply, app_of, execute, serving
 
+EITHER = True
+
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:

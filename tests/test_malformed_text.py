@@ -12,6 +12,8 @@ import primaries
 import pytest
 from serving import Client, outcome
 
+EITHER = True
+
 ROWS = (
     "SELECT 1 AS id, 'good' AS word UNION ALL SELECT 2, CAST(x'6162ff63' AS TEXT) "
     "UNION ALL SELECT 3, 'after'"

@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sealing import log_file, reader
 from serving import (
     Client,
     app_of,
@@ -37,6 +37,8 @@ from nearlite.position import Position
 from nearlite.server import App
 from nearlite.streams import Limits
 from nearlite.wire import End, PageSetReader, Status
+
+EITHER = True
 
 CLOSE = {"type": "close"}
 GET_AUTOCOMMIT = {"type": "get_autocommit"}
@@ -525,7 +527,7 @@ def test_a_transaction_may_not_last_for_ever(tmp_path: Path) -> None:
         client.run("CREATE TABLE t(a)")
         first = client.pipeline(execute("BEGIN"), execute("INSERT INTO t VALUES (1)"))
         deadline = time.monotonic() + 10
-        stock = sqlite3.connect(tmp_path / "data.db", timeout=10, isolation_level=None)
+        stock = reader(tmp_path / "data.db", timeout=10, isolation_level=None)
         stock.execute("INSERT INTO t VALUES (2)")  # waits for the lock
         assert time.monotonic() < deadline
         stock.close()
@@ -1060,7 +1062,7 @@ def test_the_application_can_be_mounted(tmp_path: Path, told: bool) -> None:
             assert replica.execute("SELECT a FROM t").fetchall() == [(1,)]
         if not told:
             assert Client(port).request("GET", "/stop").status == 200
-    state = json.loads((tmp_path / "data.db-nearlite" / "state.json").read_text())
+    state = json.loads(log_file(tmp_path / "data.db", "state.json"))
     assert state["clean"] is True
 
 
@@ -1121,7 +1123,7 @@ def test_sigterm_ends_in_time_with_everything_kept(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
-    stock = sqlite3.connect(path)
+    stock = reader(path)
     assert stock.execute("SELECT a FROM t").fetchall() == [(1,)]
     assert stock.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     stock.close()

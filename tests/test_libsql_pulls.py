@@ -13,6 +13,7 @@ from serving import Client, app_of, execute, serving
 from stock import Stock
 from test_background import eventually
 
+from nearlite.bases import Bases
 from nearlite.primary import Primary
 from nearlite.pulls import End
 
@@ -144,6 +145,23 @@ def test_a_base_stays_what_it_was_while_it_is_read(
     assert b"".join(late) == copy.data
     copy.pull(primary)
     assert copy.dump(path.parent) == dump(path)
+
+
+def test_nobody_begins_to_read_a_base_that_is_about_to_be_overwritten(
+    primary: Primary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever did would not be known when pages are put aside."""
+    run(primary, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)", FILL.format(100))
+    base, found, overwrite = primary.pulls.base(), [], Bases.overwrite
+
+    def look(bases: Bases, pairs: bytes, pages: int) -> None:
+        found.append(primary.pulls.base())
+        overwrite(bases, pairs, pages)
+
+    monkeypatch.setattr(Bases, "overwrite", look)
+    assert primary.prepare_roll()
+    assert found == [None]
+    assert base is not None
 
 
 def test_a_file_that_frames_have_been_copied_into_is_no_base(primary: Primary, path: Path) -> None:

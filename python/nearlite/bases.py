@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -46,21 +46,28 @@ class Base:
     """
 
     def __init__(
-        self, database: Path, seal: Seal, generation: int, pages: int, page_size: int, spool: Spool
+        self,
+        database: Path,
+        seal: Seal,
+        generation: int,
+        pages: int,
+        page_size: int,
+        spool: Callable[[], Spool],
     ) -> None:
         self.generation = generation
         self.size = pages * page_size
         self.pages = pages
         self._page_size = page_size
         self._seal = seal
-        self._spool = spool
+        self._make_spool = spool
+        self._spool: Spool | None = None  # most bases are read before anything is overwritten
         self._aside: dict[int, int] = {}  # page: how many were put aside before it
         self._readers: dict[object, int] = {_HELD: 1}  # the page that each reads next
         self._lost = False
         self._lock = threading.Lock()
         # Closing it takes no lock away: SQLite's are of the open file here, not of the process (ofd.c).
         self._file = os.open(database, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, _close, self._file, spool)
+        weakref.finalize(self, os.close, self._file)
 
     def release(self) -> None:
         """Nobody will begin to read it any more; who does goes on. Idempotent."""
@@ -76,6 +83,9 @@ class Base:
             first = min(list(self._readers.values()), default=self.pages + 1)
             for number in pages:
                 if first <= number <= self.pages and number not in self._aside:
+                    if self._spool is None:
+                        self._spool = self._make_spool()
+                        weakref.finalize(self, self._spool.close)
                     self._spool.write(self._read(number, 1))
                     self._aside[number] = len(self._aside)
 
@@ -110,6 +120,7 @@ class Base:
         )
 
     def _kept(self, number: int) -> bytes:
+        assert self._spool is not None
         at = self._aside[number] * self._page_size
         block = self._spool.block(at // BLOCK)
         return block[at % BLOCK : at % BLOCK + self._page_size]
@@ -128,11 +139,6 @@ class Base:
             else self._seal.page(first + i, data[i * slot : (i + 1) * slot])
             for i in range(count)
         )
-
-
-def _close(file: int, spool: Spool) -> None:
-    os.close(file)
-    spool.close()
 
 
 class Bases:
@@ -161,7 +167,11 @@ class Bases:
         """A generation begins, and nothing of it is in the file."""
         self._running = generation
 
-    def open(self, seal: Seal, pages: int, page_size: int, spool: Spool) -> Base:
+    def ending(self) -> None:
+        """Frames are about to be copied into the file: nobody can begin to read it as a base."""
+        self._running = None
+
+    def open(self, seal: Seal, pages: int, page_size: int, spool: Callable[[], Spool]) -> Base:
         """The running generation's, which the file must be. Raises OSError."""
         assert self._running is not None
         base = Base(self._database, seal, self._running, pages, page_size, spool)
@@ -177,10 +187,11 @@ class Bases:
     def overwrite(self, pairs: bytes, pages: int) -> None:
         """The pages in these pairs (page, frame) come into the file, which will have so many pages.
 
+        After `ending`.
+
         Raises:
           OSError: there is no room to keep what somebody reads.
         """
-        self._running = None
         for base in tuple(self._read):
             base.put_aside(number for number, _ in _PAIR.iter_unpack(pairs))
             base.put_aside(range(pages + 1, base.pages + 1))

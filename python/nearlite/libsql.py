@@ -26,7 +26,6 @@ log = logging.getLogger("nearlite.server")
 _PAGE_SIZE: Final = 4096
 """The only one that these clients know."""
 _BYTES: Final = b"application/octet-stream"
-_INFO: Final = re.compile(r"/info")
 _EXPORT: Final = re.compile(r"/export/([0-9]{1,10})", re.ASCII)
 _SYNC: Final = re.compile(r"/sync/([0-9]{1,10})/([0-9]{1,10})/([0-9]{1,10})(/[^/]*)?", re.ASCII)
 _PATIENCE: Final = 20.0

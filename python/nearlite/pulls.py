@@ -79,7 +79,7 @@ class Pulls:
             if self._bases.running != state.generation:
                 return None
             return self._bases.open(
-                self._log.of_pages, state.base.pages, state.page_size, self._log.spool()
+                self._log.of_pages, state.base.pages, state.page_size, self._log.spool
             )
 
     def frames(self, generation: int, first: int, count: int) -> bytes | End:

@@ -182,12 +182,13 @@ class Roller(Generic[StateT]):
         """One round of step 1: what the WAL holds up to a frame."""
         with self._mutex:
             self._tail.repin()
-            if self._bases.are_read:
+            self._bases.ending()  # under the mutex: who opens one now would have nothing put aside
+            are_read = self._bases.are_read
+            if are_read:
                 self._take()  # the pin may stand behind more frames than have been taken
                 pairs, pages = self._tail.index(), self._tail.pages
-            else:
-                pairs, pages = b"", 0
-        self._bases.overwrite(pairs, pages)
+        if are_read:
+            self._bases.overwrite(pairs, pages)
         self._tail.passive()
         self._copy(name, frame, in_section=False)
         faults.hit(_PREPARED)
@@ -209,6 +210,7 @@ class Roller(Generic[StateT]):
             log.publish(part, archive.name, durable=False)
             index = generations.index()
             log.save_index(index, durable=False)
+            self._bases.ending()
             self._bases.overwrite(index.pairs, index.pages)
             faults.hit(_ARCHIVED)
             table = tail.table(1, now.pages)

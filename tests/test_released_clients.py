@@ -49,6 +49,15 @@ def installed(folder: Path, mark: str, *command: str) -> Path:
     return folder
 
 
+def pip_installed(folder: str, requirement: str) -> Path:
+    """A package of PyPI in a folder of the cache, for this Python."""
+    return installed(
+        CACHE / f"{folder}-{sys.version_info[0]}.{sys.version_info[1]}",
+        requirement,
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--target", ".", requirement),
+    )
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
     with serving(app_of(tmp_path / "data.db", durability="normal", auth_token=TOKEN)) as port:
@@ -107,12 +116,7 @@ def test_libsql_client_of_npm(url: str) -> None:
 
 @pytest.mark.xdist_group("released-clients")
 def test_libsql_of_pypi_in_remote_mode(url: str) -> None:
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    folder = installed(
-        CACHE / f"pypi-{version}",
-        PYPI_CLIENT,
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--target", ".", PYPI_CLIENT),
-    )
+    folder = pip_installed("pypi", PYPI_CLIENT)
     program = str(HERE / "released_libsql.py")
     answer = run(sys.executable, program, url, TOKEN, cwd=folder, PYTHONPATH=str(folder))
     seen: dict[str, Any] = json.loads(answer)
@@ -132,12 +136,7 @@ def test_libsql_of_pypi_in_remote_mode(url: str) -> None:
 
 @pytest.mark.xdist_group("released-clients")
 def test_libsql_client_of_pypi_without_streams(url: str) -> None:
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    folder = installed(
-        CACHE / f"pypi-client-{version}",
-        PYPI_OLD_CLIENT,
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--target", ".", PYPI_OLD_CLIENT),
-    )
+    folder = pip_installed("pypi-client", PYPI_OLD_CLIENT)
     program = str(HERE / "released_libsql_client.py")
     answer = run(sys.executable, program, url, TOKEN, cwd=folder, PYTHONPATH=str(folder))
     assert json.loads(answer) == {

@@ -21,7 +21,7 @@ import sealing
 from serving import Client, app_of, execute, serving
 from soaking import Soak
 from test_background import eventually
-from test_released_clients import CACHE, HERE, NPM_CLIENT, PYPI_CLIENT, installed
+from test_released_clients import CACHE, HERE, NPM_CLIENT, PYPI_CLIENT, installed, pip_installed
 
 pytestmark = pytest.mark.xdist_group("released-clients")
 
@@ -59,12 +59,7 @@ class Replica:
 
 
 def pypi(url: str, path: Path, *, token: str = TOKEN, **options: Any) -> Replica:
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    folder = installed(
-        CACHE / f"pypi-{version}",
-        PYPI_CLIENT,
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--target", ".", PYPI_CLIENT),
-    )
+    folder = pip_installed("pypi", PYPI_CLIENT)
     program = str(HERE / "released_libsql_replica.py")
     command = [sys.executable, program, url, token, str(path), json.dumps(options)]
     return Replica(command, folder)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pairs import Pairs, Sample, median_of, timed
 from peers import remove_database
-from systems import LIBSQL, OURS, System
+from systems import LIBSQL, LIBSQL_ON_US, OURS, System
 from workload import ROWS_OF_20000_PAGES, change_every, fill, page_count
 
 Open = Iterator[Callable[[], Sample]]
@@ -101,10 +101,12 @@ def forwarded(system: System, folder: Path, *, autocommit: bool) -> Open:
         yield sample
 
 
-def _both(side: Callable[..., Any], tmp_path: Path, **options: object) -> dict[str, Any]:
+def _both(
+    side: Callable[..., Any], tmp_path: Path, ours: System = OURS, **options: object
+) -> dict[str, Any]:
     return {
         name: partial(side, system, tmp_path / system.name, **options)
-        for name, system in (("ours", OURS), ("peer", LIBSQL))
+        for name, system in (("ours", ours), ("peer", LIBSQL))
     }
 
 
@@ -126,3 +128,15 @@ def bench_forwarded_write_in_autocommit(pairs: Pairs, tmp_path: Path) -> None:
 
 def bench_forwarded_write_in_a_transaction(pairs: Pairs, tmp_path: Path) -> None:
     pairs("forward_commit", **_both(forwarded, tmp_path, autocommit=False), rounds=9)
+
+
+def bench_libsql_client_bootstraps_from_us(pairs: Pairs, tmp_path: Path) -> None:
+    pairs("pull_bootstrap", **_both(bootstrap, tmp_path, LIBSQL_ON_US), rounds=7)
+
+
+def bench_libsql_client_syncs_from_us(pairs: Pairs, tmp_path: Path) -> None:
+    pairs("pull_incremental", **_both(incremental, tmp_path, LIBSQL_ON_US), rounds=7)
+
+
+def bench_libsql_client_finds_nothing_new_here(pairs: Pairs, tmp_path: Path) -> None:
+    pairs("pull_empty", **_both(empty_sync, tmp_path, LIBSQL_ON_US), rounds=7)

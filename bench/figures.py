@@ -122,6 +122,27 @@ FIGURES = (
         (_at_most(1.2e-3),),
     ),
     Figure(
+        "pull_bootstrap",
+        "libSQL's client (PyPI libsql) as a replica of ours: bootstrap of 20,000 pages",
+        SECONDS,
+        "libsql-experimental from sqld",
+        (_times(1),),
+    ),
+    Figure(
+        "pull_incremental",
+        "the same: sync of 5,000 pages",
+        SECONDS,
+        "libsql-experimental from sqld",
+        (_times(1),),
+    ),
+    Figure(
+        "pull_empty",
+        "the same: empty sync()",
+        MILLISECONDS,
+        "libsql-experimental from sqld",
+        (_times(1),),
+    ),
+    Figure(
         "live",
         "commit -> visible to a reader on a live replica, p50",
         MILLISECONDS,
@@ -224,7 +245,7 @@ FIGURES = (
         "scan", "scan of 100k rows x 4 columns", MILLISECONDS, "standard library", (_of_peer(0.65),)
     ),
     Figure("scan_apsw", "scan of 100k rows x 4 columns", MILLISECONDS, "apsw"),
-    Figure("reads", "pipeline reads, 16 connections", PER_SECOND, "sqld", (_times(4),)),
+    Figure("reads", "pipeline reads, 16 connections", PER_SECOND, "sqld", (_times(5),)),
     Figure(
         "reads_p99", "pipeline reads, 16 connections, p99", MILLISECONDS, "sqld", (_of_peer(0.5),)
     ),
@@ -233,14 +254,14 @@ FIGURES = (
         "pipeline writes, 16 connections, durability normal",
         PER_SECOND,
         "sqld",
-        (_times(15),),
+        (_times(20),),
     ),
     Figure(
         "writes_full",
         "pipeline writes, 16 connections, durability full",
         PER_SECOND,
         "sqld",
-        (_times(5),),
+        (_times(6),),
     ),
     Figure(
         "memory_primary",

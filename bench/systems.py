@@ -63,3 +63,5 @@ class System:
 
 OURS = System("nearlite", "nearlite", nearlite_serve)
 LIBSQL = System("libsql", "libsql_experimental", sqld)
+LIBSQL_ON_US = System("libsql-on-nearlite", "libsql", nearlite_serve)
+"""The released libSQL client, as a replica of ours."""

@@ -6,8 +6,10 @@ NEARLITE_FFI chooses the build (see python/nearlite/_native/_lib.py). Three grou
 * core: whatever imports ``nearlite._native``, and the former: run in every build;
 * the rest runs once, in the normal build.
 
-A plain ``pytest`` runs all of them: tests/test_debug_build.py starts the core files once more with
-NEARLITE_FFI=test, that is with every assert of SQLite's and all fault points compiled in.
+A plain ``pytest`` runs all of them: tests/test_debug_build.py starts the files with fault points with
+NEARLITE_FFI=test. ``make asserts`` runs the core once more in that build, which has every assert of
+SQLite's: reaching into SQLite's private functions is only sound while those hold (a naive commit of a page
+set trips assert_pager_state and works all the same in a normal build).
 """
 
 from __future__ import annotations

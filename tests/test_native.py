@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nearlite._native import _lib
-from nearlite._native.codes import SQLITE_NAMES
+import nearlite
+from nearlite._native import _lib, codes
+from nearlite._native._lib import SQLITE_NAMES
+from nearlite.dbapi import constants
 
 HEADER = Path(__file__).parent.parent / "csrc" / "vendor" / "sqlite3.h"
 
@@ -53,3 +55,14 @@ def test_a_result_code_becomes_the_class_of_the_standard_library(
 
 def test_out_of_memory_is_a_memory_error() -> None:
     assert isinstance(_lib.sqlite_exception(7, ""), MemoryError)
+
+
+def test_constants_are_those_of_the_header_and_of_the_standard_library() -> None:
+    defined = dict(re.findall(r"#define (SQLITE_\w+)\s+(-?\d+)\b", HEADER.read_text()))
+    for name in constants.__all__:
+        assert getattr(nearlite, name) == int(defined[name]), name
+    theirs = {name for name in dir(sqlite3) if name.startswith("SQLITE_")}
+    assert {name: getattr(nearlite, name) for name in theirs} == {
+        name: getattr(sqlite3, name) for name in theirs
+    }
+    assert set(nearlite.__all__) >= set(codes.__all__) | set(constants.__all__)

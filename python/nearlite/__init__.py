@@ -13,9 +13,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from nearlite._native import codes as _codes
 from nearlite._native._lib import sqlite_version
+from nearlite._native.codes import *  # noqa: F403 - constants, each named in its __all__
+from nearlite.dbapi import constants as _constants
 from nearlite.dbapi.binding import PrepareProtocol, adapters
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL, Connection
+from nearlite.dbapi.constants import *  # noqa: F403
 from nearlite.dbapi.conversion import (
     PARSE_COLNAMES,
     PARSE_DECLTYPES,
@@ -282,3 +286,5 @@ __all__ = [
     "sqlite_version_info",
     "threadsafety",
 ]
+__all__ += _codes.__all__
+__all__ += _constants.__all__

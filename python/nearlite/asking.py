@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nearlite._native._lib import sqlite_exception
-from nearlite._native.codes import SQLITE_NAMES
+from nearlite._native._lib import SQLITE_NAMES, sqlite_exception
 from nearlite.errors import NotSupportedError, OperationalError, ProgrammingError
 from nearlite.sync import primary_is_full
 

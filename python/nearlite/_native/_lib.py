@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from nearlite import errors
-from nearlite._native.codes import SQLITE_NAMES
+from nearlite._native import codes
 
 # Tests choose another build of the same code ("test": fault points and SQLite's asserts;
 # "sanitize"): it stands beside the normal one and is never part of a wheel.
@@ -119,6 +119,9 @@ _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_KEY: KeyRefusedError,
     lib.NL_E_TAG: SealBrokenError,
 }
+
+SQLITE_NAMES: dict[int, str] = {getattr(codes, name): name for name in codes.__all__}
+"""Names of SQLite's result codes, by number."""
 
 # Primary result code -> class, as CPython's Modules/_sqlite/util.c does it since 3.11. Codes that
 # are not listed are DatabaseError, SQLITE_NOMEM (7) is MemoryError.

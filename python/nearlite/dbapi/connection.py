@@ -25,6 +25,7 @@ from nearlite._native.database import (
 )
 from nearlite._native.sealing import Key
 from nearlite.dbapi import conversion
+from nearlite.dbapi.constants import SQLITE_LIMIT_SQL_LENGTH
 from nearlite.dbapi.cursor import Cursor, Result
 from nearlite.dbapi.sets import NO_THREAD, Asking
 from nearlite.durations import busy_ms
@@ -36,7 +37,7 @@ Self = TypeVar("Self", bound="Connection")
 CursorT = TypeVar("CursorT", bound=Cursor)
 
 LEGACY_TRANSACTION_CONTROL: Final = -1
-LIMIT_SQL_LENGTH: Final = 1  # SQLITE_LIMIT_SQL_LENGTH
+
 
 _NO_LOCK: Final = contextlib.nullcontext()
 _OK: Final = 0
@@ -492,7 +493,7 @@ class Connection:
             raise TypeError(f"execute() argument 1 must be str, not {type(sql).__name__}")
         self._check_open()
         size = len(sql.encode())
-        if size > self._database.limit(LIMIT_SQL_LENGTH):
+        if size > self._database.limit(SQLITE_LIMIT_SQL_LENGTH):
             raise DataError("query string is too large")
         if "\0" in sql:
             raise ProgrammingError("the query contains a null character")
@@ -539,7 +540,7 @@ class Connection:
         statement.run(NO_PARAMETERS)
 
     def _script(self, sql: str) -> None:
-        if len(sql.encode()) > self._database.limit(LIMIT_SQL_LENGTH):
+        if len(sql.encode()) > self._database.limit(SQLITE_LIMIT_SQL_LENGTH):
             raise DataError("query string is too large")
         if not isinstance(self._autocommit, bool) and self._in_transaction():
             self._word("COMMIT")

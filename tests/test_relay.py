@@ -26,6 +26,7 @@ from nearlite import errors
 from nearlite._native.applier import Applier
 from nearlite._native.database import NO_PARAMETERS
 from nearlite._native.frames import SET_HEADER_SIZE
+from nearlite.access import FULL, authority
 from nearlite.applications import PrimaryApp, RelayApp
 from nearlite.exchange import Answering, ClientGoneError, Deadlines, HttpError
 from nearlite.http import Transport
@@ -75,7 +76,9 @@ class Tree:
             made.append(Relay.open(path, above.url, **options))
             return made[-1]
 
-        port = self.stack.enter_context(serving(RelayApp(path, open_relay, auth_token=token)))
+        port = self.stack.enter_context(
+            serving(RelayApp(path, open_relay, authority=authority(token)))
+        )
         Client(port, token).request("GET", "/nl/v1/status")
         self.levels.append(Level(path, f"http://127.0.0.1:{port}", port, made[-1]))
         return self.levels[-1]
@@ -572,7 +575,7 @@ def test_what_is_on_its_way_when_it_ends_is_let_go(tree: Tree) -> None:
 
         with closing(transport):
             with pytest.raises(ClientGoneError):
-                await passing.cursor(scope, receive, send)
+                await passing.cursor(scope, receive, send, FULL)
             assert [channel._sock.fileno() for channel in lent] == [-1]
         assert sent[-1]["more_body"]  # and nothing says that it is complete
 

@@ -25,6 +25,7 @@ from test_background import count, eventually
 
 import nearlite
 from nearlite import beats, serve
+from nearlite.access import OneToken
 from nearlite.applications import PrimaryApp
 from nearlite.primary import Primary
 
@@ -92,7 +93,7 @@ class Scene:
         app = Noting(
             self.path,
             lambda: Primary.open(self.path, durability="normal"),
-            auth_token=TOKEN,
+            authority=OneToken(TOKEN),
             shared_cache=self._shared_cache,
         )
         app.__dict__["seen"] = self.seen

@@ -146,6 +146,7 @@ def asgi(
     path: str | os.PathLike[str],
     *,
     auth_token: str | None = None,
+    allow_push: bool = False,
     durability: str = "full",
     roll_bytes: int = 16 << 20,
     foreign_keys: bool = False,
@@ -168,6 +169,7 @@ def asgi(
     Args:
       path: the database; created when missing.
       auth_token: what clients send as ``Authorization: Bearer``; None lets everybody in.
+      allow_push: libSQL's replicas may push pages (`offline=True`), which can make anything of the database.
       durability: "full": answered writes survive a power cut; "normal": a crash of the process.
       roll_bytes: size of the WAL from which it is archived and emptied.
       foreign_keys: enforce them on every connection, as ``PRAGMA foreign_keys=ON`` would.
@@ -183,12 +185,14 @@ def asgi(
     """
     from pathlib import Path
 
+    from nearlite.access import authority
     from nearlite.applications import PrimaryApp, RelayApp
 
     if durability not in ("full", "normal"):
         raise ProgrammingError(f"durability is 'full' or 'normal', not {durability!r}")
     if auth_token == "":
         raise ProgrammingError("the token is empty: anybody could send it")
+    knows = authority(auth_token, push=allow_push)
     where = Path(path)
     key = None if encryption_key is None else key_of(encryption_key)
     if upstream is not None:
@@ -210,7 +214,7 @@ def asgi(
                 roll_bytes=roll_bytes,
                 key=key,
             ),
-            auth_token=auth_token,
+            authority=knows,
             shared_cache=shared_cache,
         )
     if network:
@@ -221,7 +225,7 @@ def asgi(
     return PrimaryApp(
         where,
         lambda: Primary.open(where, durability=level, roll_bytes=roll_bytes, key=key),  # type: ignore[arg-type]
-        auth_token=auth_token,
+        authority=knows,
         foreign_keys=foreign_keys,
         shared_cache=shared_cache,
     )

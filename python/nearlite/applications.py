@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from nearlite.access import Authority
 from nearlite.changes import Feed
 from nearlite.libsql import Frames, Libsql
 from nearlite.passing import Passing
@@ -33,7 +34,8 @@ class PrimaryApp(App):
     Args:
       path: the database file; the server's own things lie in the folder `path`-nearlite.
       open_owner: opens the primary; called in a thread at the first request or at startup.
-      auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      authority: knows who may ask for what; None: whoever reaches the server.
+      name: of the database, where tokens name one.
       foreign_keys: enforcement on every connection from the beginning.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of streams.
@@ -44,12 +46,13 @@ class PrimaryApp(App):
         path: Path,
         open_owner: Callable[[], Owner],
         *,
-        auth_token: str | None = None,
+        authority: Authority | None = None,
+        name: str = "default",
         foreign_keys: bool = False,
         shared_cache: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(path, auth_token=auth_token, shared_cache=shared_cache)
+        super().__init__(path, authority=authority, name=name, shared_cache=shared_cache)
         self._open_owner = open_owner
         self._foreign_keys = foreign_keys
         self._limits = limits or Limits()
@@ -77,7 +80,8 @@ class RelayApp(App):
     Args:
       path: the replica's file.
       open_relay: opens it; called in a thread at the first request or at startup.
-      auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      authority: knows who may ask for what; None: whoever reaches the server.
+      name: of the database, where tokens name one.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
     """
 
@@ -86,10 +90,11 @@ class RelayApp(App):
         path: Path,
         open_relay: Callable[[], Relay],
         *,
-        auth_token: str | None = None,
+        authority: Authority | None = None,
+        name: str = "default",
         shared_cache: bool = False,
     ) -> None:
-        super().__init__(path, auth_token=auth_token, shared_cache=shared_cache)
+        super().__init__(path, authority=authority, name=name, shared_cache=shared_cache)
         self._open_relay = open_relay
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:

@@ -92,6 +92,11 @@ def cli(*, verbose: bool) -> None:
 @token_options
 @click.option("--no-auth", is_flag=True, help="Listen beyond loopback without a token, knowingly.")
 @click.option(
+    "--allow-push",
+    is_flag=True,
+    help="Let libSQL's replicas push pages (offline=True), which can make anything of the database.",
+)
+@click.option(
     "--durability",
     type=click.Choice(["full", "normal"]),
     default="full",
@@ -144,6 +149,7 @@ def serve(
     auth_token: str | None,
     auth_token_file: Path | None,
     no_auth: bool,
+    allow_push: bool,
     durability: Literal["full", "normal"],
     roll_bytes: int,
     upstream: str | None,
@@ -160,6 +166,7 @@ def serve(
     here, their SQL is run by the primary.
     """
     from nearlite import serve as http_server  # needs the server extra
+    from nearlite.access import authority
     from nearlite.applications import PrimaryApp, RelayApp
     from nearlite.primary import Primary
     from nearlite.relay import Relay
@@ -169,6 +176,7 @@ def serve(
     host, port = listen
     token = chosen_token(auth_token, auth_token_file)
     http_server.check_exposure(host, auth_token=token, no_auth=no_auth)
+    knows = authority(token, push=allow_push)
     with http_server.bind(host, port) as listening:
         # Opened here and not by the application: what prevents it is then one line, like any error.
         app: App
@@ -176,7 +184,7 @@ def serve(
             primary = Primary.open(
                 str(database), durability=durability, roll_bytes=roll_bytes, key=encryption_key
             )
-            app = PrimaryApp(database, lambda: primary, auth_token=token, shared_cache=shared_cache)
+            app = PrimaryApp(database, lambda: primary, authority=knows, shared_cache=shared_cache)
             what = str(database)
         else:
             relay = Relay.open(
@@ -188,7 +196,7 @@ def serve(
                 roll_bytes=roll_bytes,
                 key=encryption_key,
             )
-            app = RelayApp(database, lambda: relay, auth_token=token, shared_cache=shared_cache)
+            app = RelayApp(database, lambda: relay, authority=knows, shared_cache=shared_cache)
             what = f"{database}, a replica of {relay.upstream.transport.url},"
         http_server.raise_limit()
         listening.listen(http_server.BACKLOG)  # from here on clients wait instead of being refused

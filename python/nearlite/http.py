@@ -69,7 +69,8 @@ def checked_token(token: object) -> str | None:
     return token
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
@@ -260,7 +261,7 @@ class Transport:
         )
         self._token = token if callable(token) else checked_token(token)
         self.timeout = timeout
-        self.loopback = _is_loopback(self._host)
+        self.loopback = is_loopback(self._host)
         self._idle: list[Channel] = []
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()  # idle ones and others
         self._lock = threading.Lock()

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol, TypeVar
 
 from nearlite import errors
+from nearlite.access import Access
 from nearlite.bases import Base
-from nearlite.exchange import NO_STORE, Answering, HttpError, Send
+from nearlite.exchange import NO_STORE, Answering, HttpError, Receive, Scope, Send
 from nearlite.pulls import End
 
 log = logging.getLogger("nearlite.server")
@@ -78,8 +79,11 @@ class Libsql:
         for generation in tuple(self._held):
             self._release(generation)
 
-    async def answer(self, path: str, method: str, send: Send) -> None:
+    async def answer(
+        self, path: str, scope: Scope, _receive: Receive, send: Send, access: Access
+    ) -> None:
         """A request to one of the paths. Raises HttpError."""
+        method = scope["method"]
         if self._page_size != _PAGE_SIZE:
             raise HttpError(
                 501,
@@ -88,6 +92,12 @@ class Libsql:
             )
         sync = _SYNC.fullmatch(path)
         if sync is not None and method == "POST":
+            if not access.push:
+                raise HttpError(
+                    403,
+                    "FORBIDDEN",
+                    "The token does not allow pages to be pushed; nothing was changed",
+                )
             raise HttpError(
                 403, "FORBIDDEN", "This server takes no pushed pages; nothing was changed"
             )

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from nearlite.access import Access
 from nearlite.errors import OfflineError
 from nearlite.exchange import (
     Answering,
@@ -91,19 +92,25 @@ class Passing:
         self._of_streams = ThreadPoolExecutor(_OF_STREAMS, thread_name_prefix="nearlite-up")
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def pipeline(
+        self, path: str, scope: Scope, receive: Receive, send: Send, _access: Access
+    ) -> None:
         """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``."""
         await self._pass(path, scope, receive, send)
 
-    async def cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def cursor(self, scope: Scope, receive: Receive, send: Send, _access: Access) -> None:
         """``POST v3/cursor``."""
         await self._pass("/v3/cursor", scope, receive, send)
 
-    async def alone(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def alone(
+        self, path: str, scope: Scope, receive: Receive, send: Send, _access: Access
+    ) -> None:
         """``POST v1/execute``, ``POST v1/batch``."""
         await self._pass(path, scope, receive, send)
 
-    def short(self, _path: str, _scope: Scope, _body: bytes, _client: Client) -> bool:
+    def short(
+        self, _path: str, _scope: Scope, _body: bytes, _client: Client, _access: Access
+    ) -> bool:
         """Nothing is answered at once: there is another server to be asked."""
         return False
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from nearlite import hrana
+from nearlite.access import Access
 from nearlite.asked import ReplicaOf
 from nearlite.delivered import Delivered
 from nearlite.exchange import (
@@ -90,7 +91,9 @@ class Routes:
 
     # ------------------------------------------------------------------ pipelines
 
-    async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def pipeline(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
         """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``: `path` is one of VERSIONS."""
         replica = self.shown.replica(scope) if path == SQL else None
         body = await read_body(scope, receive, self._deadlines)
@@ -100,16 +103,18 @@ class Routes:
             loop = asyncio.get_running_loop()
             request = await loop.run_in_executor(None, hrana.decode_pipeline, body)
         number = self._delivered.number(scope)
-        running = Running(self._executor, VERSIONS[path], request, scope)
+        running = Running(self._executor, VERSIONS[path], request, scope, access)
         self._delivered.note(number)
         await _Run(self, running, path, scope, replica).whole(receive, send)
 
-    async def alone(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def alone(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
         """``POST v1/execute``, ``POST v1/batch``: `path` is one of ALONE."""
         body = await read_body(scope, receive, self._deadlines)
         request = ALONE[path](body)
         number = self._delivered.number(scope)
-        running = Running(self._executor, 2, request, scope)
+        running = Running(self._executor, 2, request, scope, access)
         self._delivered.note(number)
         try:
             if not running.now():
@@ -124,7 +129,7 @@ class Routes:
             raise HttpError(_STATUS.get(error.code, sqlite), error.code, error.message) from None
         await self._answering.whole(send, 200, answer)
 
-    def short(self, path: str, scope: Scope, body: bytes, client: Client) -> bool:
+    def short(self, path: str, scope: Scope, body: bytes, client: Client, access: Access) -> bool:
         """Run a pipeline that has come whole, without a task unless it has to wait for a thread.
 
         Returns:
@@ -136,7 +141,7 @@ class Routes:
             replica = self.shown.replica(scope) if path == SQL else None
             request = hrana.decode_pipeline(body)
             number = self._delivered.number(scope)
-            running = Running(self._executor, VERSIONS[path], request, scope)
+            running = Running(self._executor, VERSIONS[path], request, scope, access)
         except Exception:  # noqa: BLE001 - whatever it is, it is told the usual way
             return False
         run = _Run(self, running, path, scope, replica)
@@ -249,13 +254,14 @@ class Routes:
 
     # ------------------------------------------------------------------ cursors
 
-    async def cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def cursor(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
         """``POST v3/cursor``."""
         executor = self._executor
         body = await read_body(scope, receive, self._deadlines)
         request = hrana.decode_cursor(body)
         streams = executor.streams
         stream = streams.open() if request.baton is None else streams.take(request.baton)
+        stream.access = access
         kept = False
         leaving = Leaving(receive)
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from nearlite import hrana
+from nearlite.access import Access
 from nearlite.exchange import Headers, HttpError, Receive, Scope, header
 from nearlite.hrana import Plan, Planner
 from nearlite.leaving import Leaving
@@ -45,6 +46,7 @@ class Running:
       version: of Hrana.
       request: the decoded body.
       scope: of the request; its headers may carry counters.
+      access: what the client may do.
 
     Raises:
       ProtocolError: the baton is not good; HttpError: a header is not.
@@ -62,7 +64,12 @@ class Running:
     )
 
     def __init__(
-        self, executor: Executor, version: int, request: hrana.PipelineBody, scope: Scope
+        self,
+        executor: Executor,
+        version: int,
+        request: hrana.PipelineBody,
+        scope: Scope,
+        access: Access,
     ) -> None:
         self._counters = _counters(scope)
         streams = executor.streams
@@ -72,6 +79,7 @@ class Running:
         self._results: list[bytes] = []
         self._left: Kind | None = None
         self.stream = streams.open() if request.baton is None else streams.take(request.baton)
+        self.stream.access = access
         self._planner = Planner(version, self.stream.stored)
 
     def now(self) -> bool:

@@ -15,7 +15,8 @@ import uvicorn
 from nearlite import errors
 from nearlite.connection import protocol
 from nearlite.exchange import Scope
-from nearlite.server import App, is_loopback
+from nearlite.http import is_loopback
+from nearlite.server import App
 
 log = logging.getLogger("nearlite.server")
 

@@ -7,15 +7,14 @@ request object would cost more than the statement. Everything else is Starlette'
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
 import logging
 import re
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
+from nearlite.access import Access, Authority, Open
 from nearlite.changes import CHANGES, Feed
 from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
@@ -68,16 +67,20 @@ class SqlRoutes(Protocol):
     def displaced(self) -> bool:
         """Whether the database's file was replaced or removed under the server."""
 
-    async def pipeline(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def pipeline(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
         """One of VERSIONS."""
 
-    async def cursor(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def cursor(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
         """CURSOR."""
 
-    async def alone(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def alone(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
         """One of ALONE."""
 
-    def short(self, path: str, scope: Scope, body: bytes, client: Client) -> bool:
+    def short(self, path: str, scope: Scope, body: bytes, client: Client, access: Access) -> bool:
         """A pipeline that has come whole; False when nothing was done."""
 
     async def close(self) -> None:
@@ -87,7 +90,9 @@ class SqlRoutes(Protocol):
 class PullRoutes(Protocol):
     """Where libSQL's replicas are answered."""
 
-    async def answer(self, path: str, method: str, send: Send) -> None:
+    async def answer(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
         """A request to one of their paths."""
 
     def close(self) -> None:
@@ -99,16 +104,23 @@ class App:
 
     Args:
       path: the database file; the server's own things lie in the folder `path`-nearlite.
-      auth_token: what clients must send as ``Authorization: Bearer``; None: nothing.
+      authority: knows who may ask for what; None: whoever reaches the server.
+      name: of the database, where tokens name one.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
     """
 
     def __init__(
-        self, path: Path, *, auth_token: str | None = None, shared_cache: bool = False
+        self,
+        path: Path,
+        *,
+        authority: Authority | None = None,
+        name: str = "default",
+        shared_cache: bool = False,
     ) -> None:
         self._path = path
+        self._name = name
         self._shared_cache = shared_cache
-        self._token = auth_token.encode() if auth_token is not None else None
+        self._authority = authority or Open()
         self._deadlines = Deadlines()
         self._answering = Answering(self._deadlines)
         self._served: Served | None = None
@@ -227,18 +239,18 @@ class App:
         if method == "OPTIONS":
             await self._preflight(scope, send)
         elif path in VERSIONS or path == CURSOR or path in ALONE:
-            self._admit(scope)
+            access = self._admit(scope)
             if method != "POST":
                 raise _not_allowed(b"POST, OPTIONS")
             routes = self._routes
             if routes is None:
                 raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
             if path == CURSOR:
-                await routes.cursor(scope, receive, send)
+                await routes.cursor(scope, receive, send, access)
             elif path in ALONE:
-                await routes.alone(path, scope, receive, send)
+                await routes.alone(path, scope, receive, send, access)
             else:
-                await routes.pipeline(path, scope, receive, send)
+                await routes.pipeline(path, scope, receive, send, access)
         elif path == REPAIR:
             self._admit(scope)
             if method != "POST":
@@ -248,7 +260,7 @@ class App:
                 raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
             await feed.repair(scope, send, await read_body(scope, receive, self._deadlines))
         elif path == AUTHORIZED and method in ("GET", "HEAD"):
-            self._authorize(scope)
+            self._authority.access(scope, self._name)
             caching = _FOR_THE_TOKEN if self._shared_cache else (NO_STORE,)
             await self._answering.whole(send, 204, b"", headers=caching)
         elif path.startswith("/nl/v1/"):
@@ -257,13 +269,14 @@ class App:
                 raise _not_allowed(b"GET, HEAD, OPTIONS")
             await self._native(path[7:], scope, receive, send)
         elif self._pulls is not None and is_asked(path):
-            self._admit(scope)
-            await self._pulls.answer(path, method, send)
+            access = self._admit(scope)
+            await self._pulls.answer(path, scope, receive, send, access)
         else:
             await self._cold({**scope, "path": path, "root_path": ""}, receive, send)
 
-    def _admit(self, scope: Scope) -> None:
-        self._authorize(scope)
+    def _admit(self, scope: Scope) -> Access:
+        """What a request may do. Raises HttpError: nothing, or the database is not there any more."""
+        access = self._authority.access(scope, self._name)
         routes = self._routes
         if routes is not None and routes.displaced:
             raise HttpError(
@@ -272,25 +285,7 @@ class App:
                 "The database's file was replaced or removed under the running server; nothing was "
                 "carried out. Restart the server to serve what is there now",
             )
-
-    def _authorize(self, scope: Scope) -> None:
-        expected = self._token
-        if expected is None:
-            if _is_foreign(scope):
-                raise HttpError(
-                    403,
-                    "FORBIDDEN",
-                    "Without a token only pages of this machine may ask; start the server with one",
-                )
-            return
-        given = header(scope, b"authorization")
-        if given is None:
-            raise _unauthorized("The header Authorization is missing")
-        scheme, _, token = given.partition(b" ")
-        if scheme.lower() != b"bearer":
-            raise _unauthorized("Only the authorization scheme Bearer is supported")
-        if not hmac.compare_digest(token.strip(), expected):
-            raise _unauthorized("The token is not the right one")
+        return access
 
     async def _preflight(self, scope: Scope, send: Send) -> None:
         wanted = header(scope, b"access-control-request-headers") or b"*"
@@ -312,19 +307,20 @@ class App:
         if not polls and (path not in VERSIONS or scope["method"] != "POST"):
             return None
         try:
-            self._admit(scope)
+            access = self._admit(scope)
         except HttpError:
             return None
+        until = access.until
 
         def poll(target: bytes, _varying: Headers, body: bytes, client: Client) -> bool:
             feed, routes = self._feed, self._routes
-            if feed is None or routes is None or routes.displaced or body:
+            if feed is None or routes is None or routes.displaced or body or time.time() >= until:
                 return False
             return feed.poll(target, client)
 
         def run(_target: bytes, varying: Headers, body: bytes, client: Client) -> bool:
             routes = self._routes
-            if routes is None:
+            if routes is None or time.time() >= until:
                 return False
             head: Scope = {
                 "path": path,
@@ -332,7 +328,7 @@ class App:
                 "headers": varying,
                 "client": client.address,
             }
-            return routes.short(path, head, body, client)
+            return routes.short(path, head, body, client, access)
 
         return poll if polls else run
 
@@ -361,31 +357,3 @@ def _not_allowed(methods: bytes) -> HttpError:
     return HttpError(
         405, "METHOD_NOT_ALLOWED", "The method is not allowed here", ((b"allow", methods),)
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_foreign(scope: Scope) -> bool:
-    """Whether a browser asks on behalf of a page that comes neither from here nor from this server.
-
-    A server without a token trusts whoever reaches it. Any web page reaches the loopback address of
-    the machine that shows it, with a request that needs no preflight (text/plain).
-    """
-    origin = header(scope, b"origin")
-    if origin is None:
-        return False
-    there = urlsplit(origin.decode("latin-1"))
-    host = header(scope, b"host") or b""
-    return there.netloc.encode() != host and not is_loopback(there.hostname or "")
-
-
-def _unauthorized(why: str) -> HttpError:
-    return HttpError(401, "UNAUTHORIZED", why, ((b"www-authenticate", b"Bearer"),))

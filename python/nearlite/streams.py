@@ -28,6 +28,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+from nearlite.access import FULL
 from nearlite.hrana import ProtocolError
 from nearlite.session import Session
 
@@ -62,6 +63,7 @@ class Stream:
     """One client's stream.
 
     Attributes:
+      access: what the client of its present request may do.
       number: identity in batons.
       sequence: of the only baton that is good now.
       stored: SQL texts by number.
@@ -81,11 +83,12 @@ class Stream:
     """
 
     __slots__ = (
-        "busy", "closed", "counters", "ending", "in_transaction", "light", "number", "opened",
+        "access", "busy", "closed", "counters", "ending", "in_transaction", "light", "number", "opened",
         "readonly", "sequence", "session", "settings", "sticky", "stored", "turn", "used",
     )  # fmt: skip
 
     def __init__(self, number: int, now: float) -> None:
+        self.access = FULL
         self.number = number
         self.sequence = 0
         self.stored: Mapping[int, str] = {}

@@ -1,0 +1,151 @@
+"""Who may ask, and for what.
+
+Whoever may ask at all may read. A token comes with each request, or once for all requests of a WebSocket.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+from dataclasses import dataclass
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from nearlite.exchange import HttpError, Scope, header
+from nearlite.http import is_loopback
+
+_BEARER: Final = b"bearer"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the holder of a token may do with one database, beside reading it.
+
+    Attributes:
+      write: run statements that write.
+      push: send pages, which can make anything of the database.
+      until: Unix time from which it no longer holds.
+    """
+
+    write: bool = True
+    push: bool = False
+    until: float = math.inf
+
+
+FULL: Final = Access()
+
+
+class Authority(Protocol):
+    """Knows tokens."""
+
+    def access(self, scope: Scope, database: str) -> Access:
+        """What a request may do.
+
+        Args:
+          scope: of the request; its token is in the header Authorization.
+          database: name of what it asks for.
+
+        Raises:
+          HttpError: 401 without a good token, 403 where none would help, 404 the token is for others.
+        """
+
+    def of_token(self, token: str | None, database: str) -> Access:
+        """What the holder of a token may do, None: of no token. Raises HttpError as `access`."""
+
+    def meet(self, scope: Scope) -> None:
+        """Refuse who may not even begin a connection on which a token will come. Raises HttpError 403."""
+
+
+class Open:
+    """Trusts whoever reaches the server, but for web pages that come from elsewhere.
+
+    Args:
+      push: everybody may send pages.
+    """
+
+    def __init__(self, *, push: bool = False) -> None:
+        self._access = Access(push=push)
+
+    def access(self, scope: Scope, database: str) -> Access:
+        """See `Authority`."""
+        self.meet(scope)
+        return self.of_token(None, database)
+
+    def of_token(self, _token: str | None, _database: str) -> Access:
+        """See `Authority`."""
+        return self._access
+
+    def meet(self, scope: Scope) -> None:
+        """See `Authority`."""
+        if is_foreign(scope):
+            raise HttpError(
+                403,
+                "FORBIDDEN",
+                "Without a token only pages of this machine may ask; start the server with one",
+            )
+
+
+class OneToken:
+    """Knows one token, whose holder may do everything.
+
+    Args:
+      token: not empty.
+      push: pages as well.
+    """
+
+    def __init__(self, token: str, *, push: bool = False) -> None:
+        self._token = token.encode()
+        self._access = Access(push=push)
+
+    def __repr__(self) -> str:
+        return "<OneToken>"
+
+    def access(self, scope: Scope, database: str) -> Access:
+        """See `Authority`."""
+        return self.of_token(bearer(scope), database)
+
+    def of_token(self, token: str | None, _database: str) -> Access:
+        """See `Authority`."""
+        if token is None:
+            raise unauthorized("There is no token")
+        if not hmac.compare_digest(token.encode(errors="surrogateescape"), self._token):
+            raise unauthorized("The token is not the right one")
+        return self._access
+
+    def meet(self, scope: Scope) -> None:
+        """See `Authority`."""
+
+
+def authority(token: str | None, *, push: bool = False) -> Authority:
+    """Of a server with one token, or none."""
+    return Open(push=push) if token is None else OneToken(token, push=push)
+
+
+def bearer(scope: Scope) -> str:
+    """The token of a request. Raises HttpError 401: it has none."""
+    given = header(scope, b"authorization")
+    if given is None:
+        raise unauthorized("The header Authorization is missing")
+    scheme, _, token = given.partition(b" ")
+    if scheme.lower() != _BEARER:
+        raise unauthorized("Only the authorization scheme Bearer is supported")
+    return token.strip().decode("utf-8", "surrogateescape")
+
+
+def unauthorized(why: str, code: str = "UNAUTHORIZED") -> HttpError:
+    """What is answered when the token is missing or not good."""
+    return HttpError(401, code, why, ((b"www-authenticate", b"Bearer"),))
+
+
+def is_foreign(scope: Scope) -> bool:
+    """Whether a browser asks on behalf of a page that comes neither from here nor from this server.
+
+    A server without a token trusts whoever reaches it. Any web page reaches the loopback address of
+    the machine that shows it, with a request that needs no preflight (text/plain).
+    """
+    origin = header(scope, b"origin")
+    if origin is None:
+        return False
+    there = urlsplit(origin.decode("latin-1"))
+    host = header(scope, b"host") or b""
+    return there.netloc.encode() != host and not is_loopback(there.hostname or "")

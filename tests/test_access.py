@@ -1,0 +1,66 @@
+"""Who may ask, and for what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from serving import Client, app_of, serving
+
+import nearlite
+from nearlite.access import Access, Authority, OneToken, Open, authority
+from nearlite.exchange import HttpError
+
+
+def scope_of(**headers: str) -> dict[str, object]:
+    return {"headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+
+
+def refusal(authority: Authority, **headers: str) -> tuple[int, str]:
+    with pytest.raises(HttpError) as caught:
+        authority.access(scope_of(**headers), "default")
+    return caught.value.status, caught.value.code
+
+
+def test_one_token_gives_everything_but_pushing() -> None:
+    known = OneToken("right")
+    assert known.access(scope_of(authorization="Bearer right"), "x") == Access(True, False)
+    assert known.access(scope_of(authorization="bEARER  right "), "x") == Access(True, False)
+    assert known.of_token("right", "x") == Access(True, False)
+    for given in ("Bearer wrong", "Bearer ", "Basic right", "right", "Bearer right\udcff"):
+        with pytest.raises(HttpError) as caught:
+            known.access(
+                {"headers": [(b"authorization", given.encode(errors="surrogateescape"))]}, "x"
+            )
+        assert (caught.value.status, caught.value.code) == (401, "UNAUTHORIZED")
+        assert "right" not in str(caught.value).replace("right one", "")
+    assert refusal(known) == (401, "UNAUTHORIZED")
+    with pytest.raises(HttpError):
+        known.of_token(None, "x")
+    assert "right" not in repr(known)
+
+
+def test_pushing_is_allowed_by_itself() -> None:
+    assert authority("t", push=True).of_token("t", "x") == Access(True, True)
+    assert authority(None, push=True).of_token(None, "x") == Access(True, True)
+    assert authority(None).of_token("whatever", "x") == Access(True, False)
+
+
+def test_without_a_token_pages_from_elsewhere_may_not_even_connect() -> None:
+    assert refusal(Open(), origin="https://elsewhere.example", host="db") == (403, "FORBIDDEN")
+    with pytest.raises(HttpError):
+        Open().meet(scope_of(origin="https://elsewhere.example", host="db"))
+    Open().meet(scope_of(origin="http://localhost:3000", host="db"))
+    OneToken("t").meet(scope_of(origin="https://elsewhere.example", host="db"))
+
+
+def test_a_push_needs_the_permission(tmp_path: Path) -> None:
+    with serving(app_of(tmp_path / "data.db")) as port:
+        refused = Client(port).request("POST", "/sync/1/1/2", b"")
+        assert (refused.status, refused.json["code"]) == (403, "FORBIDDEN")
+        assert "token" in refused.json["message"]
+
+
+def test_a_token_must_not_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(nearlite.ProgrammingError, match="empty"):
+        nearlite.asgi(tmp_path / "data.db", auth_token="")

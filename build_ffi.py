@@ -92,6 +92,8 @@ SOURCES = [
     "statement.c",
     "rows.c",
     "backup.c",
+    "blob.c",
+    "image.c",
     "hrana.c",
 ]
 

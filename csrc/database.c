@@ -99,6 +99,7 @@ static int database_reap(nl_db *db)
         if (s->next) s->next->link = s->link;
         *s->link = s->next;
         sqlite3_finalize(s->sqlite);
+        sqlite3_blob_close(s->blob);
         nl_stmt_release(s);
         s = next;
         n++;
@@ -503,7 +504,9 @@ int nl_db_close(nl_db *db, nl_error *err)
     ** something else (a blob, a backup) still hangs on the connection. */
     for (nl_stmt *s = db->first; s; s = s->next) {
         sqlite3_finalize(s->sqlite);
+        sqlite3_blob_close(s->blob);
         s->sqlite = NULL;
+        s->blob = NULL;
         s->active = 0;
     }
     sqlite3_close_v2(sqlite);
@@ -617,6 +620,17 @@ uint32_t nl_db_epoch(nl_db *db)
 int nl_db_limit(nl_db *db, int id, int value)
 {
     return db->sqlite ? sqlite3_limit(db->sqlite, id, value) : -1;
+}
+
+int nl_db_config(nl_db *db, int op, int value, int *now, nl_error *err)
+{
+    int code = nl_db_enter(db, err);
+
+    if (code) return code;
+    int rc = sqlite3_db_config(db->sqlite, op, value, now);
+    if (rc != SQLITE_OK) code = nl_db_fail(db, rc, err);
+    nl_db_leave(db);
+    return code;
 }
 
 /* ---------------------------------------------------------------- scripts */

@@ -454,6 +454,23 @@ int nl_db_attach(
     nl_db *db, const char *path, const char *name, nl_key *key, uint32_t page_size, nl_error *err);
 void nl_db_free(nl_db *db);
 
+/* ------------------------------------------------------------------ blobs (blob.c), images (image.c) */
+
+typedef struct nl_stmt nl_blob;  /* one open sqlite3_blob: held, and freed, as a statement is */
+int nl_blob_open(
+    nl_db *db, const char *schema, const char *table, const char *column, int64_t row, int writable, nl_blob **out,
+    nl_error *err);
+int nl_blob_size(nl_blob *b, int64_t *size, nl_error *err);
+int nl_blob_read(nl_blob *b, int64_t at, uint8_t *to, size_t n, nl_error *err);
+int nl_blob_write(nl_blob *b, int64_t at, const uint8_t *from, size_t n, nl_error *err);
+int nl_blob_close(nl_blob *b, nl_error *err);            /* idempotent; outside a transaction it commits */
+void nl_blob_free(nl_blob *b);                           /* [any thread] */
+/* The bytes of a database; nl_image_free() them. Size 0: it is empty. NL_E_BIND: there is none of that name. */
+int nl_db_serialize(nl_db *db, const char *schema, uint8_t **out, int64_t *size, nl_error *err);
+void nl_image_free(uint8_t *image);
+/* Makes a copy of those bytes, in memory, the database of that name. */
+int nl_db_deserialize(nl_db *db, const char *schema, const uint8_t *image, int64_t size, nl_error *err);
+
 /* ------------------------------------------------------------------ backup (backup.c) */
 
 typedef struct nl_backup nl_backup;
@@ -486,6 +503,8 @@ void nl_db_budget(nl_db *db, int64_t steps);         /* VM steps per statement; 
 int nl_db_over_budget(nl_db *db);                    /* 1: the last failure was the budget's */
 uint32_t nl_db_epoch(nl_db *db);                     /* rises when temp or attached names changed */
 int nl_db_limit(nl_db *db, int id, int value);       /* sqlite3_limit(); value -1 only asks */
+/* sqlite3_db_config() of one of the switches; value -1 only asks. `now`: OUT, what it is then. */
+int nl_db_config(nl_db *db, int op, int value, int *now, nl_error *err);
 /* Runs statements of a script until its end or the first failure; rows are thrown away. */
 int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err);
 /* The tick is called about every 50 ms from inside a long call, on the thread that made it. An

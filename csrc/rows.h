@@ -57,11 +57,12 @@ struct nl_stmt {
     nl_stmt *next, **link;   /* in db->first: the next one, and the pointer that points here */
     nl_stmt *next_orphan;
     sqlite3_stmt *sqlite;    /* NULL: the text held no statement, or the connection is closed */
+    sqlite3_blob *blob;      /* instead of a statement (blob.c); or NULL */
     uint32_t flags;          /* NL_STMT_* */
     int params;              /* number of parameters */
     int columns;             /* number of result columns as last announced */
     int active;              /* a row has been read and the end has not been reached */
-    int failed;              /* the batch before ended in `failure`, which is still to be told */
+    int failed;              /* the batch before ended in `failure`, which is still to be told; of a blob: told */
     nl_error failure;
     int reprepared;          /* SQLite's count of recompilations when columns were last announced */
     int text_mode;           /* NL_TEXT_* */

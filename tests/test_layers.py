@@ -94,6 +94,8 @@ C_ORDER = [
     "bind",
     "statement",
     "backup",
+    "blob",
+    "image",
     "hrana",
 ]
 

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import logging
 import os
 import sqlite3 as _sqlite3
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -18,6 +21,7 @@ from nearlite._native._lib import sqlite_version
 from nearlite._native.codes import *  # noqa: F403 - constants, each named in its __all__
 from nearlite.dbapi import constants as _constants
 from nearlite.dbapi.binding import PrepareProtocol, adapters
+from nearlite.dbapi.blob import Blob
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL, Connection
 from nearlite.dbapi.constants import *  # noqa: F403
 from nearlite.dbapi.conversion import (
@@ -83,6 +87,7 @@ Time = datetime.time
 Timestamp = datetime.datetime
 Binary = memoryview
 complete_statement = _sqlite3.complete_statement
+_OBSOLETE: Final = {"version": "2.6.0", "version_info": (2, 6, 0)}  # of pysqlite, as in sqlite3
 
 
 def DateFromTicks(ticks: float) -> datetime.date:  # noqa: N802 - PEP 249's name
@@ -105,6 +110,13 @@ def __getattr__(name: str) -> Any:
         from nearlite.pool import Replica
 
         return Replica
+    if name == "dbapi2":
+        return importlib.import_module("nearlite.dbapi2")
+    if name in _OBSOLETE:
+        warnings.warn(
+            f"{name} is deprecated and will be removed in Python 3.14", DeprecationWarning, 2
+        )
+        return _OBSOLETE[name]
     raise AttributeError(f"module 'nearlite' has no attribute {name!r}")
 
 
@@ -125,6 +137,14 @@ def connect(
     * ``http://``, ``https://``, ``libsql://``: no local file: see
       :class:`nearlite.remote.RemoteConnection` (``auth_token``, ``network_timeout``).
     """
+    if args and sys.version_info >= (3, 12):
+        warnings.warn(
+            "Passing more than 1 positional argument to sqlite3.connect() is deprecated. Parameters "
+            "'timeout', 'detect_types', 'isolation_level', 'check_same_thread', 'factory', "
+            "'cached_statements' and 'uri' will become keyword-only parameters in Python 3.15.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
     if factory is None and len(args) > 4:
         factory = args[4]  # the standard library's sixth parameter
     sealed = options.get("encryption_key") is not None
@@ -237,6 +257,7 @@ __all__ = [
     "PARSE_DECLTYPES",
     "AnswerError",
     "Binary",
+    "Blob",
     "Change",
     "Connection",
     "Cursor",

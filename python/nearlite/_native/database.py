@@ -178,6 +178,11 @@ class Database:
         """The ``nl_db *``."""
         return self._db
 
+    @property
+    def error(self) -> Any:
+        """The ``nl_error *`` that `fail` raises."""
+        return self._err
+
     def exec(self, sql: str) -> None:
         """Run all statements of a script; rows are thrown away. Stops at the first failure."""
         text = sql.encode()
@@ -244,6 +249,36 @@ class Database:
     def limit(self, category: int, value: int = -1) -> int:
         """Ask for, or with a non-negative `value` set, a run-time limit. Answers the old value."""
         return int(lib.nl_db_limit(self._db, category, value))
+
+    def config(self, switch: int, on: bool | None = None) -> bool:
+        """Ask for, or set, one of SQLITE_DBCONFIG_*. Answers what it is then. Raises Error: there is none."""
+        now = ffi.new("int *")
+        if lib.nl_db_config(self._db, switch, -1 if on is None else int(on), now, self._err):
+            self.fail()
+        return bool(now[0])
+
+    def serialize(self, name: str) -> bytes:
+        """The bytes of a database ("main").
+
+        Raises:
+          OperationalError: there is none of that name.
+        """
+        image, size = ffi.new("uint8_t **"), ffi.new("int64_t *")
+        code = lib.nl_db_serialize(self._db, name.encode(), image, size, self._err)
+        if code == lib.NL_E_BIND:
+            raise errors.OperationalError(_string(self._err.text))
+        if code:
+            self.fail()
+        try:
+            return bytes(ffi.buffer(image[0], size[0])) if size[0] else b""
+        finally:
+            lib.nl_image_free(image[0])
+
+    def deserialize(self, name: str, data: Any) -> None:
+        """Make a copy of those bytes, in memory, the database of that name."""
+        image = ffi.from_buffer(data)
+        if lib.nl_db_deserialize(self._db, name.encode(), image, len(image), self._err):
+            self.fail()
 
     def attach(self, path: bytes, name: str, key: Key | None, page_size: int = 0) -> None:
         """ATTACH a file with a key of its own; None: a plain one.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import RLock, get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar
@@ -19,7 +19,6 @@ from nearlite._native.database import (
     TEXT_BYTES,
     TEXT_EXT,
     TEXT_STR,
-    Backup,
     Database,
     Statement,
 )
@@ -28,8 +27,9 @@ from nearlite.dbapi import conversion
 from nearlite.dbapi.constants import SQLITE_LIMIT_SQL_LENGTH
 from nearlite.dbapi.cursor import Cursor, Result
 from nearlite.dbapi.sets import NO_THREAD, Asking
+from nearlite.dbapi.whole import Whole
 from nearlite.durations import busy_ms
-from nearlite.errors import DataError, NotSupportedError, OperationalError, ProgrammingError
+from nearlite.errors import DataError, ProgrammingError
 from nearlite.guard import guard
 from nearlite.keys import EncryptionKey, key_of
 
@@ -38,13 +38,29 @@ CursorT = TypeVar("CursorT", bound=Cursor)
 
 LEGACY_TRANSACTION_CONTROL: Final = -1
 
-
+_WARNS_UNCLOSED: Final = sys.version_info >= (3, 13)
 _NO_LOCK: Final = contextlib.nullcontext()
-_OK: Final = 0
-_DONE: Final = 101
 
 
-class Connection:
+class Compiled:
+    """What calling a connection answers: a statement that compiles."""
+
+    __slots__ = ("sql",)
+
+    sql: str
+
+    def __new__(cls) -> Any:
+        """Refused, as for ``sqlite3.Statement``."""
+        raise TypeError(f"cannot create '{cls.__module__}.{cls.__qualname__}' instances")
+
+    @classmethod
+    def _of(cls, sql: str) -> Compiled:
+        compiled: Compiled = object.__new__(cls)
+        compiled.sql = sql
+        return compiled
+
+
+class Connection(Whole):
     """A connection to a SQLite database file.
 
     The parameters and their order are those of ``sqlite3.connect``.
@@ -302,125 +318,6 @@ class Connection:
         self._database.close()
         self._unwatch()
 
-    def getlimit(self, category: int, /) -> int:
-        """A run-time limit of SQLite (SQLITE_LIMIT_*)."""
-        return self.setlimit(category, -1)
-
-    def setlimit(self, category: int, limit: int, /) -> int:
-        """Set a run-time limit of SQLite; a negative one only asks. Answers the old limit.
-
-        Raises:
-          ProgrammingError: there is no such category.
-
-        """
-        self._check()
-        old = self._database.limit(category, limit)
-        if old < 0:
-            raise ProgrammingError("'category' is out of bounds")
-        return old
-
-    def attach(
-        self,
-        database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
-        name: str,
-        *,
-        encryption_key: EncryptionKey | None = None,
-    ) -> None:
-        """Attach a file under a name of its own, as ATTACH does, with a key of its own.
-
-        On a connection that has a key, the statement ATTACH takes that key for the other file as well.
-
-        Args:
-          database: its path; created when missing.
-          name: what its tables are to be qualified with.
-          encryption_key: as for the connection; None: the file is plain.
-
-        Raises:
-          WrongKeyError: it is not the key of that file, or this connection has none: what is sorted on it
-            would go into files that are not sealed.
-        """
-        self._check()
-        key = None if encryption_key is None else key_of(encryption_key)
-        with self._guard():
-            self._database.attach(os.fsencode(database), name, key)
-
-    def rekey(self, key: EncryptionKey) -> None:
-        """Make `key` the key of this sealed database, and of what lies beside it, while others use it.
-
-        The database has a new data key afterwards, and every page is sealed with that. Broken off, by a crash
-        say, both keys open the file, and the same call goes on. Other connections that were opened with the
-        old key, but for those that were given the very same `Key` object, have to be opened again: they fail
-        with WrongKeyError, at the latest when they write.
-
-        Args:
-          key: as `encryption_key` of the connection.
-
-        Raises:
-          NotSupportedError: the database is not sealed, or has no file.
-          ProgrammingError: inside a transaction.
-          WrongKeyError: a change to a third key was begun before, and has to be finished first.
-          OperationalError: another connection was in the way for 30 seconds (it says which keys open the file
-            then), or the database is served by a primary.
-        """
-        from nearlite.rekeying import rekey_file  # few need it
-
-        self._check()
-        self._settle()
-        if self._key is None:
-            raise NotSupportedError(
-                "the database is not sealed; the command `nearlite encrypt` makes a copy that is"
-            )
-        if self._in_transaction():
-            raise ProgrammingError("the key cannot be changed inside a transaction")
-        new = key_of(key)
-        with self._guard():
-            path = self._database.prepare("PRAGMA database_list").run(NO_PARAMETERS)[0][2]
-            if not path:
-                raise NotSupportedError("a database without a file has no key to change")
-            rekey_file(Path(path), self._key, new)
-
-    def backup(
-        self,
-        target: Connection,
-        *,
-        pages: int = -1,
-        progress: Callable[[int, int, int], object] | None = None,
-        name: str = "main",
-        sleep: float = 0.250,
-    ) -> None:
-        """Copy a database into another connection's, also while others use it. Either may be sealed.
-
-        Args:
-          target: whose "main" becomes a copy; it must have the same page size if it is in WAL mode.
-          pages: copied at a time; 0 or less: all at once.
-          progress: called with SQLite's result, pages left and all pages after each step.
-          name: "main", "temp", or of an attached database.
-          sleep: seconds to wait when somebody is in the way.
-        """
-        if not isinstance(target, Connection):
-            raise TypeError(f"target must be a nearlite.Connection, not {type(target).__name__}")
-        if target is self:
-            raise ValueError("target cannot be the same connection instance")
-        for one in (self, target):
-            one._check()
-            if one._forwards:
-                raise NotSupportedError("a replica is copied by the command `nearlite backup`")
-        if target.in_transaction:
-            raise OperationalError("target is in transaction")
-        copying = Backup((self._database, name), (target._database, "main"))
-        try:
-            while True:
-                with self._guard(), target._guard():
-                    rc, left, total = copying.step(pages if pages > 0 else -1)
-                if progress is not None:
-                    progress(rc, left, total)
-                if rc == _DONE:
-                    return
-                if rc != _OK:
-                    time.sleep(sleep)
-        finally:
-            copying.end()
-
     def interrupt(self) -> None:
         """Stop what runs on this connection. From any thread."""
         self._check_open()
@@ -449,16 +346,27 @@ class Connection:
         # Compiled statements carry the old mode.
         self._statements.clear()
 
-    def iterdump(self, *, filter: str | None = None) -> Iterator[str]:  # noqa: A002
-        """The database as SQL statements."""
-        from sqlite3 import dump
-
+    def __call__(self, sql: str, /) -> Compiled:
+        """Compile a statement, as the standard library does; it can be used for nothing."""
         self._check()
-        options: Mapping[str, Any] = {} if filter is None else {"filter": filter}
-        answer: Iterator[str] = dump._iterdump(self, **options)  # type: ignore[attr-defined]
-        return answer
+        with self._guard():
+            statement = self._take(sql)
+            self._give(statement)
+        return Compiled._of(sql)
+
+    def __del__(self) -> None:
+        # As the standard library does from Python 3.13 on. The file is closed by what holds it.
+        if _WARNS_UNCLOSED and self._open:
+            warnings.warn(
+                f"unclosed database in {self!r}", ResourceWarning, source=self, stacklevel=1
+            )
 
     # ------------------------------------------------------------ for cursors
+
+    def _plain_rows(self, sql: str, parameters: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        cursor: Cursor = Connection.cursor(self)
+        cursor.row_factory = None
+        return iter(cursor.execute(sql, parameters))
 
     def _check_thread(self) -> None:
         if self._lock is None and self._creator != get_ident():

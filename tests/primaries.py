@@ -10,6 +10,7 @@ from typing import Any
 from serving import serving
 
 import nearlite
+from nearlite.access import authority
 from nearlite.applications import PrimaryApp
 from nearlite.primary import Primary
 from nearlite.server import App
@@ -73,9 +74,10 @@ class Served:
 
 
 @contextmanager
-def primary(folder: Path, **options: Any) -> Iterator[Served]:
+def primary(folder: Path, *, auth_token: str | None = None, **options: Any) -> Iterator[Served]:
     """Serve a new database in `folder` until the block ends."""
     path = folder / "primary.db"
+    options["authority"] = authority(auth_token)
     app = Counting(path, lambda: Primary.open(path, durability="normal"), **options)
     seen: list[str] = []
     app.__dict__["seen"] = seen

@@ -10,10 +10,10 @@ from typing import Any
 from serving import serving
 
 import nearlite
-from nearlite.access import authority
 from nearlite.applications import PrimaryApp
 from nearlite.primary import Primary
 from nearlite.server import App
+from nearlite.tokens import authority
 
 
 class Counting(PrimaryApp):

@@ -8,8 +8,9 @@ import pytest
 from serving import Client, app_of, serving
 
 import nearlite
-from nearlite.access import Access, Authority, OneToken, Open, authority
+from nearlite.access import Access, Authority, OneToken, Open
 from nearlite.exchange import HttpError
+from nearlite.tokens import authority
 
 
 def scope_of(**headers: str) -> dict[str, object]:
@@ -32,9 +33,14 @@ def test_one_token_gives_everything_but_pushing() -> None:
             known.access(
                 {"headers": [(b"authorization", given.encode(errors="surrogateescape"))]}, "x"
             )
-        assert (caught.value.status, caught.value.code) == (401, "UNAUTHORIZED")
+        assert caught.value.status == 401
         assert "right" not in str(caught.value).replace("right one", "")
-    assert refusal(known) == (401, "UNAUTHORIZED")
+    assert refusal(known) == (401, "AUTH_HTTP_HEADER_MISSING")
+    assert refusal(known, authorization="Bearer wrong") == (401, "UNAUTHORIZED")
+    assert refusal(known, authorization="Basic right") == (
+        401,
+        "AUTH_HTTP_HEADER_UNSUPPORTED_SCHEME",
+    )
     with pytest.raises(HttpError):
         known.of_token(None, "x")
     assert "right" not in repr(known)

@@ -24,7 +24,7 @@ ROOMS = [
     "dbapi http asgi",
     "bootstrap asking upstream datafile",
     "ahead failing checking receiving arriving applying comparing seeding pulling repair upkeep freshness election telling tally tables",
-    "exchange leaving access",
+    "exchange leaving access tokens minting",
     "listening live background observed replica routing session streams lending",
     "batches",
     "following forwarding replicating placing generation owned writer bases pulls roll rolling startup answers pipeline atonce remote",
@@ -34,7 +34,7 @@ ROOMS = [
     "sending",
     "polls shown libsql",
     "delivered changes running routes server applications inspection watching",
-    "pool connection serve shell microbench demo options resealing",
+    "pool connection serve shell microbench demo options resealing token_commands",
     "cli",
     "__main__",
 ]

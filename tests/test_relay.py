@@ -26,7 +26,7 @@ from nearlite import errors
 from nearlite._native.applier import Applier
 from nearlite._native.database import NO_PARAMETERS
 from nearlite._native.frames import SET_HEADER_SIZE
-from nearlite.access import FULL, authority
+from nearlite.access import FULL
 from nearlite.applications import PrimaryApp, RelayApp
 from nearlite.exchange import Answering, ClientGoneError, Deadlines, HttpError
 from nearlite.http import Transport
@@ -35,6 +35,7 @@ from nearlite.passing import Passing
 from nearlite.position import Position
 from nearlite.primary import Primary
 from nearlite.relay import Relay
+from nearlite.tokens import authority
 from nearlite.trail import Stretch
 
 EITHER = True
@@ -534,7 +535,7 @@ def test_what_comes_while_it_ends_is_told_so() -> None:
         passing = Passing(Transport("http://127.0.0.1:1"), Answering(deadlines), deadlines)
         await passing.close()
         with pytest.raises(HttpError, match="about to end") as caught:
-            await passing._ask("v3/pipeline", b"{}", {}, Leaving(receive))
+            await passing._ask("v3/pipeline", b"{}", {}, Leaving(receive), FULL)
         assert (caught.value.status, caught.value.code) == (503, "SHUTTING_DOWN")
 
     asyncio.run(ask())

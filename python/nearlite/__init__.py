@@ -13,7 +13,7 @@ import sqlite3 as _sqlite3
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from nearlite._native import codes as _codes
@@ -166,6 +166,7 @@ def asgi(
     path: str | os.PathLike[str],
     *,
     auth_token: str | None = None,
+    auth_jwt_key: str | Sequence[str] = (),
     allow_push: bool = False,
     durability: str = "full",
     roll_bytes: int = 16 << 20,
@@ -189,6 +190,8 @@ def asgi(
     Args:
       path: the database; created when missing.
       auth_token: what clients send as ``Authorization: Bearer``; None lets everybody in.
+      auth_jwt_key: public keys of Ed25519 (PEM, or 32 bytes in URL-safe base64), one text or several: tokens
+        (JWT) that one of them has signed are good as well.
       allow_push: libSQL's replicas may push pages (`offline=True`), which can make anything of the database.
       durability: "full": answered writes survive a power cut; "normal": a crash of the process.
       roll_bytes: size of the WAL from which it is archived and emptied.
@@ -205,14 +208,13 @@ def asgi(
     """
     from pathlib import Path
 
-    from nearlite.access import authority
     from nearlite.applications import PrimaryApp, RelayApp
+    from nearlite.tokens import authority
 
     if durability not in ("full", "normal"):
         raise ProgrammingError(f"durability is 'full' or 'normal', not {durability!r}")
-    if auth_token == "":
-        raise ProgrammingError("the token is empty: anybody could send it")
-    knows = authority(auth_token, push=allow_push)
+    keys = [auth_jwt_key] if isinstance(auth_jwt_key, str) else auth_jwt_key
+    knows = authority(auth_token, keys, push=allow_push)
     where = Path(path)
     key = None if encryption_key is None else key_of(encryption_key)
     if upstream is not None:

@@ -31,6 +31,10 @@ class Access:
     push: bool = False
     until: float = math.inf
 
+    def reading(self) -> Access:
+        """What is left when it is to be used for reading only."""
+        return Access(write=False, push=False, until=self.until)
+
 
 FULL: Final = Access()
 
@@ -108,33 +112,40 @@ class OneToken:
         """See `Authority`."""
         if token is None:
             raise unauthorized("There is no token")
-        if not hmac.compare_digest(token.encode(errors="surrogateescape"), self._token):
+        if not self.is_it(token):
             raise unauthorized("The token is not the right one")
         return self._access
 
+    def is_it(self, token: str) -> bool:
+        """Whether it is the token; takes as long for every one of its length."""
+        return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token)
+
     def meet(self, scope: Scope) -> None:
         """See `Authority`."""
-
-
-def authority(token: str | None, *, push: bool = False) -> Authority:
-    """Of a server with one token, or none."""
-    return Open(push=push) if token is None else OneToken(token, push=push)
 
 
 def bearer(scope: Scope) -> str:
     """The token of a request. Raises HttpError 401: it has none."""
     given = header(scope, b"authorization")
     if given is None:
-        raise unauthorized("The header Authorization is missing")
+        raise unauthorized("The header Authorization is missing", "AUTH_HTTP_HEADER_MISSING")
     scheme, _, token = given.partition(b" ")
     if scheme.lower() != _BEARER:
-        raise unauthorized("Only the authorization scheme Bearer is supported")
+        raise unauthorized(
+            "Only the authorization scheme Bearer is supported",
+            "AUTH_HTTP_HEADER_UNSUPPORTED_SCHEME",
+        )
     return token.strip().decode("utf-8", "surrogateescape")
 
 
 def unauthorized(why: str, code: str = "UNAUTHORIZED") -> HttpError:
     """What is answered when the token is missing or not good."""
     return HttpError(401, code, why, ((b"www-authenticate", b"Bearer"),))
+
+
+def unknown_database(name: str) -> HttpError:
+    """What is answered when there is no such database, or the token is not for it: which, is not told."""
+    return HttpError(404, "UNKNOWN_DATABASE", f"There is no database {name!r}")
 
 
 def is_foreign(scope: Scope) -> bool:

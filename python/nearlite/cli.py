@@ -24,7 +24,7 @@ from nearlite import errors, inspection
 from nearlite._native import _lib
 from nearlite._native.sealing import Key
 from nearlite.following import Download, follow_primary, say_synced
-from nearlite.keys import new_key
+from nearlite.keys import new_key, write_new
 from nearlite.network import Network
 from nearlite.options import (
     DATABASE,
@@ -35,6 +35,7 @@ from nearlite.options import (
     chosen_token,
     existing,
     is_url,
+    jwt_options,
     needs_key,
     network_options,
     new_key_option,
@@ -44,6 +45,7 @@ from nearlite.options import (
 )
 from nearlite.replica import Replica
 from nearlite.resealing import decrypt_file, encrypt_file
+from nearlite.token_commands import token as token_commands
 
 # Exit codes, documented in docs/operations.md; a test compares the two.
 EXIT_OK = 0
@@ -90,6 +92,7 @@ def cli(*, verbose: bool) -> None:
     help="Address to listen on; port 0 takes a free one. Beyond loopback a token is required.",
 )
 @token_options
+@jwt_options
 @click.option("--no-auth", is_flag=True, help="Listen beyond loopback without a token, knowingly.")
 @click.option(
     "--allow-push",
@@ -148,6 +151,7 @@ def serve(
     listen: tuple[str, int],
     auth_token: str | None,
     auth_token_file: Path | None,
+    jwt_keys: list[str],
     no_auth: bool,
     allow_push: bool,
     durability: Literal["full", "normal"],
@@ -166,17 +170,18 @@ def serve(
     here, their SQL is run by the primary.
     """
     from nearlite import serve as http_server  # needs the server extra
-    from nearlite.access import authority
+    from nearlite.access import Open
     from nearlite.applications import PrimaryApp, RelayApp
     from nearlite.primary import Primary
     from nearlite.relay import Relay
     from nearlite.server import App
+    from nearlite.tokens import authority
 
     _only_with_upstream(context, upstream)
     host, port = listen
     token = chosen_token(auth_token, auth_token_file)
-    http_server.check_exposure(host, auth_token=token, no_auth=no_auth)
-    knows = authority(token, push=allow_push)
+    knows = authority(token, jwt_keys, push=allow_push)
+    http_server.check_exposure(host, trusting=isinstance(knows, Open) and not no_auth)
     with http_server.bind(host, port) as listening:
         # Opened here and not by the application: what prevents it is then one line, like any error.
         app: App
@@ -514,17 +519,16 @@ def keygen(*, out: Path | None) -> int:
         print(new_key())
         return EXIT_OK
     try:
-        handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        write_new(out, new_key() + "\n")
     except FileExistsError:
         print(
             f"nearlite: {out} exists and was not touched: it may be the only key", file=sys.stderr
         )
         return EXIT_REFUSED
-    with os.fdopen(handle, "w") as file:
-        file.write(new_key() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     return EXIT_OK
+
+
+cli.add_command(token_commands)
 
 
 def wide_console() -> Console:

@@ -98,6 +98,15 @@ def _of_file(path: str) -> Key:
         raise WrongKeyError(f"the key file {path} holds neither 32 bytes nor text") from None
 
 
+def write_new(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Write a key to a file that is not there yet, and to the disk. Raises FileExistsError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def new_key() -> str:
     """A new random key, as text: ``"hex:"`` and 64 digits."""
     return f"hex:{random_key().hex()}"

@@ -17,26 +17,28 @@ class Lending:
 
     Args:
       limit: how many are lent at a time.
-      connect: opens one.
+      connect: opens one; True: that cannot write.
 
     Attributes:
       owners: streams that have one, or are about to.
       spare: open connections that nobody has.
+      reading: those of them that cannot write, for streams that may not.
     """
 
-    def __init__(self, limit: int, connect: Callable[[], Awaitable[Session]]) -> None:
+    def __init__(self, limit: int, connect: Callable[[bool], Awaitable[Session]]) -> None:
         self._limit = limit
         self._connect = connect
         self.owners: set[Stream] = set()
         self.spare: list[Session] = []
+        self.reading: list[Session] = []
 
     @property
     def at_hand(self) -> bool:
-        """Whether one can be lent without opening it."""
+        """Whether one that writes can be lent without opening it."""
         return bool(self.spare) and len(self.owners) < self._limit
 
     def lend_at_once(self, stream: Stream) -> Session:
-        """Lend one that is `at_hand`."""
+        """Lend one that is `at_hand`, to a stream that may write."""
         self.owners.add(stream)
         return self._give(stream, self.spare.pop())
 
@@ -49,8 +51,10 @@ class Lending:
                 "TRANSACTION_BUSY",
             )
         self.owners.add(stream)
+        reads = not stream.access.write
+        spare = self.reading if reads else self.spare
         try:
-            session = self.spare.pop() if self.spare else await self._connect()
+            session = spare.pop() if spare else await self._connect(reads)
         except BaseException:
             self.owners.discard(stream)
             raise
@@ -71,8 +75,9 @@ class Lending:
             return
         stream.counters = session.native.counters
         self.take_away(stream)
-        if len(self.spare) < _SPARE:
-            self.spare.append(session)
+        spare = self.reading if session.readonly else self.spare
+        if len(spare) < _SPARE:
+            spare.append(session)
         else:
             session.close()
 
@@ -85,5 +90,5 @@ class Lending:
     def close(self) -> None:
         """Close all of them, lent or not. Nobody runs anything any more."""
         owned = [stream.session for stream in self.owners if stream.session is not None]
-        for session in [*self.spare, *owned]:
+        for session in [*self.spare, *self.reading, *owned]:
             session.close()

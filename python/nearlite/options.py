@@ -16,6 +16,7 @@ from nearlite.errors import ProgrammingError, WrongKeyError
 from nearlite.keys import key_of
 from nearlite.network import Network
 
+_LARGEST_KEYS = 1 << 20  # bytes
 _SIZE = re.compile(r"(\d+)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
 
 
@@ -100,6 +101,50 @@ def token_options(command: Command) -> Command:
         help="Bearer token. On the command line other users of the machine can see it: prefer "
         "NEARLITE_AUTH_TOKEN or --auth-token-file.",
     )(command)
+
+
+def jwt_options(command: Command) -> Command:
+    """Give a command --auth-jwt-key-file and --auth-jwt-key; it gets the texts as `jwt_keys`."""
+
+    @functools.wraps(command)
+    def signed(
+        *args: Any,
+        auth_jwt_key_file: tuple[Path, ...],
+        auth_jwt_key: tuple[str, ...],
+        **options: Any,
+    ) -> Any:
+        keys = [*map(_text_of, auth_jwt_key_file), *auth_jwt_key]
+        return command(*args, jwt_keys=keys, **options)
+
+    for option in (
+        click.option(
+            "--auth-jwt-key",
+            multiple=True,
+            envvar=["NEARLITE_AUTH_JWT_KEY", "SQLD_AUTH_JWT_KEY"],
+            metavar="KEY",
+            help="The same, the key itself: its 32 bytes in URL-safe base64, or PEM.",
+        ),
+        click.option(
+            "--auth-jwt-key-file",
+            multiple=True,
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            envvar=["NEARLITE_AUTH_JWT_KEY_FILE", "SQLD_AUTH_JWT_KEY_FILE"],
+            help="Accept tokens (JWT) that the key in this file has signed: public keys of Ed25519. May be given "
+            "several times. `nearlite token` makes keys and tokens.",
+        ),
+    ):
+        signed = option(signed)
+    return signed  # type: ignore[return-value]
+
+
+def _text_of(path: Path) -> str:
+    """What a small file says. Raises UsageError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_LARGEST_KEYS).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise click.UsageError(f"{path} cannot be read: {why}") from None
 
 
 def network_options(command: Command) -> Command:

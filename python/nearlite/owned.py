@@ -213,6 +213,11 @@ class Owned:
         self, stream: Stream, prepared: Prepared, step: Step, shape: int | None, index: int
     ) -> Generator[None, None, bytes]:
         session = _session(stream)
+        if not stream.access.write and not prepared.readonly:
+            raise hrana.sqlite_error(
+                "attempt to write a readonly database: the token allows reading only; nothing was changed",
+                _READONLY,
+            )
         if stream.readonly and not prepared.readonly:
             raise hrana.sqlite_error("attempt to write a readonly database", _READONLY)
         if not prepared.readonly and stream.turn is None:

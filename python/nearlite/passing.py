@@ -73,6 +73,10 @@ class _Baton(msgspec.Struct):
     baton: str | None = None
 
 
+class _Refusal(msgspec.Struct):
+    code: str = ""
+
+
 class Passing:
     """Hands requests on to an upstream. Event loop thread only.
 
@@ -93,20 +97,20 @@ class Passing:
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def pipeline(
-        self, path: str, scope: Scope, receive: Receive, send: Send, _access: Access
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
         """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``."""
-        await self._pass(path, scope, receive, send)
+        await self._pass(path, scope, receive, send, access)
 
-    async def cursor(self, scope: Scope, receive: Receive, send: Send, _access: Access) -> None:
+    async def cursor(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
         """``POST v3/cursor``."""
-        await self._pass("/v3/cursor", scope, receive, send)
+        await self._pass("/v3/cursor", scope, receive, send, access)
 
     async def alone(
-        self, path: str, scope: Scope, receive: Receive, send: Send, _access: Access
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
         """``POST v1/execute``, ``POST v1/batch``."""
-        await self._pass(path, scope, receive, send)
+        await self._pass(path, scope, receive, send, access)
 
     def short(
         self, _path: str, _scope: Scope, _body: bytes, _client: Client, _access: Access
@@ -121,7 +125,9 @@ class Passing:
 
     # ------------------------------------------------------------------ one request
 
-    async def _pass(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _pass(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
         body = await read_body(scope, receive, self._deadlines)
         query: str = scope.get("query_string", b"").decode("latin-1")
         target = path.lstrip("/") + (f"?{query}" if query else "")
@@ -129,22 +135,27 @@ class Passing:
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in scope["headers"]
             if name in _UP
-        }
+        } | _rights(access)
         leaving = Leaving(receive)
         try:
-            response, whole = await self._ask(target, body, headers, leaving)
+            response, whole = await self._ask(target, body, headers, leaving, access)
             try:
-                baton = await self._answer(response, whole, send)
+                baton = await self._answer(response, whole, send, access)
             finally:
                 await self._close(response)
         finally:
             leaving.close()
         client = expecting(scope)
         if baton is not None and client is not None:
-            client.expect(lambda: self._soon(self._abandon(baton)))
+            client.expect(lambda: self._soon(self._abandon(baton, access)))
 
     async def _ask(
-        self, target: str, body: bytes, headers: dict[str, str], leaving: Leaving
+        self,
+        target: str,
+        body: bytes,
+        headers: dict[str, str],
+        leaving: Leaving,
+        access: Access,
     ) -> tuple[Response, bytes | None]:
         """The head of the answer, and its body if it is small.
 
@@ -178,14 +189,14 @@ class Passing:
                 left.set()
                 for sent in under_way:
                     sent.abort()
-                asked.add_done_callback(self._forget)
+                asked.add_done_callback(lambda done: self._forget(done, access))
                 raise GoneError
             if asked.cancelled():  # it was still waiting for a thread
                 raise _shutting_down()
             response, whole = await asked
         except OfflineError as error:
             raise _unreachable(error) from None
-        if response.status in (401, 403):
+        if response.status == 401 or (response.status == 403 and not _is_told(whole)):
             response.close()
             raise HttpError(
                 502,
@@ -194,7 +205,9 @@ class Passing:
             )
         return response, whole
 
-    async def _answer(self, response: Response, whole: bytes | None, send: Send) -> str | None:
+    async def _answer(
+        self, response: Response, whole: bytes | None, send: Send, access: Access
+    ) -> str | None:
         """Send it on; the baton in it, if it is in memory as a whole."""
         kind = response.header("content-type").encode("latin-1")
         headers = _down(response)
@@ -204,7 +217,7 @@ class Passing:
                 await self._answering.whole(send, response.status, whole, kind, headers)
             except BaseException:
                 if baton is not None:
-                    self._soon(self._abandon(baton))
+                    self._soon(self._abandon(baton, access))
                 raise
             return baton
         length = response.length
@@ -231,7 +244,7 @@ class Passing:
 
     # ------------------------------------------------------------------ streams up there
 
-    def _forget(self, asked: asyncio.Future[tuple[Response, bytes | None]]) -> None:
+    def _forget(self, asked: asyncio.Future[tuple[Response, bytes | None]], access: Access) -> None:
         """Nobody wants what comes of it."""
         if asked.cancelled() or asked.exception() is not None:
             return
@@ -239,12 +252,12 @@ class Passing:
         response.close()
         baton = None if whole is None else _baton_in(response, whole)
         if baton is not None:  # it was quicker than its end
-            self._soon(self._abandon(baton))
+            self._soon(self._abandon(baton, access))
 
-    async def _abandon(self, baton: str) -> None:
+    async def _abandon(self, baton: str, access: Access) -> None:
         """End a stream whose baton has reached nobody: others wait for its transaction."""
         body = msgspec.json.encode({"baton": baton, "requests": [{"type": "close"}]})
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"} | _rights(access)
 
         def work() -> None:
             deadline = Deadline(self._transport.timeout)
@@ -269,6 +282,19 @@ class Passing:
             return asyncio.get_running_loop().run_in_executor(self._of_streams, work, *args)
         except RuntimeError:  # no new futures after shutdown
             raise ClientGoneError from None
+
+
+def _rights(access: Access) -> dict[str, str]:
+    """What this server's token may do up there is more than somebody here may who only reads."""
+    return {} if access.write else {"Nearlite-Access": "read"}
+
+
+def _is_told(body: bytes | None) -> bool:
+    """Whether a refusal is of what was asked for, and not of who asks: that of something in between."""
+    try:
+        return body is not None and bool(msgspec.json.decode(body, type=_Refusal).code)
+    except msgspec.MsgspecError:
+        return False
 
 
 def _down(response: Response) -> Headers:

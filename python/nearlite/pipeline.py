@@ -123,10 +123,10 @@ class Executor:
 
     def _open(self, *, readonly: bool = False, shared: bool = False) -> Session:
         database = self._upstream.connect(readonly=readonly)
-        return Session(database, foreign_keys=self._foreign_keys, shared=shared)
+        return Session(database, foreign_keys=self._foreign_keys, shared=shared, readonly=readonly)
 
-    async def _open_in_thread(self) -> Session:
-        return await self._loop.run_in_executor(self._pool, self._open)
+    async def _open_in_thread(self, readonly: bool) -> Session:
+        return await self._loop.run_in_executor(self._pool, lambda: self._open(readonly=readonly))
 
     # ------------------------------------------------------------------ on the event loop
 
@@ -155,6 +155,8 @@ class Executor:
                     results.append(reader.read(plan, limit=INLINE_BYTES))
                 except OverrunError:
                     return Kind.SLOW
+            elif not stream.access.write:
+                return kind if kind is Kind.SLOW else Kind.ALONE
             elif kind is Kind.WRITE:
                 alone = self._at_once.alone(stream, plan) if self._unsynced else None
                 if alone is None:
@@ -192,7 +194,7 @@ class Executor:
                 results.append(hrana.error_result(kind))
             elif kind <= Kind.SLOW:
                 results.append(await self._in_reader(stream, plan, leaving))
-            elif kind is Kind.WRITE:
+            elif kind is Kind.WRITE and stream.access.write:
                 await self._grouped(stream, plans, results, leaving)
             else:
                 await self._alone(stream, plans, results, leaving)
@@ -474,7 +476,9 @@ class Executor:
         """Whether a batch may leave a transaction or settings on its stream."""
         if stream.session is not None:
             return True
-        return self._router.route(plan, after_write=False) is Kind.ALONE
+        kind = self._router.route(plan, after_write=False)
+        # Of a stream that may not write only some of the steps of a transaction may be carried out.
+        return kind is Kind.ALONE or (kind is Kind.WRITE and not stream.access.write)
 
     async def cursor(
         self, stream: Stream, plan: RunBatch, leaving: Leaving
@@ -482,7 +486,7 @@ class Executor:
         """Entries of a cursor in pieces. Raises GoneError."""
         if stream.session is None and stream.ending is None:
             kind = self._router.route(plan, after_write=False)
-            if kind is Kind.WRITE:
+            if kind is Kind.WRITE and stream.access.write:
                 job = await self._job(stream, [plan], cursor=True)
                 stream.counters = job.counters
                 if job.failure is not None:

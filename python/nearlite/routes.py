@@ -49,6 +49,7 @@ _STATUS: Final = {
     "ARGS_BOTH_POSITIONAL_AND_NAMED": 501,
     "TRANSACTION_TIMEOUT": 503,
     "TRANSACTION_BUSY": 503,
+    "SQLITE_READONLY": 403,
 }
 """Of failed statements there, other than SQLite's (500) and malformed ones (400)."""
 
@@ -260,8 +261,9 @@ class Routes:
         body = await read_body(scope, receive, self._deadlines)
         request = hrana.decode_cursor(body)
         streams = executor.streams
-        stream = streams.open() if request.baton is None else streams.take(request.baton)
-        stream.access = access
+        stream = (
+            streams.open(access) if request.baton is None else streams.take(request.baton, access)
+        )
         kept = False
         leaving = Leaving(receive)
         try:

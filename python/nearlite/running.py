@@ -49,7 +49,7 @@ class Running:
       access: what the client may do.
 
     Raises:
-      ProtocolError: the baton is not good; HttpError: a header is not.
+      ProtocolError: the baton is not good, or not with this token; HttpError: a header is not.
     """
 
     __slots__ = (
@@ -78,8 +78,9 @@ class Running:
         self._plans: list[Plan] = []
         self._results: list[bytes] = []
         self._left: Kind | None = None
-        self.stream = streams.open() if request.baton is None else streams.take(request.baton)
-        self.stream.access = access
+        self.stream = (
+            streams.open(access) if request.baton is None else streams.take(request.baton, access)
+        )
         self._planner = Planner(version, self.stream.stored)
 
     def now(self) -> bool:

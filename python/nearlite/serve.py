@@ -63,19 +63,21 @@ def listen(address: str) -> tuple[str, int]:
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - ":8080" is all of them
 
 
-def check_exposure(host: str, *, auth_token: str | None, no_auth: bool) -> None:
+def check_exposure(host: str, *, trusting: bool) -> None:
     """Refuse to let the network in without a token, unless that is what is wanted.
+
+    Args:
+      host: where it is going to listen.
+      trusting: whoever reaches it is trusted, and nobody has said that this is meant.
 
     Raises:
       errors.ProgrammingError: with what to do.
     """
-    if auth_token == "":
-        raise errors.ProgrammingError("the token is empty: anybody could send it")
-    if auth_token is None and not no_auth and not is_loopback(host):
+    if trusting and not is_loopback(host):
         raise errors.ProgrammingError(
             f"{host} can be reached from other machines, and without a token anybody there could "
-            "read and write the database. Give --auth-token TOKEN (or NEARLITE_AUTH_TOKEN), listen "
-            "on 127.0.0.1, or say --no-auth if that is what you want. Nothing was started"
+            "read and write the database. Give --auth-token TOKEN (or NEARLITE_AUTH_TOKEN), or "
+            "--auth-jwt-key-file FILE, listen on 127.0.0.1, or say --no-auth if that is what you want. Nothing was started"
         )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Awaitable
 from pathlib import Path
+from time import time as now
 from typing import Final, Protocol
 
 from nearlite.access import Access, Authority, Open
@@ -44,6 +44,8 @@ from nearlite.source import Source, Upstream
 log = logging.getLogger("nearlite.server")
 
 _SLASHES: Final = re.compile(r"/{2,}")
+_ACCESS: Final = b"nearlite-access"
+_READ: Final = b"read"
 AUTHORIZED: Final = "/nl/v1/authorized"
 AUTHORIZED_SECONDS: Final = 10
 """For so long a cache in front may take a token for good."""
@@ -277,6 +279,8 @@ class App:
     def _admit(self, scope: Scope) -> Access:
         """What a request may do. Raises HttpError: nothing, or the database is not there any more."""
         access = self._authority.access(scope, self._name)
+        if header(scope, _ACCESS) == _READ:
+            access = access.reading()
         routes = self._routes
         if routes is not None and routes.displaced:
             raise HttpError(
@@ -314,13 +318,13 @@ class App:
 
         def poll(target: bytes, _varying: Headers, body: bytes, client: Client) -> bool:
             feed, routes = self._feed, self._routes
-            if feed is None or routes is None or routes.displaced or body or time.time() >= until:
+            if feed is None or routes is None or routes.displaced or body or now() >= until:
                 return False
             return feed.poll(target, client)
 
         def run(_target: bytes, varying: Headers, body: bytes, client: Client) -> bool:
             routes = self._routes
-            if routes is None or time.time() >= until:
+            if routes is None or now() >= until:
                 return False
             head: Scope = {
                 "path": path,

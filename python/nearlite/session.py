@@ -74,6 +74,7 @@ class Session:
       database: the connection; ``interrupt()`` may be called from any thread.
       native: what runs statements; its counters are those of the last one.
       foreign_keys: enforcement was switched on when the connection was opened.
+      readonly: the connection cannot write the database, whatever is asked of it.
       latest: the statement that was run last.
       shared: it serves many streams: what would change the connection is refused.
       changed: settings that pragmas have changed, since whoever uses the session took note of it. SQLite
@@ -82,9 +83,15 @@ class Session:
     """
 
     def __init__(
-        self, database: Database, *, foreign_keys: bool = False, shared: bool = False
+        self,
+        database: Database,
+        *,
+        foreign_keys: bool = False,
+        shared: bool = False,
+        readonly: bool = False,
     ) -> None:
         self.shared = shared
+        self.readonly = readonly
         self.database = database
         self.native = HranaConnection(database)
         self.foreign_keys = foreign_keys

@@ -28,7 +28,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from nearlite.access import FULL
+from nearlite.access import FULL, Access
 from nearlite.hrana import ProtocolError
 from nearlite.session import Session
 
@@ -106,6 +106,22 @@ class Stream:
         self.busy = False
         self.closed = False
 
+    def admit(self, access: Access) -> None:
+        """A client's next request is begun with these rights.
+
+        Raises:
+          ProtocolError: its transaction or settings are of a token that may do something else; they stay.
+        """
+        if self.session is not None and self.access.write is not access.write:
+            what = "may write" if self.access.write else "reads only"
+            raise ProtocolError(
+                f"The stream was begun with a token that {what}, and it goes on only with such a one; nothing "
+                "was carried out",
+                "FORBIDDEN",
+                403,
+            )
+        self.access = access
+
     def take_settings(self) -> None:
         """Note which settings its requests have changed on its connection."""
         session = self.session
@@ -158,23 +174,25 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(list(self._streams.values()))
 
-    def open(self) -> Stream:
+    def open(self, access: Access = FULL) -> Stream:
         """A new stream, busy with its first request."""
         stream = Stream(next(self._numbers), self._clock())
+        stream.access = access
         stream.busy = True
         return stream
 
-    def take(self, baton: str) -> Stream:
+    def take(self, baton: str, access: Access = FULL) -> Stream:
         """The stream of a baton, busy from now on.
 
         Raises:
-          ProtocolError: forged, used before, or its stream is gone with something in it.
+          ProtocolError: forged, used before, or its stream is gone with something in it; or another token
+            than this one, which may do something else, has begun what is open on it.
         """
         number, sequence, flags = self._read(baton)
         stream = self._streams.get(number)
         if stream is None:
             if flags == 0:
-                return self.open()
+                return self.open(access)
             what = (
                 "its transaction was rolled back"
                 if flags & _IN_TRANSACTION
@@ -185,6 +203,7 @@ class Streams:
             )
         if stream.busy or sequence != stream.sequence:
             raise ProtocolError("Received a baton that has already been used", "BATON_REUSED")
+        stream.admit(access)
         stream.busy = True
         stream.used = self._clock()
         return stream

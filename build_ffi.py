@@ -94,6 +94,7 @@ SOURCES = [
     "backup.c",
     "blob.c",
     "image.c",
+    "session.c",
     "hrana.c",
 ]
 

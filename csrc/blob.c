@@ -9,6 +9,11 @@
 #include <limits.h>
 #include <stdlib.h>
 
+static void blob_end(void *blob)
+{
+    sqlite3_blob_close(blob);
+}
+
 int nl_blob_open(nl_db *db, const char *schema, const char *table, const char *column, int64_t row, int writable,
     nl_blob **out, nl_error *err)
 {
@@ -23,7 +28,10 @@ int nl_blob_open(nl_db *db, const char *schema, const char *table, const char *c
         goto done;
     }
     nl_db_adopt(db, s);
-    int rc = sqlite3_blob_open(db->sqlite, schema, table, column, row, writable, &s->blob);
+    s->end = blob_end;
+    sqlite3_blob *blob = NULL;
+    int rc = sqlite3_blob_open(db->sqlite, schema, table, column, row, writable, &blob);
+    s->other = blob;
     if (rc != SQLITE_OK) {
         code = nl_db_fail(db, rc, err);
         nl_db_orphan(db, s);
@@ -40,7 +48,7 @@ static int blob_enter(nl_blob *b, nl_error *err)
 {
     int code = nl_db_enter(b->db, err);
 
-    if (code || b->blob) return code;
+    if (code || b->other) return code;
     nl_db_leave(b->db);
     return nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed blob.");
 }
@@ -50,7 +58,7 @@ int nl_blob_size(nl_blob *b, int64_t *size, nl_error *err)
     int code = blob_enter(b, err);
 
     if (code) return code;
-    *size = sqlite3_blob_bytes(b->blob);
+    *size = sqlite3_blob_bytes(b->other);
     nl_db_leave(b->db);
     return NL_OK;
 }
@@ -60,7 +68,7 @@ int nl_blob_read(nl_blob *b, int64_t at, uint8_t *to, size_t n, nl_error *err)
     int code = blob_enter(b, err);
 
     if (code) return code;
-    int rc = n > INT_MAX || at > INT_MAX ? SQLITE_ERROR : sqlite3_blob_read(b->blob, to, (int)n, (int)at);
+    int rc = n > INT_MAX || at > INT_MAX ? SQLITE_ERROR : sqlite3_blob_read(b->other, to, (int)n, (int)at);
     if (rc != SQLITE_OK) {
         b->failed = 1;
         code = nl_db_fail(b->db, rc, err);
@@ -74,7 +82,7 @@ int nl_blob_write(nl_blob *b, int64_t at, const uint8_t *from, size_t n, nl_erro
     int code = blob_enter(b, err);
 
     if (code) return code;
-    int rc = n > INT_MAX || at > INT_MAX ? SQLITE_ERROR : sqlite3_blob_write(b->blob, from, (int)n, (int)at);
+    int rc = n > INT_MAX || at > INT_MAX ? SQLITE_ERROR : sqlite3_blob_write(b->other, from, (int)n, (int)at);
     if (rc != SQLITE_OK) {
         b->failed = 1;
         code = nl_db_fail(b->db, rc, err);
@@ -88,8 +96,8 @@ int nl_blob_close(nl_blob *b, nl_error *err)
     int code = nl_db_enter(b->db, err);
 
     if (code) return code;
-    sqlite3_blob *blob = b->blob;
-    b->blob = NULL;
+    sqlite3_blob *blob = b->other;
+    b->other = NULL;
     int rc = sqlite3_blob_close(blob);
     /* Outside a transaction the close is the commit. What a read or write failed with is not told again. */
     if (rc != SQLITE_OK && !b->failed) code = nl_db_fail(b->db, rc, err);

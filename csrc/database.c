@@ -98,8 +98,7 @@ static int database_reap(nl_db *db)
         nl_stmt *next = s->next_orphan;
         if (s->next) s->next->link = s->link;
         *s->link = s->next;
-        sqlite3_finalize(s->sqlite);
-        sqlite3_blob_close(s->blob);
+        nl_stmt_end(s);
         nl_stmt_release(s);
         s = next;
         n++;
@@ -502,13 +501,7 @@ int nl_db_close(nl_db *db, nl_error *err)
     /* Statements that somebody still holds end here, so that the file is really closed; their
     ** handles stay valid and refuse. v2, because nothing may be used after it was freed even if
     ** something else (a blob, a backup) still hangs on the connection. */
-    for (nl_stmt *s = db->first; s; s = s->next) {
-        sqlite3_finalize(s->sqlite);
-        sqlite3_blob_close(s->blob);
-        s->sqlite = NULL;
-        s->blob = NULL;
-        s->active = 0;
-    }
+    for (nl_stmt *s = db->first; s; s = s->next) nl_stmt_end(s);
     sqlite3_close_v2(sqlite);
     db->status.in_transaction = 0;
     nl_db_leave(db);

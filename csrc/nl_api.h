@@ -33,6 +33,7 @@
 #define NL_E_PIECEMEAL 15 /* a page set has to be taken chunk by chunk; nothing was done */
 #define NL_E_KEY 16       /* not the key of this sealed file, or none where one is needed */
 #define NL_E_TAG 17       /* sealed bytes are not what was sealed: damaged, moved or forged */
+#define NL_E_CONFLICT 18  /* a changeset does not fit what is there */
 
 typedef struct nl_error {
     int code;           /* NL_E_* */
@@ -470,6 +471,38 @@ int nl_db_serialize(nl_db *db, const char *schema, uint8_t **out, int64_t *size,
 void nl_image_free(uint8_t *image);
 /* Makes a copy of those bytes, in memory, the database of that name. */
 int nl_db_deserialize(nl_db *db, const char *schema, const uint8_t *image, int64_t size, nl_error *err);
+
+/* ------------------------------------------------------------------ sessions and changesets (session.c) */
+
+typedef struct nl_stmt nl_session; /* one sqlite3_session: held, and freed, as a statement is */
+#define NL_SESSION_ENABLED 0     /* changes are recorded */
+#define NL_SESSION_INDIRECT 1    /* ... as indirect ones */
+#define NL_SESSION_EMPTY 2       /* nothing was recorded; only asked */
+int nl_session_open(nl_db *db, const char *schema, nl_session **out, nl_error *err);
+int nl_session_attach(nl_session *s, const char *table, nl_error *err);  /* NULL: all tables */
+int nl_session_switch(nl_session *s, int what, int value, int *now, nl_error *err); /* value -1 only asks */
+int nl_session_changes(nl_session *s, int patch, uint8_t **out, int64_t *size, nl_error *err); /* nl_image_free() */
+int nl_session_close(nl_session *s, nl_error *err);     /* idempotent */
+void nl_session_free(nl_session *s);                    /* [any thread] */
+
+#define NL_CONFLICT_ABORT 0      /* undo everything: NL_E_CONFLICT */
+#define NL_CONFLICT_OMIT 1       /* leave the change out */
+#define NL_CONFLICT_REPLACE 2    /* overwrite the row that is there; where there is none, as OMIT */
+/* How often a change did not fit: another content, no such row, the key is taken, a constraint, a foreign key. */
+typedef struct nl_conflicts {
+    int64_t data;
+    int64_t missing;
+    int64_t taken;
+    int64_t constraint;
+    int64_t foreign_key;
+} nl_conflicts;
+/* Applies a changeset or patchset as one unit. NL_E_FORMAT: it is none, and nothing was changed. */
+int nl_changeset_apply(
+    nl_db *db, const uint8_t *data, size_t n, int on_conflict, nl_conflicts *count, nl_error *err);
+/* What undoes it; two of them as one. nl_image_free() what they answer. [any thread] */
+int nl_changeset_invert(const uint8_t *data, size_t n, uint8_t **out, int64_t *size, nl_error *err);
+int nl_changeset_concat(
+    const uint8_t *a, size_t na, const uint8_t *b, size_t nb, uint8_t **out, int64_t *size, nl_error *err);
 
 /* ------------------------------------------------------------------ backup (backup.c) */
 

@@ -57,7 +57,8 @@ struct nl_stmt {
     nl_stmt *next, **link;   /* in db->first: the next one, and the pointer that points here */
     nl_stmt *next_orphan;
     sqlite3_stmt *sqlite;    /* NULL: the text held no statement, or the connection is closed */
-    sqlite3_blob *blob;      /* instead of a statement (blob.c); or NULL */
+    void *other;             /* instead of a statement: a blob (blob.c), a session (session.c); or NULL */
+    void (*end)(void *);     /* ... and what ends it */
     uint32_t flags;          /* NL_STMT_* */
     int params;              /* number of parameters */
     int columns;             /* number of result columns as last announced */
@@ -82,6 +83,8 @@ void nl_db_leave(nl_db *db);
 
 /* Enters a new statement into db->first and takes a reference. While `running`. */
 void nl_db_adopt(nl_db *db, nl_stmt *s);
+/* Ends what is open: the statement, or what is held instead. While `running`. */
+void nl_stmt_end(nl_stmt *s);
 /* Hands a statement over to be freed as soon as nobody is inside the connection: its owner may be
 ** Python's garbage collector on any thread. [any thread] */
 void nl_db_orphan(nl_db *db, nl_stmt *s);

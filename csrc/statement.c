@@ -115,6 +115,15 @@ void nl_stmt_free(nl_stmt *s)
     if (s) nl_db_orphan(s->db, s);
 }
 
+void nl_stmt_end(nl_stmt *s)
+{
+    sqlite3_finalize(s->sqlite);
+    if (s->other) s->end(s->other);
+    s->sqlite = NULL;
+    s->other = NULL;
+    s->active = 0;
+}
+
 void nl_stmt_release(nl_stmt *s)
 {
     nl_buffer_free(&s->bound);

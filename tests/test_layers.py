@@ -96,6 +96,7 @@ C_ORDER = [
     "backup",
     "blob",
     "image",
+    "session",
     "hrana",
 ]
 

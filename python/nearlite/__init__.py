@@ -34,6 +34,7 @@ from nearlite.dbapi.conversion import (
 )
 from nearlite.dbapi.cursor import Cursor
 from nearlite.dbapi.row import Row
+from nearlite.dbapi.session import Conflicts, Session, concat_changesets, invert_changeset
 from nearlite.errors import (
     AnswerError,
     DamagedError,
@@ -261,6 +262,7 @@ __all__ = [
     "Binary",
     "Blob",
     "Change",
+    "Conflicts",
     "Connection",
     "Cursor",
     "DamagedError",
@@ -286,6 +288,7 @@ __all__ = [
     "ProgrammingError",
     "Replica",
     "Row",
+    "Session",
     "StaleReadError",
     "StateMismatchError",
     "SyncError",
@@ -304,8 +307,10 @@ __all__ = [
     "apilevel",
     "asgi",
     "complete_statement",
+    "concat_changesets",
     "connect",
     "converters",
+    "invert_changeset",
     "paramstyle",
     "register_adapter",
     "register_converter",

@@ -101,6 +101,10 @@ class SealBrokenError(NativeError, errors.TamperedError):
     """Sealed bytes do not match their tag; `page` or `frame` says where."""
 
 
+class ConflictError(NativeError, errors.IntegrityError):
+    """A changeset does not fit what is there; nothing was changed."""
+
+
 # NL_E_* -> class. NL_E_SQLITE and NL_E_NOMEM are not here: see exception().
 _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_MISUSE: MisuseError,
@@ -118,6 +122,7 @@ _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_PIECEMEAL: PiecemealError,
     lib.NL_E_KEY: KeyRefusedError,
     lib.NL_E_TAG: SealBrokenError,
+    lib.NL_E_CONFLICT: ConflictError,
 }
 
 SQLITE_NAMES: dict[int, str] = {getattr(codes, name): name for name in codes.__all__}

@@ -363,6 +363,11 @@ class Connection(Whole):
 
     # ------------------------------------------------------------ for cursors
 
+    def _begin_to_write(self) -> None:
+        if self._begin != NO_BEGIN and not self._in_transaction():
+            level = self._isolation_level
+            self._word(f"BEGIN {level}" if level else "BEGIN")
+
     def _plain_rows(self, sql: str, parameters: Sequence[Any]) -> Iterator[Sequence[Any]]:
         cursor: Cursor = Connection.cursor(self)
         cursor.row_factory = None

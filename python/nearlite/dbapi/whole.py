@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from nearlite._native.blob import OpenBlob
 from nearlite._native.database import NO_PARAMETERS, Backup, Database
 from nearlite._native.sealing import Key
+from nearlite._native.session import ON_CONFLICT, Recording, apply
 from nearlite.dbapi import constants
 from nearlite.dbapi.blob import Blob
 from nearlite.dbapi.dump import dump
+from nearlite.dbapi.session import Conflicts, OnConflict, Session
 from nearlite.errors import NotSupportedError, OperationalError, ProgrammingError
 from nearlite.keys import EncryptionKey, key_of
 
@@ -54,6 +56,10 @@ class Whole:
         raise NotImplementedError
 
     def _in_transaction(self) -> bool:
+        raise NotImplementedError
+
+    def _begin_to_write(self) -> None:
+        """Begin a transaction if one is begun before an INSERT."""
         raise NotImplementedError
 
     def _plain_rows(self, sql: str, parameters: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -249,6 +255,55 @@ class Whole:
         self._settle()
         with self._guard():
             self._database.deserialize(name, view)
+
+    def session(self, *tables: str, name: str = "main") -> Session:
+        """Record what this connection changes from now on.
+
+        Args:
+          tables: none: all of them. A table without a primary key is not recorded.
+          name: "main", "temp", or of an attached database.
+
+        Raises:
+          OperationalError: there is no database of that name.
+          NotSupportedError: on a replica, whose writes run on its primary.
+        """
+        self._check()
+        if self._forwards:
+            raise NotSupportedError("what is written on a replica is carried out by its primary")
+        self._settle()
+        known = {row[1] for row in self._plain_rows("PRAGMA database_list", ())} | {"temp"}
+        if name.lower() not in known:  # SQLite would record nothing, in silence
+            raise OperationalError(f"unknown database '{name}'")
+        with self._guard():
+            recording = Recording(self._database, name)
+            for table in tables or (None,):
+                recording.attach(table)
+        return Session(self, recording)
+
+    def apply(self, changeset: Any, /, *, on_conflict: OnConflict = "abort") -> Conflicts:
+        """Carry out a changeset or patchset on the main database, as a whole or not at all.
+
+        Args:
+          changeset: bytes of `Session.changeset` or `patchset`.
+          on_conflict: "abort": nothing is changed when one change does not fit; "omit": leave such ones
+            out; "replace": overwrite the row that is there, and leave out what has none.
+
+        Returns:
+          how many changes did not fit.
+
+        Raises:
+          IntegrityError: one did not fit ("abort"), or a foreign key would be violated.
+          DatabaseError: it is no changeset, or a damaged one.
+        """
+        self._check()
+        if on_conflict not in ON_CONFLICT:
+            raise ValueError(f"on_conflict is 'abort', 'omit' or 'replace', not {on_conflict!r}")
+        if self._forwards:
+            raise NotSupportedError("what is written on a replica is carried out by its primary")
+        self._settle()
+        with self._guard():
+            self._begin_to_write()
+            return Conflicts(*apply(self._database, changeset, ON_CONFLICT[on_conflict]))
 
     def getconfig(self, op: int, /) -> bool:
         """A switch of the connection, one of SQLITE_DBCONFIG_*. Raises ValueError: there is no such one."""

@@ -1,0 +1,220 @@
+"""Sessions: what a connection changes, recorded, applied elsewhere, undone."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nearlite
+from nearlite._native import _lib  # these run with SQLite's asserts, too
+
+assert _lib.sqlite_version
+
+SCHEMA = "CREATE TABLE t(id INTEGER PRIMARY KEY, a, b); CREATE TABLE u(k TEXT PRIMARY KEY, v)"
+
+
+def fresh() -> Any:
+    made = nearlite.connect(":memory:")
+    made.executescript(SCHEMA)
+    return made
+
+
+def content(connection: Any) -> list[Any]:
+    return [
+        connection.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in ("t", "u")
+    ]
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Any, Any]]:
+    with closing(fresh()) as one, closing(fresh()) as other:
+        yield one, other
+
+
+def test_what_one_connection_changes_is_carried_out_on_another(pair: tuple[Any, Any]) -> None:
+    one, other = pair
+    with one.session() as session:
+        assert session.is_empty
+        one.execute("INSERT INTO t VALUES (1, 'x', 2.5), (2, NULL, x'00')")
+        one.execute("INSERT INTO u VALUES ('k', 1)")
+        one.execute("UPDATE t SET a = 'y' WHERE id = 1")
+        assert not session.is_empty
+        changes, patch = session.changeset(), session.patchset()
+    one.commit()
+    assert len(patch) <= len(changes)
+    assert other.apply(changes) == (0, 0, 0, 0, 0)
+    assert other.in_transaction  # begun as before an INSERT
+    other.commit()
+    assert content(other) == content(one)
+    other.apply(nearlite.invert_changeset(changes))
+    assert content(other) == [[], []]
+
+
+@given(st.randoms())
+def test_any_history_is_carried_out_and_undone(rng: random.Random) -> None:
+    def change(connection: Any) -> None:
+        for _ in range(rng.randrange(1, 25)):
+            key, value = rng.randrange(8), rng.choice([None, 1, "text", b"\0", 2.5])
+            connection.execute(
+                rng.choice(
+                    [
+                        "INSERT OR IGNORE INTO t VALUES (?, ?, 0)",
+                        "INSERT OR REPLACE INTO t VALUES (?, ?, 1)",
+                        "UPDATE t SET b = ?2 WHERE id = ?1",
+                        "DELETE FROM t WHERE id = ?1 OR ?2 IS 1",
+                        "INSERT OR REPLACE INTO u VALUES (?1, ?2)",
+                    ]
+                ),
+                (key, value),
+            )
+
+    with closing(fresh()) as one, closing(fresh()) as other:
+        parts = []
+        for _ in range(2):
+            with one.session("t", "u") as session:
+                change(one)
+                parts.append(session.changeset())
+        assert other.apply(nearlite.concat_changesets(*parts)) == (0, 0, 0, 0, 0)
+        assert content(other) == content(one)
+        for part in reversed(parts):
+            other.apply(nearlite.invert_changeset(part))
+        assert content(other) == [[], []]
+
+
+def test_a_changeset_is_that_of_stock_sqlite(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with closing(nearlite.connect(path)) as one:
+        one.executescript(SCHEMA)
+        with one.session("u") as session:
+            one.execute("INSERT INTO u VALUES ('k', 7)")
+            changes = session.changeset()
+        one.commit()
+    # https://sqlite.org/session/changeset.html: 'T', columns, which are the key, the name; then the row.
+    assert (
+        changes == b"T\x02\x01\x00u\x00" + b"\x12\x00" + b"\x03\x01k" + b"\x01" + bytes(7) + b"\x07"
+    )
+
+
+@pytest.mark.parametrize(
+    ("on_conflict", "expected", "conflicts"),
+    [
+        ("omit", [(1, "theirs", 0), (3, "new", 0)], (1, 1, 1, 0, 0)),
+        ("replace", [(1, "mine", 0), (3, "new", 0), (4, "changed", 0)], (1, 1, 1, 0, 0)),
+    ],
+)
+def test_changes_that_do_not_fit(
+    pair: tuple[Any, Any], on_conflict: str, expected: Any, conflicts: Any
+) -> None:
+    one, other = pair
+    for connection in pair:
+        connection.execute("INSERT INTO t VALUES (2, 'gone', 0), (4, 'old', 0)")
+        connection.commit()
+    with one.session() as session:
+        one.execute("INSERT INTO t VALUES (1, 'mine', 0), (3, 'new', 0)")
+        one.execute("DELETE FROM t WHERE id = 2")
+        one.execute("UPDATE t SET a = 'changed' WHERE id = 4")
+        changes = session.changeset()
+    other.execute("INSERT INTO t VALUES (1, 'theirs', 0)")  # the key is taken
+    other.execute("DELETE FROM t WHERE id = 2")  # the row is missing
+    other.execute("UPDATE t SET a = 'theirs' WHERE id = 4")  # it has another content
+    before = content(other)
+    with pytest.raises(nearlite.IntegrityError, match="nothing was changed"):
+        other.apply(changes)
+    assert content(other) == before
+    assert other.apply(changes, on_conflict=on_conflict) == conflicts
+    rows = content(other)[0]
+    if on_conflict == "omit":
+        expected = [*expected, (4, "theirs", 0)]
+    assert rows == expected
+
+
+def test_foreign_keys_count(pair: tuple[Any, Any]) -> None:
+    one, other = pair
+    for connection in pair:
+        connection.execute("CREATE TABLE c(id INTEGER PRIMARY KEY, t REFERENCES t(id))")
+    other.commit()
+    other.execute("PRAGMA foreign_keys = ON")
+    with one.session() as session:
+        one.execute("INSERT INTO c VALUES (1, 99)")
+        changes = session.changeset()
+    with pytest.raises(nearlite.IntegrityError):
+        other.apply(changes)
+    assert other.execute("SELECT count(*) FROM c").fetchone() == (0,)
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_changeset(data: bytes) -> None:
+    with closing(fresh()) as one:
+        before = content(one)
+        for act in (one.apply, nearlite.invert_changeset):
+            try:
+                act(data)
+            except nearlite.DatabaseError:
+                pass
+        assert content(one) == before or data[:1] in b"TP"
+
+
+@given(st.randoms())
+def test_a_damaged_changeset_is_an_error_at_worst(rng: random.Random) -> None:
+    with closing(fresh()) as one, closing(fresh()) as other:
+        with one.session() as session:
+            one.execute("INSERT INTO t VALUES (1, 'some text', 2.5), (2, x'0102', NULL)")
+            one.execute("UPDATE t SET b = 1")
+            data = bytearray(session.changeset())
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        del data[rng.randrange(len(data)) :]
+        for act in (other.apply, nearlite.invert_changeset):
+            try:
+                act(bytes(data))
+            except (nearlite.DatabaseError, MemoryError):
+                pass
+        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_session_that_is_paused_records_nothing(pair: tuple[Any, Any]) -> None:
+    one, _ = pair
+    session = one.session()
+    session.enabled = False
+    assert not session.enabled
+    one.execute("INSERT INTO t VALUES (1, 2, 3)")
+    assert session.is_empty
+    session.enabled, session.indirect = True, True
+    assert session.indirect
+    one.execute("INSERT INTO t VALUES (2, 2, 3)")
+    assert not session.is_empty
+    session.close()
+    session.close()
+    with pytest.raises(nearlite.ProgrammingError, match="closed session"):
+        session.changeset()
+
+
+def test_a_session_ends_with_its_connection_and_with_its_owner(pair: tuple[Any, Any]) -> None:
+    one, _ = pair
+    one.session()
+    gc.collect()
+    kept = one.session()
+    one.close()
+    with pytest.raises(nearlite.ProgrammingError, match="closed database"):
+        kept.changeset()
+    del kept
+    gc.collect()
+
+
+def test_what_is_refused(pair: tuple[Any, Any]) -> None:
+    one, _ = pair
+    with pytest.raises(ValueError, match="on_conflict"):
+        one.apply(b"", on_conflict="perhaps")
+    with pytest.raises(TypeError):
+        one.apply("text")
+    assert one.apply(b"") == (0, 0, 0, 0, 0)
+    with pytest.raises(nearlite.OperationalError, match="unknown database 'nobody'"):
+        one.session(name="nobody")

@@ -1,11 +1,13 @@
 """Local reads through the driver: the same calls on the same file, against the standard library.
 
-Bad would be: more than one call into C for a point select, a Python object per value on the way.
+Bad would be: more than one call into C for a point select, a Python object per value on the way, a call into C
+for each parameter set, other threads that stand still during a long query.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -19,7 +21,9 @@ from peers import sqld
 Open = Iterator[Callable[[], Sample]]
 Connect = Callable[[str], Any]
 ROWS = 100_000
-POINT = "SELECT text FROM item WHERE id = ?"
+SETS = 600_000
+LONG = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 6000000) SELECT sum(i) FROM c"
+POINT = "SELECT id, text, number, ratio FROM item WHERE id = ?"
 SCAN = "SELECT id, text, number, ratio FROM item"
 SCHEMA = "CREATE TABLE item(id INTEGER PRIMARY KEY, text TEXT, number INTEGER, ratio REAL)"
 FILL = (
@@ -56,7 +60,7 @@ def _points(connection: Any) -> float:
     for number in IDS:
         row = execute(POINT, (number,)).fetchone()
     seconds = perf_counter() - start
-    assert row == (f"item number {IDS[-1]}",)
+    assert row[:2] == (IDS[-1], f"item number {IDS[-1]}")
     return seconds / len(IDS)
 
 
@@ -89,6 +93,63 @@ def libsql_replica(folder: Path) -> Open:
             yield lambda: _points(connection)
 
 
+@contextmanager
+def inserts(connect: Connect) -> Open:
+    """Seconds of one executemany of SETS sets into a table in memory, in one transaction."""
+    sets = [(i, f"row number {i}", i * 0.5, None) for i in range(SETS)]
+
+    def sample() -> float:
+        with closing(connect(":memory:")) as connection:
+            connection.execute("CREATE TABLE item(a, b, c, d)")
+            cursor = connection.cursor()
+            start = perf_counter()
+            cursor.execute("BEGIN")
+            cursor.executemany("INSERT INTO item VALUES (?, ?, ?, ?)", sets)
+            cursor.execute("COMMIT")
+            seconds = perf_counter() - start
+            assert connection.execute("SELECT count(*) FROM item").fetchone() == (SETS,)
+        return seconds
+
+    yield sample
+
+
+def _counted(seconds: float, ended: threading.Event) -> float:
+    """Rounds a second of a loop of plain Python, for so long or until the event."""
+    rounds, start = 0, perf_counter()
+    while not ended.is_set() and perf_counter() - start < seconds:
+        for _ in range(1000):
+            pass
+        rounds += 1
+    return rounds / (perf_counter() - start)
+
+
+@contextmanager
+def beside_a_query(connect: Connect) -> Open:
+    """Rounds a second of a loop while another thread is in one long query."""
+
+    def sample() -> float:
+        ended = threading.Event()
+
+        def query() -> None:
+            with closing(connect(":memory:")) as connection:
+                connection.execute(LONG).fetchall()
+            ended.set()
+
+        thread = threading.Thread(target=query)
+        thread.start()
+        rate = _counted(60.0, ended)
+        thread.join()
+        return rate
+
+    yield sample
+
+
+@contextmanager
+def by_itself() -> Open:
+    """The same loop with nothing beside it."""
+    yield lambda: _counted(0.5, threading.Event())
+
+
 def _against(connect: Connect, work: Callable[[Any], float], folder: Path) -> dict[str, Any]:
     return {
         "ours": partial(local, _ours, work, folder),
@@ -115,3 +176,11 @@ def bench_scan(pairs: Pairs, tmp_path: Path) -> None:
 
 def bench_scan_against_apsw(pairs: Pairs, tmp_path: Path) -> None:
     pairs("scan_apsw", **_against(_apsw, _scan, tmp_path), rounds=15)
+
+
+def bench_executemany_against_apsw(pairs: Pairs) -> None:
+    pairs("executemany_apsw", ours=partial(inserts, _ours), peer=partial(inserts, _apsw), rounds=5)
+
+
+def bench_another_thread_goes_on(pairs: Pairs) -> None:
+    pairs("another_thread", ours=partial(beside_a_query, _ours), peer=by_itself, rounds=7)

@@ -234,17 +234,36 @@ FIGURES = (
     ),
     Figure(
         "point_select",
-        "cached point select, local",
+        "cached point select, four columns, local",
         MICROSECONDS,
         "standard library",
-        (_of_peer(0.95),),
+        (_of_peer(0.85),),
     ),
-    Figure("point_select_apsw", "cached point select, local", MICROSECONDS, "apsw"),
-    Figure("point_select_libsql", "cached point select, local replica", MICROSECONDS, "libsql"),
+    Figure(
+        "point_select_apsw",
+        "cached point select, four columns, local",
+        MICROSECONDS,
+        "apsw",
+        (_of_peer(1.15),),
+    ),
+    Figure(
+        "point_select_libsql",
+        "cached point select, four columns, local replica",
+        MICROSECONDS,
+        "libsql",
+    ),
     Figure(
         "scan", "scan of 100k rows x 4 columns", MILLISECONDS, "standard library", (_of_peer(0.65),)
     ),
-    Figure("scan_apsw", "scan of 100k rows x 4 columns", MILLISECONDS, "apsw"),
+    Figure("scan_apsw", "scan of 100k rows x 4 columns", MILLISECONDS, "apsw", (_of_peer(1.05),)),
+    Figure("executemany_apsw", "executemany of 600k rows", SECONDS, "apsw", (_of_peer(1.0),)),
+    Figure(
+        "another_thread",
+        "another thread's loop during a long query",
+        PER_SECOND,
+        "by itself",
+        (_times(0.95),),
+    ),
     Figure("reads", "pipeline reads, 16 connections", PER_SECOND, "sqld", (_times(5),)),
     Figure(
         "reads_p99", "pipeline reads, 16 connections, p99", MILLISECONDS, "sqld", (_of_peer(0.5),)

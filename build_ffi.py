@@ -54,7 +54,7 @@ OBJECTS = Path("build") / f"objects-{sysconfig.get_platform()}-{sys.implementati
 
 # In the order of their dependencies (tests/test_layers.py). sqlite_unit.c includes the amalgamation
 # and the files that need SQLite's private functions: apply.c, apply_whole.c, tail.c, base.c, changes.c,
-# compact_answer.c, roll.c.
+# compact_answer.c, roll.c, push.c.
 SOURCES = [
     "fail.c",
     "aead.c",

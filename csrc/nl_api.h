@@ -34,6 +34,7 @@
 #define NL_E_KEY 16       /* not the key of this sealed file, or none where one is needed */
 #define NL_E_TAG 17       /* sealed bytes are not what was sealed: damaged, moved or forged */
 #define NL_E_CONFLICT 18  /* a changeset does not fit what is there */
+#define NL_E_UNSOUND 19   /* pages that were pushed do not make a sound database; nothing was changed */
 
 typedef struct nl_error {
     int code;           /* NL_E_* */
@@ -932,3 +933,22 @@ int nl_roll_begin(nl_tail *t, int wait_ms, nl_error *err);
 ** pinned again and the generation goes on. NL_OK: the next generation begins, at frame 0. */
 int nl_roll_finish(nl_tail *t, nl_error *err);
 void nl_roll_abort(nl_tail *t);
+
+/* ------------------------------------------------------------------ push (push.c) */
+
+typedef struct nl_pusher nl_pusher;
+
+/* A private connection on a primary's database, for one push. durable: a commit is synced. */
+int nl_pusher_open(const char *path, nl_key *key, int durable, nl_pusher **out, nl_error *err);
+/* Take the write lock (NL_E_BUSY after wait_ms). NL_E_POSITION: the log does not end at `frame` of the WAL with these
+** salts (any, if `frame` is 0); nothing was done. */
+int nl_pusher_begin(nl_pusher *p, uint32_t frame, const uint32_t salt[2], int wait_ms, nl_error *err);
+/* Frames of a transaction that goes on in the next call: none of them is a commit frame. Their salts and checksums
+** do not count. NL_E_FORMAT: they are none that SQLite writes. */
+int nl_pusher_frames(nl_pusher *p, const uint8_t *frames, uint32_t n, nl_error *err);
+/* The last frames of the push; the very last is a commit frame. When it fails all of the push is undone. NL_E_UNSOUND:
+** what results is no sound database. NL_E_TOO_BIG: that took longer to find out than check_ms. */
+int nl_pusher_commit(nl_pusher *p, const uint8_t *frames, uint32_t n, int check_ms, nl_error *err);
+void nl_pusher_rollback(nl_pusher *p);    /* idempotent */
+void nl_pusher_stop(nl_pusher *p);        /* [any thread] a check under way ends */
+void nl_pusher_close(nl_pusher *p);

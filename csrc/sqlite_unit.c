@@ -73,6 +73,7 @@
 #include "compare.c"
 #include "compact_answer.c"
 #include "roll.c"
+#include "push.c"
 
 /* For the child of a fork (ofd.c). The list says which locks the *process* holds, which is true of the
 ** parent only: a connection of the child that found its file there would believe itself locked. One

@@ -23,12 +23,19 @@ from soaking import Soak
 from test_background import eventually
 from test_released_clients import CACHE, HERE, NPM_CLIENT, PYPI_CLIENT, installed, pip_installed
 
+import nearlite
+from nearlite import serve
+
 pytestmark = pytest.mark.xdist_group("released-clients")
 
 TOKEN = "a token"
 SECONDS = 60.0
 CREATE = "CREATE TABLE t(id INTEGER PRIMARY KEY, who TEXT, b)"
 COUNT = "SELECT count(*), sum(length(b)) FROM t"
+MANY = (
+    "INSERT INTO t(who, b) WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 500)"
+    " SELECT 'them', randomblob(3000) FROM n"
+)
 
 
 class Replica:
@@ -194,6 +201,76 @@ def test_a_wrong_token(port: int, tmp_path: Path) -> None:
     with closing(replica), pytest.raises(ValueError, match="401 Unauthorized"):
         replica("open")
         replica("sync")
+
+
+# ---------------------------------------------------------------- offline: what it wrote is pushed
+
+
+def taking(path: Path) -> Any:
+    """A primary that takes what is pushed."""
+    return app_of(path, durability="normal", auth_token=TOKEN, allow_push=True)
+
+
+def test_what_is_written_offline_is_pushed(path: Path, tmp_path: Path) -> None:
+    """Also one transaction in many batches, and after restarts of both, each of which ends a generation."""
+    file = tmp_path / "replica.db"
+    with closing(serve.bind("127.0.0.1", 0)) as at:
+        url = f"http://127.0.0.1:{at.getsockname()[1]}"
+        with (
+            serving(taking(path), at) as port,
+            closing(pypi(url, file, offline=True)) as replica,
+            closing(nearlite.connect(tmp_path / "ours.db", sync_url=url, auth_token=TOKEN)) as ours,
+        ):
+            Client(port, TOKEN).pipeline(execute(CREATE))
+            replica("open")
+            replica("sync")
+            replica("write", "INSERT INTO t(who, b) VALUES('them', 'x')")
+            replica("sync")
+            assert rows(path, "SELECT who, b FROM t") == [["them", "x"]]
+            replica("write", MANY)
+            replica("sync")
+            ours.sync()
+            assert ours.execute(COUNT).fetchone() == (501, 1_500_001)
+            grow(port, 3)
+            replica("sync")  # nothing to push: it pulls
+            assert replica("read", COUNT) == [[504, 1_509_001]]
+        with (
+            serving(taking(path), at) as port,
+            closing(pypi(url, file, offline=True)) as replica,
+        ):
+            replica("open")
+            replica("write", "DELETE FROM t WHERE id > 100")
+            replica("sync")
+            assert replica("read", COUNT) == rows(path, COUNT) == [[100, 297_001]]
+            grow(port, 2)
+            replica("sync")
+            assert replica("read", COUNT) == rows(path, COUNT) == [[102, 303_001]]
+            assert replica("read", "PRAGMA integrity_check") == [["ok"]]
+
+
+def test_both_have_written(path: Path, tmp_path: Path) -> None:
+    with serving(taking(path)) as port:
+        Client(port, TOKEN).pipeline(execute(CREATE))
+        url = f"http://127.0.0.1:{port}"
+        with closing(pypi(url, tmp_path / "replica.db", offline=True)) as replica:
+            replica("open")
+            replica("sync")
+            replica("write", "INSERT INTO t(who) VALUES('them')")
+            grow(port, 2)
+            with pytest.raises(ValueError, match="conflict"):
+                replica("sync")
+        assert rows(path, "SELECT DISTINCT who FROM t") == [["us"]]
+
+
+def test_nothing_is_pushed_without_permission(port: int, path: Path, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{port}"
+    with closing(pypi(url, tmp_path / "replica.db", offline=True)) as replica:
+        replica("open")
+        replica("sync")
+        replica("write", "INSERT INTO t(who) VALUES('them')")
+        with pytest.raises(ValueError, match=r"403 Forbidden.*does not allow pages to be pushed"):
+            replica("sync")
+    assert rows(path, "SELECT * FROM t") == []
 
 
 @pytest.mark.soak

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from nearlite.access import Authority
 from nearlite.changes import Feed
-from nearlite.libsql import Frames, Libsql
+from nearlite.libsql import Frames, Libsql, Taking
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
@@ -26,6 +26,10 @@ class Owner(Upstream, Served, Protocol):
     @property
     def pulls(self) -> Frames:
         """Its generations as frames."""
+
+    @property
+    def pushes(self) -> Taking:
+        """Takes frames from others."""
 
 
 class PrimaryApp(App):
@@ -67,7 +71,14 @@ class PrimaryApp(App):
             )
             feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
-            self._pulls = Libsql(owner.pulls, owner.page_size, executor.want_roll, self._answering)
+            self._pulls = Libsql(
+                owner.pulls,
+                owner.pushes,
+                owner.page_size,
+                executor,
+                self._answering,
+                self._deadlines,
+            )
         except BaseException:
             await loop.run_in_executor(None, owner.close)
             raise

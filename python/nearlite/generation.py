@@ -21,6 +21,7 @@ _BIND = faults.declare("generation.bind")
 _CLOSED = faults.declare("generation.closed")
 
 NO_CHECKSUM: Final = "0" * 16
+_AHEAD: Final = 4096  # frames
 
 
 class Generations:
@@ -310,6 +311,21 @@ class Generations:
         """Make a state durable, then take it as ours."""
         self.log.save(state)
         self.state = state
+
+    def read_on(self, generation: int, frame: int) -> None:
+        """Clients of a closed generation are given numbers up to `frame`, behind its end (onward.py).
+
+        Durable before any client is told. Written ahead, so that it is seldom written.
+        """
+        self.settle()
+        archived = tuple(
+            msgspec.structs.replace(old, onward=frame + _AHEAD)
+            if old.generation == generation and old.onward < frame
+            else old
+            for old in self.state.archived
+        )
+        if archived != self.state.archived:
+            self.save(msgspec.structs.replace(self.state, archived=archived))
 
     def look_at_file(self, page1: bytes) -> Seen:
         """What would change if anybody wrote to the database file."""

@@ -17,10 +17,23 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol, TypeVar
 
 from nearlite import errors
+from nearlite._native._lib import BusyError, FormatError, TooBigError, UnsoundError
+from nearlite._native.tail import FRAME_HEADER_SIZE
 from nearlite.access import Access
 from nearlite.bases import Base
-from nearlite.exchange import NO_STORE, Answering, HttpError, Receive, Scope, Send
+from nearlite.exchange import (
+    NO_STORE,
+    Answering,
+    Deadlines,
+    HttpError,
+    Receive,
+    Scope,
+    Send,
+    header,
+    read_body,
+)
 from nearlite.pulls import End
+from nearlite.pushes import HELD_SECONDS, HeldFullError, Pushed
 
 log = logging.getLogger("nearlite.server")
 
@@ -34,6 +47,9 @@ _PATIENCE: Final = 20.0
 _HELD: Final = 60.0
 """Seconds for which a base that a client was told of stays, though its generation ends."""
 _POLL: Final = 0.02
+MOST_PUSHED: Final = 4096
+"""Frames of one push; clients send 128."""
+_SQLITE_BUSY: Final = 5
 
 _T = TypeVar("_T")
 
@@ -48,6 +64,29 @@ class Frames(Protocol):
         """Frames of it, or its end."""
 
 
+class Taking(Protocol):
+    """Takes what is pushed: nearlite.pushes.Pushes."""
+
+    def push(self, generation: int, first: int, frames: bytes, baton: str | None) -> Pushed:
+        """While it is this thread's turn to write."""
+
+    def expire(self) -> None:
+        """Drop what was waited for too long."""
+
+    def stop(self) -> None:
+        """The server is about to end."""
+
+
+class Writing(Protocol):
+    """Who writes to the primary: nearlite.pipeline.Executor."""
+
+    async def in_turn(self, work: Callable[[], Pushed]) -> Pushed:
+        """Run something that writes, in a thread. Raises TimeoutError, RuntimeError: nothing was done."""
+
+    def want_roll(self) -> None:
+        """End the running generation as soon as it can."""
+
+
 def is_asked(path: str) -> bool:
     """Whether a path is one of these."""
     return path == "/info" or path.startswith(("/export/", "/sync/"))
@@ -58,29 +97,43 @@ class Libsql:
 
     Args:
       frames: of the primary.
+      taking: what is pushed.
       page_size: of its database.
-      roll: ends the running generation as soon as it can.
+      writing: who writes to it.
       answering: sends.
+      deadlines: of the server.
     """
 
     def __init__(
-        self, frames: Frames, page_size: int, roll: Callable[[], None], answering: Answering
+        self,
+        frames: Frames,
+        taking: Taking,
+        page_size: int,
+        writing: Writing,
+        answering: Answering,
+        deadlines: Deadlines,
     ) -> None:
         self._frames = frames
+        self._taking = taking
         self._page_size = page_size
-        self._roll = roll
+        self._writing = writing
         self._answering = answering
+        self._deadlines = deadlines
+        self._expiry: asyncio.TimerHandle | None = None
         self._held: dict[int, Base] = {}
         self._ends: dict[int, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
-        """Let go of the bases that nobody has asked for yet."""
+        """Let go of what is kept for clients, end what is under way for them."""
+        self._taking.stop()
+        if self._expiry is not None:
+            self._expiry.cancel()
         for generation in tuple(self._held):
             self._release(generation)
 
     async def answer(
-        self, path: str, scope: Scope, _receive: Receive, send: Send, access: Access
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
         """A request to one of the paths. Raises HttpError."""
         method = scope["method"]
@@ -98,9 +151,8 @@ class Libsql:
                     "FORBIDDEN",
                     "The token does not allow pages to be pushed; nothing was changed",
                 )
-            raise HttpError(
-                403, "FORBIDDEN", "This server takes no pushed pages; nothing was changed"
-            )
+            await self._push(sync, scope, receive, send)
+            return
         if method != "GET":
             allow = b"GET, POST, OPTIONS" if sync is not None else b"GET, OPTIONS"
             raise HttpError(
@@ -126,7 +178,7 @@ class Libsql:
             base = await self._thread(self._frames.base)
             if base is not None:
                 return self._hold(base)
-            self._roll()
+            self._writing.want_roll()
             if time.monotonic() > until:
                 raise HttpError(
                     503,
@@ -187,6 +239,46 @@ class Libsql:
         else:
             await self._answering.whole(send, 200, found, _BYTES, (NO_STORE,))
 
+    # ------------------------------------------------------------------ pushes
+
+    async def _push(self, sync: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:
+        generation, first, end = int(sync[1]), int(sync[2]), int(sync[3])
+        if generation < 1 or first < 1 or end <= first:
+            raise HttpError(404, "NOT_FOUND", "Generations and frames count from 1")
+        size = (FRAME_HEADER_SIZE + _PAGE_SIZE) * (end - first)
+        if end - first > MOST_PUSHED:
+            raise HttpError(
+                413,
+                "REQUEST_TOO_LARGE",
+                f"A push has at most {MOST_PUSHED} frames; nothing was changed",
+            )
+        announced = header(scope, b"content-length")
+        if announced is not None and int(announced) != size:
+            raise _other_length(end - first, size, int(announced))
+        frames = await read_body(scope, receive, self._deadlines)
+        if len(frames) != size:
+            raise _other_length(end - first, size, len(frames))
+        baton = sync[4][1:] if sync[4] else None
+        try:
+            pushed = await self._writing.in_turn(
+                lambda: self._taking.push(generation, first, frames, baton)
+            )
+        except (errors.Error, OSError, RuntimeError, MemoryError) as error:
+            raise _refused(error) from None
+        if pushed.baton is not None and self._expiry is None:
+            self._expiry = self._loop.call_later(HELD_SECONDS + 1, self._expire)
+        told = {
+            "status": "ok" if pushed.taken else "conflict",
+            "generation": generation,  # the client takes it for its own
+            "max_frame_no": pushed.frame,
+            "baton": pushed.baton,
+        }
+        await self._json(send, 200, told)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        self._loop.run_in_executor(None, self._taking.expire)
+
     async def _json(self, send: Send, status: int, told: Mapping[str, object]) -> None:
         await self._answering.whole(send, status, json.dumps(told).encode(), headers=(NO_STORE,))
 
@@ -208,6 +300,48 @@ class Libsql:
                 "The server failed; its log says why",
                 ((b"retry-after", b"1"),),
             ) from None
+
+
+def _other_length(count: int, size: int, found: int) -> HttpError:
+    return HttpError(
+        400,
+        "BAD_REQUEST",
+        f"{count} frames of a database with pages of {_PAGE_SIZE} bytes are {size} bytes, not {found}; nothing was "
+        "changed",
+    )
+
+
+def _refused(error: Exception) -> HttpError:
+    """What a push failed with. The client repeats it after 5xx, and shows its user everything else."""
+    again = ((b"retry-after", b"1"),)
+    if isinstance(error, FormatError):
+        return HttpError(400, "PUSH_MALFORMED", f"{error}; nothing was changed")
+    if isinstance(error, UnsoundError):
+        return HttpError(422, "PUSH_UNSOUND", f"{error}; nothing was changed")
+    if isinstance(error, TooBigError):
+        return HttpError(422, "PUSH_UNCHECKED", f"{error}; nothing was changed")
+    if isinstance(error, HeldFullError):
+        return HttpError(413, "PUSH_TOO_LARGE", str(error))
+    if isinstance(error, errors.HistoryGoneError):
+        return HttpError(410, "GENERATION_GONE", _told(error))
+    if isinstance(error, errors.PrimaryRestoredError):
+        return HttpError(409, "POSITION_AHEAD", _told(error))
+    if errors.is_disk_full(error):
+        return HttpError(507, "DISK_FULL", "The primary's disk is full; nothing was changed")
+    if isinstance(error, TimeoutError) or _is_busy(error):
+        return HttpError(
+            503, "TRANSACTION_BUSY", "Somebody else writes all the time; nothing was changed", again
+        )
+    if isinstance(error, RuntimeError):
+        return HttpError(503, "SHUTTING_DOWN", "The server is about to end", again)
+    log.error("a push failed", exc_info=error)
+    return HttpError(503, "INTERNAL_ERROR", "The server failed; its log says why", again)
+
+
+def _is_busy(error: Exception) -> bool:
+    return (
+        isinstance(error, BusyError) or getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_BUSY
+    )
 
 
 def _told(error: errors.SyncError) -> str:

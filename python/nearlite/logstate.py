@@ -51,7 +51,7 @@ class Base(msgspec.Struct, frozen=True):
     hash: str
 
 
-class Archived(msgspec.Struct, frozen=True):
+class Archived(msgspec.Struct, frozen=True, omit_defaults=True):
     """A closed generation.
 
     Attributes:
@@ -62,6 +62,7 @@ class Archived(msgspec.Struct, frozen=True):
       foreign: whether others changed the database after `frame` and before the next generation.
       bytes: size of the archived WAL, 0 when there is none.
       closed_ms: when, milliseconds since 1970.
+      onward: libSQL's clients may have been given numbers up to this one behind its end (onward.py).
     """
 
     generation: int
@@ -73,6 +74,7 @@ class Archived(msgspec.Struct, frozen=True):
     foreign: bool
     bytes: int
     closed_ms: int
+    onward: int = 0
 
 
 class Seen(msgspec.Struct, frozen=True):

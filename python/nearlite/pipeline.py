@@ -369,6 +369,38 @@ class Executor:
         except Exception:  # the commit is durable whatever becomes of its announcement
             log.exception("a commit could not be announced to replicas")
 
+    async def in_turn(self, work: Callable[[], _T]) -> _T:
+        """Run something else that writes, in a thread, when nobody of this process does; it is announced.
+
+        Raises:
+          TimeoutError: others have written all the time that a request waits; nothing was done.
+          RuntimeError: the server is about to end; nothing was done.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def granted() -> None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_set, future)
+
+        def run() -> _T:
+            try:
+                return work()
+            finally:
+                self._committed()
+                self.turn.release(ticket)
+
+        ticket = self.turn.request(granted)
+        try:
+            await asyncio.wait_for(future, self._limits.wait)
+            running = self._pool.submit(run)
+        except BaseException as error:
+            self.turn.release(ticket)
+            if isinstance(error, asyncio.TimeoutError):  # another class before Python 3.11
+                raise TimeoutError from None
+            raise
+        # Whoever awaits it may be cancelled; the work has the turn to its end.
+        return await asyncio.shield(asyncio.wrap_future(running))
+
     # ------------------------------------------------------------------ own connections
 
     async def _alone(

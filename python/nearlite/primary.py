@@ -21,6 +21,7 @@ from nearlite.log import Log
 from nearlite.logstate import RETAIN_SECONDS, Durability, now_ms
 from nearlite.origin import Origin, OriginState
 from nearlite.pulls import Pulls
+from nearlite.pushes import Pushes
 from nearlite.roll import Roller
 from nearlite.startup import StartUp
 
@@ -38,6 +39,7 @@ class Primary(Origin):
 
     Attributes:
       pulls: its generations as frames.
+      pushes: takes frames from others.
       behind: the last look at the database failed, or one is under way: there may be commits that could
         not be noted.
     """
@@ -75,6 +77,16 @@ class Primary(Origin):
             bases=self._bases,
         )
         self.pulls = Pulls(log, generations, tail, self._bases, mutex=self._mutex, look=self._begin)
+        self.pushes = Pushes(
+            path,
+            key,
+            durable=durability == "full",
+            generations=generations,
+            tail=tail,
+            pulls=self.pulls,
+            mutex=self._mutex,
+            look=self._begin,
+        )
         self._frame_size = tail.wal_step
         self._retry_at = 0.0
         self._retry_after = _RETRY_FIRST
@@ -317,6 +329,7 @@ class Primary(Origin):
         with self._rolling:
             if self._closed:
                 return
+            self.pushes.stop()
             try:
                 self.state()  # recovers first if anything has to be
                 self._roller.roll(wait=1.0, held=None)

@@ -15,10 +15,10 @@ from typing import Final
 
 from nearlite._native.tail import WAL_HEADER_SIZE, Tail
 from nearlite.bases import Base, Bases
-from nearlite.errors import HistoryGoneError, PrimaryRestoredError
+from nearlite.errors import PrimaryRestoredError
 from nearlite.generation import Generations
 from nearlite.log import Log
-from nearlite.logstate import Archived
+from nearlite.onward import Line, Stretch, gone, line_of
 from nearlite.position import Position
 
 AT_ONCE: Final = 1024
@@ -30,12 +30,31 @@ class End:
     """There are no more frames in a generation.
 
     Attributes:
-      generation: the running one.
+      generation: the running one; the same, if what follows is known to the client already (onward.py).
       frame: the last one of it.
     """
 
     generation: int
     frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where frames are.
+
+    Attributes:
+      generation: whose they are asked for as.
+      at: frame of the WAL.
+      count: how many.
+      archive: the file that has them; None: they were in the running WAL.
+      data: then they themselves.
+    """
+
+    generation: int
+    at: int
+    count: int
+    archive: str | None
+    data: bytes | None
 
 
 class Pulls:
@@ -97,48 +116,64 @@ class Pulls:
         with self._mutex:
             self._now()
             state = self._generations.state
-            end = End(state.generation, self._tail.frame - state.base.frame)
-            if generation == state.generation:
-                begin, last, archive = state.base.frame, end.frame, None
-            else:
-                old, archive = self._old(generation)
-                begin, last = old.start, old.frame - old.start
-            count = _count(generation, first, last - first + 1, count)
-            if count == 0:
-                return end
-            first += begin
-            data = self._in_wal(first, count) if archive is None else None
-        if archive is not None:
-            data = self._in_archive(archive, first, count)
+            line = line_of(state, self._tail.frame, generation)
+            if first > line.told + 1:
+                raise _ahead(generation, first - 1, line.told)
+            if line.own.closed is not None and first == line.own.count + 1:
+                return End(state.generation, self._tail.frame - state.base.frame)
+            if line.at(first) is None:
+                return End(generation, line.last)
+            found = self._find(line, first, min(count, AT_ONCE))
+        data = self._read(found)
+        last = first + found.count - 1
+        if line.own.closed is not None and last > line.own.count:
+            with self._mutex:
+                self._generations.read_on(generation, last)
+        return data
+
+    def stored(self, line: Line, first: int, count: int) -> bytes:
+        """Frames that a generation has, read on: at least one, at most `count`. While nothing can be rolled.
+
+        Raises:
+          HistoryGoneError: the log does not have them any more.
+        """
+        with self._mutex:
+            found = self._find(line, first, count)
+        return self._read(found)
+
+    def _find(self, line: Line, first: int, count: int) -> _Found:
+        """Where frames are, read already if they lie in the running WAL. Mutex held."""
+        stretch = line.at(first)
+        assert stretch is not None
+        count = min(count, stretch.first + stretch.count - first)
+        at = stretch.begin + first - stretch.first + 1
+        archive = self._archive_of(stretch)
+        data = self._in_wal(at, count) if archive is None else None
+        return _Found(line.generation, at, count, archive, data)
+
+    def _read(self, found: _Found) -> bytes:
+        data = found.data
+        if found.archive is not None:
+            data = self._in_archive(found.archive, found.at, found.count)
         if data is None:
-            raise _gone(generation)
-        return self._log.of_pages.frames(first, data)
+            raise gone(found.generation)
+        return self._log.of_pages.frames(found.at, data)
 
     def _now(self) -> None:
         self._look()
         self._tail.end()
 
-    def _old(self, generation: int) -> tuple[Archived, str | None]:
-        """A closed generation, and the archive that has its frames; None: the running WAL does."""
-        state = self._generations.state
-        if generation > state.generation:
-            raise PrimaryRestoredError(
-                f"the replica is in generation {generation}, the primary in {state.generation}: it was "
-                "restored to an older state",
-                action="delete the replica's files and sync again",
-            )
-        found = next((a for a in state.archived if a.generation == generation), None)
-        if found is None or found.foreign:
-            raise _gone(generation)
+    def _archive_of(self, stretch: Stretch) -> str | None:
+        """The archive that has a closed generation's frames; None: the running WAL does."""
+        state, found = self._generations.state, stretch.closed
+        if found is None:
+            return None
         for one in state.archived:
-            if one.generation >= generation and one.salt == found.salt and one.bytes:
-                end = Position(state.lineage_number, one.generation, one.frame)
-                return found, f"{end}.wal"
-        if state.wal is not None and state.wal.salt == found.salt and found.salt is not None:
-            return found, None
-        if found.frame == found.start:
-            return found, None  # it has no frames
-        raise _gone(generation)
+            if one.generation >= found.generation and one.salt == found.salt and one.bytes:
+                return f"{Position(state.lineage_number, one.generation, one.frame)}.wal"
+        if state.wal is None or state.wal.salt != found.salt or found.salt is None:
+            raise gone(found.generation)
+        return None
 
     def _in_wal(self, first: int, count: int) -> bytes:
         step = self._tail.wal_step
@@ -158,19 +193,9 @@ class Pulls:
         return data if len(data) == count * step else None
 
 
-def _count(generation: int, first: int, left: int, count: int) -> int:
-    """How many frames are answered. Raises PrimaryRestoredError: the first lies beyond the end."""
-    if left < 0:
-        raise PrimaryRestoredError(
-            f"the replica has {first - 1} frames of generation {generation}, the primary {first - 1 + left}: it "
-            "was restored to an older state",
-            action="delete the replica's files and sync again",
-        )
-    return min(left, count, AT_ONCE)
-
-
-def _gone(generation: int) -> HistoryGoneError:
-    return HistoryGoneError(
-        f"the log does not have the frames of generation {generation} any more",
+def _ahead(generation: int, theirs: int, ours: int) -> PrimaryRestoredError:
+    return PrimaryRestoredError(
+        f"the replica has {theirs} frames of generation {generation}, the primary {ours}: it was restored to an "
+        "older state",
         action="delete the replica's files and sync again",
     )

@@ -105,6 +105,10 @@ class ConflictError(NativeError, errors.IntegrityError):
     """A changeset does not fit what is there; nothing was changed."""
 
 
+class UnsoundError(NativeError):
+    """Pages that were pushed do not make a sound database; nothing was changed."""
+
+
 # NL_E_* -> class. NL_E_SQLITE and NL_E_NOMEM are not here: see exception().
 _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_MISUSE: MisuseError,
@@ -123,6 +127,7 @@ _NATIVE: dict[int, type[NativeError]] = {
     lib.NL_E_KEY: KeyRefusedError,
     lib.NL_E_TAG: SealBrokenError,
     lib.NL_E_CONFLICT: ConflictError,
+    lib.NL_E_UNSOUND: UnsoundError,
 }
 
 SQLITE_NAMES: dict[int, str] = {getattr(codes, name): name for name in codes.__all__}

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import certificates as authority
 import pytest
 import sealing
 import soaking
@@ -140,3 +141,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.section("soak")
         for row in ("| test | time | what it did | errors |", "|---|---|---|---|", *rows):
             terminalreporter.line(row)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CA's certificate (ca.pem) and what it has signed (server.pem, client.pem)."""
+    return authority.made(tmp_path_factory.mktemp("ca"))

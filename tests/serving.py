@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import sqlite3
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -59,11 +60,17 @@ class Client:
     port: int
     token: str | None = None
     whole: bool = True
+    tls: ssl.SSLContext | None = None
     connection: http.client.HTTPConnection = field(init=False)
 
     def __post_init__(self) -> None:
-        made = Whole if self.whole else http.client.HTTPConnection
-        self.connection = made("127.0.0.1", self.port, timeout=20)
+        if self.tls is not None:
+            self.connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=20, context=self.tls
+            )
+        else:
+            made = Whole if self.whole else http.client.HTTPConnection
+            self.connection = made("127.0.0.1", self.port, timeout=20)
         _clients.append(self)
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
@@ -172,15 +179,17 @@ def write_against_a_lock(port: int, path: Path, write: Callable[[], Any]) -> Any
 
 
 @contextmanager
-def serving(app: App, at: socket.socket | None = None) -> Iterator[int]:
+def serving(
+    app: App, at: socket.socket | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
     """Serve until the block ends; answers the port. `at`: a bound socket, which stays open."""
     listening = serve.bind("127.0.0.1", 0) if at is None else at.dup()
     listening.listen(64)
-    server = serve.server(app)
+    server = serve.server(app, tls)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()
     port = listening.getsockname()[1]
-    client = Client(port)
+    client = Client(port, tls=None if tls is None else ssl._create_unverified_context())
     try:
         assert client.request("GET", "/health").status == 200
         yield port

@@ -24,7 +24,7 @@ ROOMS = [
     "dbapi http asgi",
     "bootstrap asking upstream datafile",
     "ahead failing checking receiving arriving applying comparing seeding pulling repair upkeep freshness election telling tally tables",
-    "exchange leaving access tokens minting",
+    "exchange leaving access tokens minting tls",
     "listening live background observed replica routing session streams lending",
     "batches",
     "following forwarding replicating placing generation owned writer bases onward pulls pushes roll rolling startup answers pipeline atonce remote",

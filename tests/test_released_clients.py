@@ -14,8 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from serving import app_of, serving
+
+from nearlite import minting
+from nearlite.tls import server_context
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent / ".cache" / "clients"
@@ -58,6 +62,15 @@ def pip_installed(folder: str, requirement: str) -> Path:
     )
 
 
+def npm() -> Path:
+    """The folder with the client of npm."""
+    return installed(
+        CACHE / "npm",
+        NPM_CLIENT,
+        *("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", NPM_CLIENT),
+    )
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
     with serving(app_of(tmp_path / "data.db", durability="normal", auth_token=TOKEN)) as port:
@@ -66,11 +79,7 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.xdist_group("released-clients")
 def test_libsql_client_of_npm(url: str) -> None:
-    folder = installed(
-        CACHE / "npm",
-        NPM_CLIENT,
-        *("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", NPM_CLIENT),
-    )
+    folder = npm()
     program = folder / "released_clients.mjs"
     program.write_text((HERE / "released_clients.mjs").read_text())
     seen: dict[str, Any] = json.loads(run("node", str(program), url, TOKEN, cwd=folder))
@@ -147,3 +156,73 @@ def test_libsql_client_of_pypi_without_streams(url: str) -> None:
         "after": 2,
         "syntax": "SQL_INPUT_ERROR",
     }
+
+
+# ---------------------------------------------------------------- signed tokens, TLS
+
+
+def signed_tokens(folder: Path) -> tuple[str, list[str]]:
+    """A public key, and what the programs with signed tokens are given."""
+    key = folder / "signing.pem"
+    public = minting.make_keys(key).read_text()
+    private = minting.private_key(key)
+    expired = jwt.encode({"exp": 1}, private, "EdDSA")
+    writes, reads = minting.mint(private), minting.mint(private, write=False)
+    return public, [writes, reads, expired, minting.mint(private, databases=["another"])]
+
+
+@pytest.mark.xdist_group("released-clients")
+def test_libsql_client_of_npm_with_signed_tokens_over_tls(
+    tmp_path: Path, certificates: Path
+) -> None:
+    folder = npm()
+    program = folder / "released_tokens.mjs"
+    program.write_text((HERE / "released_tokens.mjs").read_text())
+    public, tokens = signed_tokens(tmp_path)
+    app = app_of(tmp_path / "data.db", durability="normal", auth_jwt_key=public)
+    with serving(app, tls=server_context(certificates / "server.pem")) as port:
+        answer = run(
+            "node", str(program), f"libsql://localhost:{port}", *tokens,
+            cwd=folder, NODE_EXTRA_CA_CERTS=str(certificates / "ca.pem"),
+        )  # fmt: skip
+    seen = json.loads(answer)
+    assert {name: seen.pop(name) for name in ("rows", "inside", "after")} == {
+        "rows": 2,
+        "inside": 2,
+        "after": 2,
+    }
+    assert {name: code for name, (code, _) in seen.items()} == {
+        "execute": "SQLITE_READONLY",
+        "batch": "SQLITE_READONLY",
+        "write": "SQLITE_READONLY",
+        "multiple": "SQLITE_READONLY",
+        "expired": "AUTH_JWT_EXPIRED",
+        "elsewhere": "UNKNOWN_DATABASE",
+        "none": "AUTH_HTTP_HEADER_MISSING",
+    }
+    assert "the token allows reading only" in seen["execute"][1]
+
+
+@pytest.mark.xdist_group("released-clients")
+@pytest.mark.parametrize("secure", [False, True], ids=["clear", "tls"])
+def test_libsql_of_pypi_with_signed_tokens(
+    tmp_path: Path, certificates: Path, secure: bool
+) -> None:
+    folder = pip_installed("pypi", PYPI_CLIENT)
+    program = str(HERE / "released_tokens.py")
+    public, tokens = signed_tokens(tmp_path)
+    app = app_of(tmp_path / "data.db", durability="normal", auth_jwt_key=public)
+    tls = server_context(certificates / "server.pem") if secure else None
+    with serving(app, tls=tls) as port:
+        url = f"{'https' if secure else 'http'}://localhost:{port}"
+        trusted = {"PYTHONPATH": str(folder), "SSL_CERT_FILE": str(certificates / "ca.pem")}
+        seen = json.loads(run(sys.executable, program, url, *tokens, cwd=folder, **trusted))
+    assert {name: seen.pop(name) for name in ("rows", "after", "last")} == {
+        "rows": 2,
+        "after": [2, 2, 2],
+        "last": 2,
+    }
+    for name in ("insert", "drop"):
+        assert "the token allows reading only" in seen[name]
+    assert "AUTH_JWT_EXPIRED" in seen["expired"]
+    assert "UNKNOWN_DATABASE" in seen["elsewhere"]

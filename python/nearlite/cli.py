@@ -41,6 +41,7 @@ from nearlite.options import (
     new_key_option,
     takes_key,
     timeout_option,
+    tls_options,
     token_options,
 )
 from nearlite.replica import Replica
@@ -93,6 +94,7 @@ def cli(*, verbose: bool) -> None:
 )
 @token_options
 @jwt_options
+@tls_options
 @click.option("--no-auth", is_flag=True, help="Listen beyond loopback without a token, knowingly.")
 @click.option(
     "--allow-push",
@@ -152,6 +154,8 @@ def serve(
     auth_token: str | None,
     auth_token_file: Path | None,
     jwt_keys: list[str],
+    tls_cert: Path | None,
+    tls_key: Path | None,
     no_auth: bool,
     allow_push: bool,
     durability: Literal["full", "normal"],
@@ -175,13 +179,20 @@ def serve(
     from nearlite.primary import Primary
     from nearlite.relay import Relay
     from nearlite.server import App
+    from nearlite.tls import server_context
     from nearlite.tokens import authority
 
     _only_with_upstream(context, upstream)
     host, port = listen
     token = chosen_token(auth_token, auth_token_file)
     knows = authority(token, jwt_keys, push=allow_push)
-    http_server.check_exposure(host, trusting=isinstance(knows, Open) and not no_auth)
+    trusting = isinstance(knows, Open)
+    http_server.check_exposure(host, trusting=trusting and not no_auth)
+    if tls_cert is None and tls_key is not None:
+        raise click.UsageError("--tls-key needs --tls-cert")
+    tls = None if tls_cert is None else server_context(tls_cert, tls_key)
+    if tls is None and not trusting:
+        http_server.warn_of_clear(host)
     with http_server.bind(host, port) as listening:
         # Opened here and not by the application: what prevents it is then one line, like any error.
         app: App
@@ -206,10 +217,11 @@ def serve(
         http_server.raise_limit()
         listening.listen(http_server.BACKLOG)  # from here on clients wait instead of being refused
         name = f"[{host}]" if ":" in host else host
-        print(f"serving {what} at http://{name}:{listening.getsockname()[1]}", flush=True)
+        scheme = "http" if tls is None else "https"
+        print(f"serving {what} at {scheme}://{name}:{listening.getsockname()[1]}", flush=True)
         # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))
-        http_server.server(app).run(sockets=[listening])
+        http_server.server(app, tls).run(sockets=[listening])
 
 
 def _only_with_upstream(context: click.Context, upstream: str | None) -> None:

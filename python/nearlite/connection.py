@@ -100,6 +100,7 @@ class _Transport:
 
     def close(self) -> None:
         self._flush()
+        self.delivery.closing()
         self._transport.close()
 
     def is_closing(self) -> bool:
@@ -229,7 +230,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_done()
-        self.delivery.end()
+        self.delivery.end(exc is not None)
         if self._left is not None:
             left, self._left = self._left, None
             left()

@@ -5,6 +5,11 @@ transaction. A connection that ends says nothing by itself, because clients clos
 as they like between two requests of a stream. But a client's FIN acknowledges all that had arrived
 before it: what is not acknowledged when it comes, the client has never had. (A RST acknowledges nothing, and
 clients that read an answer may end so: it proves nothing either.)
+
+Over TLS bytes of answers are not those of the socket, and its own messages are among these. There every answer
+is noted by where it ends in what the socket sends, and what the client has acknowledged is asked for in the same
+numbers. That has to be done when the transport has closed the descriptor already: a copy of it is kept from the
+first answer on that is watched.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from typing import Any, Final
 
 _MANY: Final = 16  # answers watched on one connection before those that have arrived are looked for
 _INT: Final = struct.Struct("i")
+_ACKNOWLEDGED: Final = struct.Struct("=120xQ")  # of Linux's tcp_info: tcpi_bytes_acked
+_ALL: Final = 1 << 63  # bytes, more than there ever are
 
 
 class Delivery:
@@ -30,12 +37,15 @@ class Delivery:
       transport: the connection, whose writes are reported by `wrote`.
     """
 
-    __slots__ = ("_ends", "_lost", "_transport", "_watched", "_written")
+    __slots__ = ("_copy", "_ends", "_gone", "_lost", "_tls", "_transport", "_watched", "_written")
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
-        self._written = 0  # bytes
+        self._tls = transport.get_extra_info("ssl_object") is not None
+        self._copy: socket.socket | None = None  # TLS: outlives the transport's
+        self._written = 0  # bytes, without TLS
         self._lost = False  # something was written when nobody could take it any more
+        self._gone = False  # TLS: the client had left when it was closed from here
         self._ends = False  # the client has ended its half
         self._watched: list[tuple[int, Callable[[], None]]] = []  # where each ends; whom to tell
 
@@ -47,33 +57,64 @@ class Delivery:
 
     def expect(self, lost: Callable[[], None]) -> None:
         """Call `lost`, perhaps at once, if what was written so far is known not to have arrived."""
-        if self._lost or (self._transport.is_closing() and self._left()):
+        closing = self._transport.is_closing()
+        if self._lost or (closing and (self._gone if self._tls else self._left())):
             lost()
             return
+        if self._tls and closing:
+            return  # the client may leave with a RST, which nobody is told of any more
         if len(self._watched) >= _MANY:
             arrived = self._arrived()
             self._watched = [entry for entry in self._watched if entry[0] > arrived]
-        self._watched.append((self._written, lost))
+        self._watched.append((self._end(), lost))
+
+    def closing(self) -> None:
+        """The connection is about to be closed from here: over TLS something more will be sent then."""
+        if self._tls and not self._transport.is_closing():
+            self._gone = self._left()
 
     def eof(self) -> None:
         """The client sends nothing any more."""
         self._ends = True
 
-    def end(self) -> None:
-        """The connection is lost; its descriptor is still open."""
+    def end(self, failed: bool) -> None:
+        """The connection is lost; without TLS its descriptor is still open. `failed`: it was reset."""
         watched, self._watched = self._watched, []
         if watched:
-            arrived = self._arrived() if self._ends else self._written - self._buffered()
+            # uvloop tells nobody of a client that ends its half without TLS's own goodbye.
+            ends = self._ends or (self._tls and not failed)
             for end, lost in watched:
-                if end > arrived:
+                if end > (self._arrived() if ends else self._sent()):
                     lost()
         self._lost = True
+        if self._copy is not None:
+            self._copy.close()
 
     # ------------------------------------------------------------------ asking the kernel
 
+    def _end(self) -> int:
+        """Where the answer ends that was written last."""
+        if not self._tls:
+            return self._written
+        if self._copy is None:
+            with contextlib.suppress(OSError):
+                self._copy = socket.socket(fileno=os.dup(self._descriptor()))
+        acknowledged = _acknowledged(self._copy)
+        if acknowledged == _ALL or self._copy is None:
+            return 0  # it cannot be told: whatever becomes of it, it has arrived
+        return acknowledged + _unacknowledged(self._copy.fileno()) + self._buffered()
+
     def _arrived(self) -> int:
         """Bytes that the client has acknowledged, or more where that cannot be told."""
+        if self._tls:
+            return _acknowledged(self._copy)
         return self._written - self._buffered() - _unacknowledged(self._descriptor())
+
+    def _sent(self) -> int:
+        """Bytes that the system was given."""
+        if self._tls:
+            return _ALL
+        return self._written - self._buffered()
 
     def _buffered(self) -> int:
         size: int = self._transport.get_write_buffer_size()
@@ -91,10 +132,20 @@ class Delivery:
             return False
         with copy:
             try:
-                ends = copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+                ends = copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"" or self._tls
             except OSError:
                 return False
+        # Over TLS its goodbye comes first, which cannot be told from anything else here.
         return ends and _unacknowledged(self._descriptor()) > 0
+
+
+def _acknowledged(sock: socket.socket | None) -> int:
+    """Bytes that the other end has acknowledged since the connection began; _ALL where that cannot be asked."""
+    if sock is not None and sys.platform == "linux":
+        with contextlib.suppress(OSError, struct.error):
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKNOWLEDGED.size)
+            return int(_ACKNOWLEDGED.unpack(info)[0])
+    return _ALL
 
 
 def _unacknowledged(descriptor: int) -> int:

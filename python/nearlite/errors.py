@@ -13,6 +13,10 @@ from typing import Final
 _SQLITE_FULL: Final = 13
 
 
+class TokenInClearWarning(UserWarning):
+    """A token is sent over a network without TLS: whoever sees it on its way can use it."""
+
+
 class Warning(sqlite3.Warning):  # noqa: A001 - the name PEP 249 asks for
     """PEP 249 Warning."""
 

@@ -14,6 +14,7 @@ import ipaddress
 import os
 import ssl
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -23,7 +24,7 @@ import urllib3
 import urllib3.connection
 
 from nearlite.channel import Channel, Deadline, reason_of
-from nearlite.errors import AnswerError, OfflineError, ProgrammingError
+from nearlite.errors import AnswerError, OfflineError, ProgrammingError, TokenInClearWarning
 from nearlite.message import Answer
 from nearlite.network import DEFAULT, Network, split_url
 from nearlite.sync import REQUEST_SENT
@@ -77,6 +78,21 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_clear(where: str) -> None:
+    """Once for a host, wherever the program connects to it."""
+    if where not in _warned:
+        _warned.add(where)
+        warnings.warn(
+            f"the token is sent to {where} in clear (http://): whoever sees it on its way can use it; connect to "
+            "https://",
+            TokenInClearWarning,
+            stacklevel=2,
+        )
 
 
 class Response:
@@ -262,6 +278,9 @@ class Transport:
         self._token = token if callable(token) else checked_token(token)
         self.timeout = timeout
         self.loopback = is_loopback(self._host)
+        self._in_clear = not (self._tls or self.loopback)
+        if self._has_token and self._in_clear:
+            _warn_of_clear(self._host)
         self._idle: list[Channel] = []
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()  # idle ones and others
         self._lock = threading.Lock()
@@ -343,6 +362,8 @@ class Transport:
         if callable(token):
             token = checked_token(token())
         if token and not self._has_token:
+            if self._in_clear:
+                _warn_of_clear(self._host)
             lines.append(f"Authorization: Bearer {token}")
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:

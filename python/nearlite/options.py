@@ -137,6 +137,19 @@ def jwt_options(command: Command) -> Command:
     return signed  # type: ignore[return-value]
 
 
+def tls_options(command: Command) -> Command:
+    """Give a command --tls-cert and --tls-key."""
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    command = click.option(
+        "--tls-key", type=file, help="Its private key (PEM), if it is not in the same file."
+    )(command)
+    return click.option(
+        "--tls-cert",
+        type=file,
+        help="Speak TLS with this certificate (PEM, with those that lead from it to the CA's).",
+    )(command)
+
+
 def _text_of(path: Path) -> str:
     """What a small file says. Raises UsageError."""
     try:

@@ -7,6 +7,7 @@ import gc
 import logging
 import resource
 import socket
+import ssl
 import threading
 from typing import Final
 
@@ -81,6 +82,16 @@ def check_exposure(host: str, *, trusting: bool) -> None:
         )
 
 
+def warn_of_clear(host: str) -> None:
+    """Say that tokens will travel in clear, if anybody can see them on their way."""
+    if not is_loopback(host):
+        log.warning(
+            "clients send their tokens to %s in clear: whoever sees them on their way can use them. Give "
+            "--tls-cert and --tls-key, or let a proxy that speaks TLS stand in front of 127.0.0.1",
+            host,
+        )
+
+
 def run(app: App, host: str, port: int) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises OperationalError when the address cannot be had."""
     with bind(host, port) as listening:
@@ -132,7 +143,7 @@ def room() -> int:
     return soft - min(_RESERVED, soft // 4)
 
 
-def server(app: App) -> uvicorn.Server:
+def server(app: App, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     """The configured server, not yet running."""
     config = uvicorn.Config(
         app,
@@ -148,6 +159,9 @@ def server(app: App) -> uvicorn.Server:
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
+    if tls is not None:
+        config.load()
+        config.ssl = tls
     return _Server(config, app)
 
 

@@ -462,6 +462,9 @@ static int hrana_rows(nl_stmt *s, int shape, size_t target, int rc, nl_hrana_rep
             if (failed) return nl_fail(err, failed, "out of memory while encoding a row");
         }
         out->rows++;
+        if (out->most_rows && out->rows > out->most_rows && shape != NL_HRANA_CURSOR) {
+            return nl_fail(err, NL_E_TOO_BIG, "the result has more than %lld rows", (long long)out->most_rows);
+        }
         if (b->size <= target) continue;
         if (shape == NL_HRANA_CURSOR) {
             out->more = 1;
@@ -505,6 +508,7 @@ int nl_hrana_run(
 
     memset(out, 0, sizeof *out);
     out->step = in.step;
+    out->most_rows = in.most_rows;
     out->last_rowid = in.last_rowid;
     out->changes = in.changes;
     out->total_changes = in.total_changes;

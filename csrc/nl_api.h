@@ -778,6 +778,7 @@ int nl_db_set_counters(nl_db *db, int64_t last_rowid, int64_t changes, int64_t t
 
 typedef struct nl_hrana_report {
     int64_t step;           /* IN: number of the step, for a cursor's step_begin */
+    int64_t most_rows;      /* IN: rows that a result may have, 0: no limit; not of a cursor */
     size_t size;            /* bytes in nl_stmt_out() */
     int64_t rows;           /* rows so far */
     int64_t last_rowid;     /* IN and out: the connection's counters, before and after it */
@@ -793,8 +794,8 @@ typedef struct nl_hrana_report {
     int32_t more;           /* 1: a cursor that goes on with nl_hrana_more */
 } nl_hrana_report;
 
-/* Bind, step to the end, encode, reset: one call. A result above `target` bytes is NL_E_TOO_BIG; a
-** cursor stops behind it with `more` set. On failure the rows so far are in nl_stmt_out(). */
+/* Bind, step to the end, encode, reset: one call. A result above `target` bytes or `most_rows` is
+** NL_E_TOO_BIG; a cursor stops behind `target` with `more` set. On failure the rows so far are in nl_stmt_out(). */
 int nl_hrana_run(
     nl_stmt *s,
     const uint8_t *params,      /* one MessagePack array; its length is that of the parameters */

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from serving import Client, app_of, execute, outcome, serving
 
+from nearlite.limits import Limits
 from nearlite.server import App
-from nearlite.streams import Limits
 
 BEGIN = [execute("BEGIN IMMEDIATE"), execute("INSERT INTO t VALUES (1)")]
 BEGIN_AT_ONCE = {
@@ -32,9 +32,8 @@ PATHS = ["/v3/pipeline", "/v3/cursor", "/nl/v1/sql"]
 
 def patient(path: Path, **limits: Any) -> App:
     """An application that leaves transactions alone for as long as a test can last."""
-    app = app_of(path, durability="normal")
-    app._limits = Limits(**{"transaction": 1000.0, "wanted": 1000.0, "wait": 8.0, **limits})
-    return app
+    long = {"transaction_seconds": 1000.0, "contended_seconds": 1000.0, "wait_seconds": 8.0}
+    return app_of(path, durability="normal", limits=Limits(**{**long, **limits}))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +156,7 @@ def test_a_client_that_left_in_a_later_request_holds_up_nobody(
 def test_a_client_that_left_with_settings_on_its_stream_gives_the_connection_back(
     tmp_path: Path,
 ) -> None:
-    app = patient(tmp_path / "data.db", connections=1)
+    app = patient(tmp_path / "data.db", max_transactions=1)
     with serving(app) as port:
         client = Client(port)
         with connect(port) as raw, holding(app):
@@ -218,7 +217,7 @@ def test_a_kept_alive_connection_may_be_closed_between_two_requests(
 
 
 def test_of_pipelined_requests_only_those_without_an_answer_are_ended(tmp_path: Path) -> None:
-    with serving(patient(tmp_path / "data.db", connections=2)) as port:
+    with serving(patient(tmp_path / "data.db", max_transactions=2)) as port:
         client = Client(port)
         client.run("CREATE TABLE t(a)")
         large = execute("SELECT hex(zeroblob(8000000))")  # more than both kernels' buffers hold

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from serving import Client, Whole, app_of, execute, outcome, rows, serving
 
+import nearlite
 from nearlite import connection, serve
 from nearlite.pipeline import Executor
 from nearlite.routes import Routes
@@ -409,11 +410,9 @@ def test_a_large_answer_is_sent_to_its_end(raw: socket.socket) -> None:
         assert rows(answers.results()[0]) == [["00" * 400000]]
 
 
-def test_a_client_that_does_not_take_its_answer_is_dropped(
-    port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "DEADLINE", 0.1)
-    with socket.socket() as raw:
+def test_a_client_that_does_not_take_its_answer_is_dropped(tmp_path: Path) -> None:
+    app = app_of(tmp_path / "data.db", limits=nearlite.Limits(client_seconds=0.1))
+    with serving(app) as port, socket.socket() as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.settimeout(20)
         raw.connect(("127.0.0.1", port))

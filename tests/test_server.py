@@ -31,11 +31,11 @@ from serving import (
     transaction,
 )
 
-from nearlite import connection, delivered, errors, serve
+from nearlite import delivered, errors, serve
 from nearlite.exchange import HttpError
+from nearlite.limits import Limits
 from nearlite.position import Position
 from nearlite.server import App
-from nearlite.streams import Limits
 from nearlite.wire import End, PageSetReader, Status
 
 EITHER = True
@@ -67,9 +67,7 @@ def client(shared: int, request: pytest.FixtureRequest) -> Iterator[Client]:
 
 def limited(path: Path, **limits: Any) -> App:
     """An application with other limits than the usual ones."""
-    app = app_of(path, durability="normal")
-    app._limits = Limits(**limits)
-    return app
+    return app_of(path, durability="normal", limits=Limits(**limits))
 
 
 # ---------------------------------------------------------------- cold paths
@@ -485,7 +483,7 @@ def test_a_baton_of_an_autocommit_stream_outlives_a_restart(tmp_path: Path) -> N
 
 
 def test_a_transaction_that_others_wait_for_is_taken_away(tmp_path: Path) -> None:
-    with serving(limited(tmp_path / "data.db", wanted=0.3)) as port:
+    with serving(limited(tmp_path / "data.db", contended_seconds=0.3)) as port:
         holder, waiter = Client(port), Client(port)
         waiter.run("CREATE TABLE t(a)")
         held = holder.pipeline(execute("BEGIN IMMEDIATE"), execute("INSERT INTO t VALUES (1)"))
@@ -507,7 +505,7 @@ def test_a_transaction_that_others_wait_for_is_taken_away(tmp_path: Path) -> Non
 
 
 def test_a_statement_of_a_transaction_that_others_wait_for_is_stopped(tmp_path: Path) -> None:
-    with serving(limited(tmp_path / "data.db", wanted=0.3)) as port:
+    with serving(limited(tmp_path / "data.db", contended_seconds=0.3)) as port:
         holder, waiter = Client(port), Client(port)
         waiter.run("CREATE TABLE t(a)")
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -522,7 +520,7 @@ def test_a_statement_of_a_transaction_that_others_wait_for_is_stopped(tmp_path: 
 
 
 def test_a_transaction_may_not_last_for_ever(tmp_path: Path) -> None:
-    with serving(limited(tmp_path / "data.db", transaction=0.3)) as port:
+    with serving(limited(tmp_path / "data.db", transaction_seconds=0.3)) as port:
         client = Client(port)
         client.run("CREATE TABLE t(a)")
         first = client.pipeline(execute("BEGIN"), execute("INSERT INTO t VALUES (1)"))
@@ -537,7 +535,7 @@ def test_a_transaction_may_not_last_for_ever(tmp_path: Path) -> None:
 
 
 def test_idle_streams_end_and_their_clients_do_not_notice(tmp_path: Path) -> None:
-    app = limited(tmp_path / "data.db", idle=0.2)
+    app = limited(tmp_path / "data.db", idle_seconds=0.2)
     with serving(app) as port:
         client = Client(port)
         baton = client.pipeline(execute("SELECT 1"))["baton"]
@@ -576,7 +574,7 @@ def test_transactions_of_many_clients_take_turns(client: Client, shared: int) ->
 
 
 def test_connections_of_streams_are_limited(tmp_path: Path) -> None:
-    with serving(limited(tmp_path / "data.db", connections=2)) as port:
+    with serving(limited(tmp_path / "data.db", max_transactions=2)) as port:
         client = Client(port)
         held = [client.pipeline(execute("BEGIN"))["baton"] for _ in range(2)]
         answer = client.pipeline(execute("BEGIN"), CLOSE)
@@ -683,7 +681,7 @@ def test_a_statement_that_is_too_long_is_refused(client: Client) -> None:
 
 
 def test_a_client_that_does_not_take_its_answer_is_cut_off(tmp_path: Path) -> None:
-    app = limited(tmp_path / "data.db", wanted=60.0)
+    app = limited(tmp_path / "data.db", contended_seconds=60.0)
     app._deadlines.seconds = 0.2
     with serving(app) as port:
         client = Client(port)
@@ -868,15 +866,17 @@ def test_a_file_that_was_replaced_is_not_written_to_any_more(tmp_path: Path, how
 
 
 def test_connections_beyond_the_limit_are_refused_and_the_others_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(connection, "CONNECTIONS", 3)
-    with serving(app_of(tmp_path / "data.db", durability="normal")) as port:  # has one itself
+    with serving(limited(tmp_path / "data.db", max_connections=3)) as port:  # has one itself
         served = [Client(port), Client(port)]
         for client in served:
             assert client.rows("SELECT 1") == [[1]]
         refused = Client(port)
-        assert refused.request("GET", "/health").status == 503
+        reply = refused.request("GET", "/health")
+        assert (reply.status, reply.json["code"]) == (503, "TOO_MANY_CONNECTIONS")
+        assert reply.headers["retry-after"] == "1"
+        assert reply.headers["connection"] == "close"
         for client in served:
             assert client.rows("SELECT 1") == [[1]]
         served[0].close()

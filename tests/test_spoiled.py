@@ -25,9 +25,9 @@ from spoiling import CLOSE, HALF, RESET, Exchange, Fault, Hold, Proxy
 import nearlite
 from nearlite import comparing
 from nearlite.errors import OfflineError, SyncError
+from nearlite.limits import Limits
 from nearlite.position import Position
 from nearlite.replica import Replica
-from nearlite.streams import Limits
 
 # Seconds of patience with what is spoiled: an answer that says it is longer than it is keeps a client waiting
 # for all of them. What must succeed has others.
@@ -106,7 +106,7 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("scene")
     # Transactions whose clients have lost them hold others up for as long.
-    with primary(folder, limits=Limits(wanted=0.05)) as served, ExitStack() as stack:
+    with primary(folder, limits=Limits(contended_seconds=0.05)) as served, ExitStack() as stack:
         yield Scene(folder, stack, served)
 
 

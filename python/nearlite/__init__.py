@@ -69,6 +69,7 @@ from nearlite.keys import EncryptionKey, key_of
 from nearlite.position import Change, Position
 
 if TYPE_CHECKING:
+    from nearlite.limits import Limits
     from nearlite.pool import Replica
     from nearlite.server import App
 
@@ -119,6 +120,10 @@ def __getattr__(name: str) -> Any:
             f"{name} is deprecated and will be removed in Python 3.14", DeprecationWarning, 2
         )
         return _OBSOLETE[name]
+    if name == "Limits":
+        from nearlite.limits import Limits
+
+        return Limits
     raise AttributeError(f"module 'nearlite' has no attribute {name!r}")
 
 
@@ -178,6 +183,7 @@ def asgi(
     upstream_token: str | Callable[[], str] | None = None,
     sync_interval: float | Literal["live"] = "live",
     encryption_key: EncryptionKey | None = None,
+    limits: Limits | None = None,
     **network: Any,
 ) -> App:
     """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
@@ -206,6 +212,7 @@ def asgi(
         looked in any case.
       encryption_key: the file is sealed, and created so, and what lies beside it as well
         (docs/encryption.md): see :func:`nearlite.keys.key_of` for what may be given.
+      limits: what clients are allowed: sizes, numbers, times.
       network: how the upstream is reached: ``verify``, ``cert``, ``proxy``, ``headers`` as for `connect`.
     """
     from pathlib import Path
@@ -240,6 +247,7 @@ def asgi(
             ),
             authority=knows,
             shared_cache=shared_cache,
+            limits=limits,
         )
     if network:
         raise ProgrammingError(f"{min(network)} says how an upstream is reached, and there is none")
@@ -252,6 +260,7 @@ def asgi(
         authority=knows,
         foreign_keys=foreign_keys,
         shared_cache=shared_cache,
+        limits=limits,
     )
 
 
@@ -278,6 +287,7 @@ __all__ = [
     "IntegrityError",
     "InterfaceError",
     "InternalError",
+    "Limits",
     "LineageError",
     "NotAReplicaError",
     "NotSupportedError",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hmac
 import math
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -25,11 +26,19 @@ class Access:
       write: run statements that write.
       push: send pages, which can make anything of the database.
       until: Unix time from which it no longer holds.
+      holder: who was given it, as far as a token tells; None: whoever is at an address.
     """
 
     write: bool = True
     push: bool = False
     until: float = math.inf
+    holder: Hashable = field(default=None, compare=False)
+
+    def holder_at(self, client: object) -> Hashable:
+        """Whom streams are counted for; `client`: (address, port) as ASGI has it, or None."""
+        if self.holder is not None:
+            return self.holder
+        return client[0] if isinstance(client, (tuple, list)) and client else None
 
     def reading(self) -> Access:
         """What is left when it is to be used for reading only."""
@@ -99,7 +108,7 @@ class OneToken:
 
     def __init__(self, token: str, *, push: bool = False) -> None:
         self._token = token.encode()
-        self._access = Access(push=push)
+        self._access = Access(push=push, holder="the token")
 
     def __repr__(self) -> str:
         return "<OneToken>"

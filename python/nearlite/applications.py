@@ -10,12 +10,13 @@ from typing import Protocol
 from nearlite.access import Authority
 from nearlite.changes import Feed
 from nearlite.libsql import Frames, Libsql, Taking
+from nearlite.limits import Limits
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
 from nearlite.routes import Routes
 from nearlite.server import App, Served, SqlRoutes
-from nearlite.streams import Limits, baton_key
+from nearlite.streams import baton_key
 
 
 class Owner(Upstream, Served, Protocol):
@@ -42,7 +43,7 @@ class PrimaryApp(App):
       name: of the database, where tokens name one.
       foreign_keys: enforcement on every connection from the beginning.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
-      limits: of streams.
+      limits: of the server.
     """
 
     def __init__(
@@ -56,19 +57,18 @@ class PrimaryApp(App):
         shared_cache: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(path, authority=authority, name=name, shared_cache=shared_cache)
+        super().__init__(
+            path, authority=authority, name=name, shared_cache=shared_cache, limits=limits
+        )
         self._open_owner = open_owner
         self._foreign_keys = foreign_keys
-        self._limits = limits or Limits()
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
         loop = asyncio.get_running_loop()
         owner = await loop.run_in_executor(None, self._open_owner)
         try:
             key = await loop.run_in_executor(None, baton_key, Path(f"{self._path}-nearlite"))
-            executor = Executor(
-                owner, key=key, limits=self._limits, foreign_keys=self._foreign_keys
-            )
+            executor = Executor(owner, key=key, limits=self.limits, foreign_keys=self._foreign_keys)
             feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
             self._pulls = Libsql(
@@ -94,6 +94,7 @@ class RelayApp(App):
       authority: knows who may ask for what; None: whoever reaches the server.
       name: of the database, where tokens name one.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
+      limits: of the server; those of streams are the primary's.
     """
 
     def __init__(
@@ -104,8 +105,11 @@ class RelayApp(App):
         authority: Authority | None = None,
         name: str = "default",
         shared_cache: bool = False,
+        limits: Limits | None = None,
     ) -> None:
-        super().__init__(path, authority=authority, name=name, shared_cache=shared_cache)
+        super().__init__(
+            path, authority=authority, name=name, shared_cache=shared_cache, limits=limits
+        )
         self._open_relay = open_relay
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:

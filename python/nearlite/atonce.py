@@ -95,6 +95,7 @@ class AtOnce:
     def _run_alone(self, stream: Stream, plan: Execute) -> bytes | None:
         native = self._session.native
         native.set_counters(*stream.counters)
+        self._session.room = self._session.most  # it answers no rows
         try:
             prepared = self._session.prepare(plan.step.sql)
             if prepared.kind is not Kind.WRITE or prepared.rows:

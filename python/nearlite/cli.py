@@ -25,6 +25,7 @@ from nearlite._native import _lib
 from nearlite._native.sealing import Key
 from nearlite.following import Download, follow_primary, say_synced
 from nearlite.keys import new_key, write_new
+from nearlite.limits import Limits
 from nearlite.network import Network
 from nearlite.options import (
     DATABASE,
@@ -36,6 +37,7 @@ from nearlite.options import (
     existing,
     is_url,
     jwt_options,
+    limit_options,
     needs_key,
     network_options,
     new_key_option,
@@ -143,6 +145,7 @@ def cli(*, verbose: bool) -> None:
     help="Let an HTTP cache in front answer many live replicas with what one was answered. It has to "
     "check tokens itself.",
 )
+@limit_options
 @takes_key
 @network_options
 @click.pass_context
@@ -165,6 +168,7 @@ def serve(
     upstream_token_file: Path | None,
     sync_interval: float | Literal["live"],
     shared_cache: bool,
+    limits: Limits,
     encryption_key: Key | None,
     network: Network,
 ) -> None:
@@ -200,7 +204,13 @@ def serve(
             primary = Primary.open(
                 str(database), durability=durability, roll_bytes=roll_bytes, key=encryption_key
             )
-            app = PrimaryApp(database, lambda: primary, authority=knows, shared_cache=shared_cache)
+            app = PrimaryApp(
+                database,
+                lambda: primary,
+                authority=knows,
+                shared_cache=shared_cache,
+                limits=limits,
+            )
             what = str(database)
         else:
             relay = Relay.open(
@@ -212,7 +222,13 @@ def serve(
                 roll_bytes=roll_bytes,
                 key=encryption_key,
             )
-            app = RelayApp(database, lambda: relay, authority=knows, shared_cache=shared_cache)
+            app = RelayApp(
+                database,
+                lambda: relay,
+                authority=knows,
+                shared_cache=shared_cache,
+                limits=limits,
+            )
             what = f"{database}, a replica of {relay.upstream.transport.url},"
         http_server.raise_limit()
         listening.listen(http_server.BACKLOG)  # from here on clients wait instead of being refused

@@ -19,22 +19,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nearlite.delivery import Delivery
 from nearlite.exchange import (
-    DEADLINE,
+    CORS,
     DELIVERY,
     JSON,
     Application,
     ClientGoneError,
     Headers,
+    HttpError,
     Message,
+    Receive,
     Scope,
+    Send,
     Shortcut,
     Whole,
+    refused,
 )
+from nearlite.limits import Limits
 
-CONNECTIONS: Final = 32_768
-"""HTTP connections at a time, if there are descriptors for them; requests of those beyond are answered 503."""
 _BEYOND: Final = 16  # connections that are heard to be told so; more are closed at once
-_HEAD_SECONDS: Final = 30.0  # for the head of a connection's first request
 _HEAD_BYTES: Final = 64 << 10
 _HEAD_BEGINS: Final = b"HTTP/1.1 "
 _GATHERED: Final = 32 << 10  # bytes: copying more costs as much as a system call
@@ -159,20 +161,25 @@ def _key(parts: list[bytes]) -> tuple[bytes, ...]:
     return (*parts[::3], *parts[1::3])
 
 
-def protocol(shortcut_of: Callable[[Scope], Shortcut | None], *, most: int) -> Any:
+def protocol(shortcut_of: Callable[[Scope], Shortcut | None], *, most: int, limits: Limits) -> Any:
     """What uvicorn makes of each connection of a server.
 
     Args:
       shortcut_of: the short cut of requests with a head, if there is one.
       most: connections that there are descriptors for.
+      limits: of the server.
     """
     return partial(
-        _Connection, known=_Known(), shortcut_of=shortcut_of, most=min(most, CONNECTIONS)
+        _Connection,
+        known=_Known(),
+        shortcut_of=shortcut_of,
+        most=min(most, limits.max_connections),
+        limits=limits,
     )
 
 
 class _Connection(HttpToolsProtocol):
-    """uvicorn's protocol with limits on a head that never comes, or never ends, and on connections.
+    """uvicorn's protocol with limits on requests that never end, answers that nobody takes, and connections.
 
     Where its short cut is taken, `answer` or `proceed` is called, perhaps later; what else the client has
     sent by then waits.
@@ -181,6 +188,7 @@ class _Connection(HttpToolsProtocol):
       known: of the server.
       shortcut_of: the short cut of requests with a head, if there is one.
       most: connections of the server at a time.
+      limits: of the server.
     """
 
     app: Any
@@ -192,13 +200,20 @@ class _Connection(HttpToolsProtocol):
         known: _Known,
         shortcut_of: Callable[[Scope], Shortcut | None],
         most: int,
+        limits: Limits,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._known = known
         self._shortcut_of = shortcut_of
         self._most = most
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._patience = limits.client_seconds
+        # Bytes of an answer that have to arrive within that time, if there is more.
+        self._least = max(1, int(limits.min_bytes_per_second * limits.client_seconds))
+        self._beyond = False  # there are too many connections: this one is told so
+        self._due: asyncio.TimerHandle | None = (
+            None  # the end of what is not answered yet, or any more
+        )
         self._in_head = True
         self._ended = False  # a message ended within the data that is being parsed
         self._begun = False  # the parser is inside a message
@@ -212,7 +227,7 @@ class _Connection(HttpToolsProtocol):
         self._ends = False  # the connection is to be closed behind its answer
         self._left: Callable[[], None] | None = None  # to be called if the client leaves
         self._used = 0.0  # clock of the latest answer
-        self._stuck = 0  # bytes that the client had not taken at the last look
+        self._watched = False  # whether the client takes its answers
 
     # ------------------------------------------------------------------ life
 
@@ -221,15 +236,14 @@ class _Connection(HttpToolsProtocol):
         self.delivery = gathering.delivery
         self._extensions = {DELIVERY: self.delivery}
         super().connection_made(gathering)  # type: ignore[arg-type]
-        # uvicorn's own limit would answer 503 on connections that were there before, too.
         beyond = len(self.connections) - self._most
-        self.limit_concurrency = 0 if beyond > 0 else None
+        self._beyond = beyond > 0
         if beyond > _BEYOND:
             transport.abort()
-        self._head_timer = self.loop.call_later(_HEAD_SECONDS, transport.abort)
+        self._soon_due()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_done()
+        self._done()
         self.delivery.end(exc is not None)
         if self._left is not None:
             left, self._left = self._left, None
@@ -258,8 +272,8 @@ class _Connection(HttpToolsProtocol):
             found = self._known.find(data)
             if found is not None and self._may_shorten():
                 shortcut, target, varying, body = found
-                if self._head_timer is not None:
-                    self._head_done()
+                if self._due is not None:
+                    self._done()
                     self._in_head = True
                 self._taken = data
                 if shortcut(target, varying, body, self):
@@ -268,11 +282,7 @@ class _Connection(HttpToolsProtocol):
         self._parse(data)
 
     def _may_shorten(self) -> bool:
-        return (
-            self.limit_concurrency is None
-            and not self.flow.write_paused
-            and not self.transport.is_closing()
-        )
+        return not self._beyond and not self.flow.write_paused and not self.transport.is_closing()
 
     def _parse(self, data: bytes) -> None:
         """The usual way, but for a request that is complete by the end of this data."""
@@ -286,13 +296,18 @@ class _Connection(HttpToolsProtocol):
             if self._head_size > _HEAD_BYTES:
                 self.transport.abort()
         self._ended = False
+        if self._due is None and (self.cycle is None or self.cycle.response_complete):
+            # A head of which there is more to come, or the body of a request that was answered before its end.
+            self._soon_due()
         if self._deferred is not None:
             (cycle, app), self._deferred = self._deferred, None
             if not self._shorten(cycle, data if between else b""):
                 super()._start_asgi_task(cycle, app)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if self._instead is not None:
+        if self._beyond:
+            super()._start_asgi_task(cycle, _full)  # type: ignore[arg-type]
+        elif self._instead is not None:
             app, self._instead = self._instead, None
             super()._start_asgi_task(cycle, app)
         elif self._feeding and cycle.keep_alive and not cycle.waiting_for_100_continue:
@@ -420,18 +435,23 @@ class _Connection(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def _watch(self) -> None:
-        """Drop a client that does not take a large answer."""
-        if not self._stuck:
-            self._stuck = self.transport.get_write_buffer_size()
-            if self._stuck:
-                self.loop.call_later(DEADLINE, self._look)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
 
-    def _look(self) -> None:
-        before, self._stuck = self._stuck, 0
-        if self.transport.is_closing():
+    def _watch(self) -> None:
+        """Drop a client that does not take its answer, or hardly."""
+        if not self._watched and self.transport.get_write_buffer_size():
+            self._watched = True
+            self.loop.call_later(self._patience, self._look, self.delivery.taken())
+
+    def _look(self, before: int) -> None:
+        self._watched = False
+        size = self.transport.get_write_buffer_size()
+        if not size:
             return
-        if self.transport.get_write_buffer_size() >= before:
+        # A transport that is closing goes on for as long as the client takes what is left.
+        if self.delivery.taken() - before < self._least:
             self.transport.abort()
         else:
             self._watch()
@@ -444,20 +464,46 @@ class _Connection(HttpToolsProtocol):
         self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
 
     def on_headers_complete(self) -> None:
-        self._head_done()
+        self._done()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._done()
         self._begun = False
         self._in_head = self._ended = True
 
-    def _head_done(self) -> None:
+    def send_400_response(self, _msg: str) -> None:
+        if not self.transport.is_closing():
+            error = HttpError(400, "BAD_REQUEST", "What was sent is not a request of HTTP/1.1")
+            self.transport.whole(refused(error).last())
+            self.transport.close()
+
+    def _soon_due(self) -> None:
+        self._due = self.loop.call_later(self._patience, self.transport.abort)
+
+    def _done(self) -> None:
+        """A head has come, or the rest of a body that nobody wanted."""
         self._in_head = False
         self._head_size = 0
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+
+async def _full(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """Answers on a connection that there is no room for."""
+    error = HttpError(
+        503,
+        "TOO_MANY_CONNECTIONS",
+        "The server has as many connections as it may; nothing was carried out",
+        ((b"retry-after", b"1"), (b"connection", b"close")),
+    )
+    told = refused(error)
+    fields = [(b"content-type", told.content_type), (b"content-length", b"%d" % len(told.body))]
+    fields += [CORS, *told.headers]
+    await send({"type": "http.response.start", "status": told.status, "headers": fields})
+    await send({"type": "http.response.body", "body": told.body})
 
 
 async def _without_client(application: Application) -> None:

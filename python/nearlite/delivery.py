@@ -110,6 +110,10 @@ class Delivery:
             return _acknowledged(self._copy)
         return self._written - self._buffered() - _unacknowledged(self._descriptor())
 
+    def taken(self) -> int:
+        """Bytes that the client has acknowledged; over TLS, that the system was given."""
+        return self._written - self._buffered() if self._tls else self._arrived()
+
     def _sent(self) -> int:
         """Bytes that the system was given."""
         if self._tls:

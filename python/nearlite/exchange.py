@@ -1,7 +1,7 @@
 """Requests and answers at the level of ASGI: bodies with limits, answers with deadlines.
 
 A client that sends its body or takes its answer too slowly holds memory, a stream, perhaps the turn to
-write; it gets DEADLINE seconds per piece and is cut off.
+write; it gets `Limits.client_seconds` per piece, and `Limits.min_bytes_per_second` for all of them, and is cut off.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Final, Protocol, TypeVar
 
 from nearlite import hrana
+from nearlite.limits import Limits
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,10 +22,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
-MAX_REQUEST: Final = 64 << 20
-"""Bytes of a request's body."""
-DEADLINE: Final = 30.0
-"""Seconds for one piece of a body, in either direction."""
 PIECE: Final = 256 << 10
 """Bytes handed to the server at a time."""
 _SMALL: Final = 32 << 10
@@ -150,12 +147,20 @@ class Shortcut(Protocol):
 class Deadlines:
     """Deadlines for awaiting a client, without a timer for each: one look a second at all of them.
 
+    Args:
+      limits: of the server.
+
     Attributes:
       seconds: for one piece of a body, in either direction.
+      rate: bytes that a body has to bring a second, beyond those seconds.
+      most: bytes of a body.
     """
 
-    def __init__(self, seconds: float = DEADLINE) -> None:
-        self.seconds = seconds
+    def __init__(self, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        self.seconds = limits.client_seconds
+        self.rate = limits.min_bytes_per_second
+        self.most = limits.max_request_bytes
         self._due: dict[asyncio.Task[Any], float] = {}
         self._missed: set[asyncio.Task[Any]] = set()
         self._handle: asyncio.TimerHandle | None = None
@@ -166,7 +171,7 @@ class Deadlines:
         assert task is not None
         self._due[task] = time.monotonic() + self.seconds
         if self._handle is None:
-            self._handle = asyncio.get_running_loop().call_later(1.0, self._look)
+            self._wind()
         try:
             return await awaitable
         except asyncio.CancelledError:
@@ -187,7 +192,15 @@ class Deadlines:
             self._missed.add(task)
             task.cancel()
         if self._due:
-            self._handle = asyncio.get_running_loop().call_later(1.0, self._look)
+            self._wind()
+
+    def _wind(self) -> None:
+        every = min(1.0, self.seconds)
+        self._handle = asyncio.get_running_loop().call_later(every, self._look)
+
+    def is_late(self, began: float, size: int) -> bool:
+        """Whether a body that began to come at that clock, and has brought so much, comes too slowly."""
+        return (time.monotonic() - began - self.seconds) * self.rate > size
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -213,15 +226,19 @@ async def read_body(scope: Scope, receive: Receive, deadlines: Deadlines) -> byt
       ClientGoneError: disconnected before its end.
     """
     announced = header(scope, b"content-length")
-    if announced is not None and len(announced) > 6 and int(announced) > MAX_REQUEST:
-        raise _too_large()
+    most = deadlines.most
+    if announced is not None and int(announced) > most:
+        raise _too_large(most)
     try:
         message = await deadlines.wait(receive())
         if message["type"] != "http.request":
             raise ClientGoneError
         if not message.get("more_body"):
             body: bytes = message.get("body", b"")
+            if len(body) > most:
+                raise _too_large(most)
             return body
+        began = time.monotonic()
         pieces = [message.get("body", b"")]
         size = len(pieces[0])
         while message.get("more_body"):
@@ -230,18 +247,25 @@ async def read_body(scope: Scope, receive: Receive, deadlines: Deadlines) -> byt
                 raise ClientGoneError
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
-            if size > MAX_REQUEST:
-                raise _too_large()
+            if size > most:
+                raise _too_large(most)
+            if deadlines.is_late(began, size):
+                raise TimeoutError
     except TimeoutError:
         raise HttpError(
-            408, "REQUEST_TIMEOUT", "The request's body did not arrive in time"
+            408,
+            "REQUEST_TIMEOUT",
+            "The request's body did not arrive in time; nothing was carried out",
+            ((b"connection", b"close"),),
         ) from None
     return b"".join(pieces)
 
 
-def _too_large() -> HttpError:
+def _too_large(most: int) -> HttpError:
     return HttpError(
-        413, "REQUEST_TOO_LARGE", f"The request is larger than {MAX_REQUEST} bytes, the limit"
+        413,
+        "REQUEST_TOO_LARGE",
+        f"The request is larger than {most} bytes, which is the limit; nothing was carried out",
     )
 
 

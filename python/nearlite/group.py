@@ -23,6 +23,7 @@ from nearlite.hrana import (
     StatementError,
     Step,
 )
+from nearlite.limits import Limits
 from nearlite.session import NotSharedError, OverrunError, Session
 from nearlite.statements import Kind, Prepared
 
@@ -33,6 +34,8 @@ WRITE_STEPS: Final = 20_000_000
 client leaves: inside a group it could not be stopped, and all others would wait for it."""
 LASTING_SECONDS: Final = 0.05
 """A write that took more processor time than this runs outside of groups from then on."""
+
+_ROOM: Final = Limits().max_response_bytes
 
 Counters = tuple[int, int, int]
 
@@ -46,12 +49,13 @@ class Job:
       results: stream results of the first `finished` requests.
       finished: how many requests are done for good; the rest has to run alone.
       failure: why the whole job failed: nothing of it has been kept.
+      room: bytes of rows that its results may take.
       cancelled: its client has gone before it was started.
     """
 
     __slots__ = (
         "cancelled", "counters", "cursor", "failure", "finished", "limit", "plans", "queued",
-        "resolve", "results", "start",
+        "resolve", "results", "room", "start",
     )  # fmt: skip
 
     def __init__(
@@ -60,9 +64,11 @@ class Job:
         counters: Counters,
         resolve: Callable[[Job], None],
         *,
+        room: int = _ROOM,
         cursor: bool = False,
     ) -> None:
         self.plans = plans
+        self.room = room
         self.counters = counters
         self.start = counters
         self.resolve = resolve
@@ -111,6 +117,7 @@ class Group:
         # Each call into C gives the GIL away and has to win it back: there are as few as possible.
         native.set_counters(*job.start)
         job.counters = job.start
+        self._session.room = job.room
         results = job.results = []
         try:
             for plan in job.plans[: job.limit]:
@@ -205,12 +212,28 @@ class Group:
         if self._session.native.deferred:
             failed = _foreign_key()
             self._undo("nl_statement")
-        elif failed is not None and failed.code == "RESPONSE_TOO_LARGE":
+        elif failed is not None and hrana.is_excess(failed):
             self._undo("nl_statement")
         else:
             self._control("RELEASE nl_statement")
         if failed is not None:
             raise failed
+        return result
+
+    def inside(self, prepared: Prepared, step: Step, shape: int | None, index: int) -> bytes:
+        """Run a writing statement of the request's own transaction. Raises StatementError."""
+        if not prepared.rows:
+            return self.write(prepared, step, shape, index)
+        self._control("SAVEPOINT nl_statement")
+        try:
+            result = self.write(prepared, step, shape, index)
+        except StatementError as error:
+            if hrana.is_excess(error):
+                self._undo("nl_statement")
+            else:
+                self._control("RELEASE nl_statement")
+            raise
+        self._control("RELEASE nl_statement")
         return result
 
     def read(self, prepared: Prepared, step: Step, shape: int | None, index: int) -> bytes:
@@ -314,7 +337,7 @@ class _Run:
             if not self._inside:
                 return self._group.autocommit(prepared, step, self._shape, index)
             if kind is Kind.WRITE:
-                return self._group.write(prepared, step, self._shape, index)
+                return self._group.inside(prepared, step, self._shape, index)
             return self._group.read(prepared, step, self._shape, index)
         except StatementError as error:
             return error

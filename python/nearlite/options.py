@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
@@ -14,6 +15,7 @@ import click
 from nearlite._native.sealing import Key
 from nearlite.errors import ProgrammingError, WrongKeyError
 from nearlite.keys import key_of
+from nearlite.limits import Limits
 from nearlite.network import Network
 
 _LARGEST_KEYS = 1 << 20  # bytes
@@ -230,6 +232,33 @@ def chosen_token(token: str | None, file: Path | None) -> str | None:
     if file is None:
         return token
     return file.read_text().strip()
+
+
+def limit_options(command: Command) -> Command:
+    """Give a command an option for each of a server's limits; it gets one `limits`."""
+    fields = dataclasses.fields(Limits)
+
+    @functools.wraps(command)
+    def limited(*args: Any, **options: Any) -> Any:
+        chosen = {field.name: options.pop(field.name) for field in fields}
+        try:
+            limits = Limits(**chosen)
+        except ProgrammingError as error:
+            raise click.UsageError(str(error)) from None
+        return command(*args, limits=limits, **options)
+
+    for field in reversed(fields):
+        unit = field.metadata["unit"]
+        kind: Any = Size() if unit == "bytes" else int
+        limited = click.option(
+            "--" + field.name.replace("_", "-"),
+            type=float if unit == "seconds" else kind,
+            default=field.default,
+            show_default=True,
+            metavar=unit.upper(),
+            help=f"Limit: {unit} {field.metadata['text']}.",
+        )(limited)
+    return limited  # type: ignore[return-value]
 
 
 class _KeyFile(click.Path):

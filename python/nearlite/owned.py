@@ -54,6 +54,8 @@ class Owned:
 
     def requests(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> Work:
         """Run requests in order; a result for each is appended."""
+        session = _session(stream)
+        session.room = session.most - sum(map(len, results))
         for plan in plans:
             if isinstance(plan, Execute):
                 outcome = yield from self._guarded(stream, plan.step, None, 0)
@@ -83,6 +85,7 @@ class Owned:
         not stay inside a transaction.
         """
         session = _session(stream)
+        session.room = session.most
         outcomes: list[Outcome] = []
         started = time.thread_time()
         try:
@@ -238,8 +241,8 @@ class Owned:
             stream.settings = None
         try:
             if shape == CURSOR:
-                result = session.run(prepared, step, limit=PIECE, shape=shape, index=index)
-            elif prepared.kind is Kind.WRITE and prepared.rows and step.want_rows:
+                result = session.run(prepared, step, batch=PIECE, shape=shape, index=index)
+            elif prepared.kind is Kind.WRITE and prepared.rows:
                 result = _all_or_nothing(session, prepared, step)
             else:
                 result = session.run(prepared, step)
@@ -299,7 +302,7 @@ def _all_or_nothing(session: Session, prepared: Prepared, step: Step) -> bytes:
         result = session.run(prepared, step)
     except StatementError as error:
         if session.native.in_transaction:  # else it was rolled back as a whole
-            if error.code == "RESPONSE_TOO_LARGE":
+            if hrana.is_excess(error):
                 session.control("ROLLBACK TO nl_statement")
             session.control("RELEASE nl_statement")
         raise

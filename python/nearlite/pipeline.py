@@ -28,12 +28,13 @@ from nearlite.group import Job
 from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, StatementError
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.lending import Lending
+from nearlite.limits import Limits
 from nearlite.owned import Owned, Work
 from nearlite.rolling import Host, Rolls
 from nearlite.routing import Router
 from nearlite.session import OverrunError, Session
 from nearlite.statements import Kind
-from nearlite.streams import Limits, Stream, Streams, Turn
+from nearlite.streams import Stream, Streams, Turn
 from nearlite.writer import Writer
 
 log = logging.getLogger("nearlite.server")
@@ -42,6 +43,8 @@ INLINE_STEPS: Final = 50_000
 """Virtual machine steps of a read on the event loop: some 0.5 ms."""
 INLINE_BYTES: Final = 1 << 20
 """Bytes of its result."""
+_IN_A_ROW: Final = 64
+"""Requests of one pipeline that are run on the event loop before others have their turn."""
 _INTERRUPT_EVERY: Final = 0.05
 """Seconds until what a client that has left is still running is interrupted again."""
 BUSY_MS: Final = 5000
@@ -74,7 +77,7 @@ class Executor:
     Args:
       upstream: the primary.
       key: secret of the batons.
-      limits: of streams.
+      limits: of the server.
       foreign_keys: enforcement on every connection from the beginning.
     """
 
@@ -82,7 +85,7 @@ class Executor:
         self, upstream: Upstream, *, key: bytes, limits: Limits, foreign_keys: bool = False
     ) -> None:
         self._upstream = upstream
-        self._limits = limits
+        self.limits = limits
         self._foreign_keys = foreign_keys
         self._loop = asyncio.get_running_loop()
         self.streams = Streams(key, limits)
@@ -92,18 +95,18 @@ class Executor:
         self._reader.hurry(INLINE_STEPS)
         self._seen = (0, 0, 0)  # counters the reader has now
         self._writer = Writer(
-            self._open(shared=True), self._committed, self.turn, self._deliver, limits.wait
+            self._open(shared=True), self._committed, self.turn, self._deliver, limits.wait_seconds
         )
         self._router = Router(self._reader, self._writer.lasts)
         self._owned = Owned(self.turn, self._committed)
         # As many threads as there can be connections in use, so that nobody waits for a thread
         # that another's transaction keeps.
         self._pool = ThreadPoolExecutor(
-            limits.connections + _SLOW_READERS, thread_name_prefix="nearlite-sql"
+            limits.max_transactions + _SLOW_READERS, thread_name_prefix="nearlite-sql"
         )
         self._slow = asyncio.Semaphore(_SLOW_READERS)
         self._slow_sessions: list[Session] = []
-        self._lending = Lending(limits.connections, self._open_in_thread)
+        self._lending = Lending(limits.max_transactions, self._open_in_thread)
         #: the path names another file than the one that is open: whoever serves refuses
         self.displaced = False
         self._unsynced = upstream.durability == "normal"
@@ -123,7 +126,13 @@ class Executor:
 
     def _open(self, *, readonly: bool = False, shared: bool = False) -> Session:
         database = self._upstream.connect(readonly=readonly)
-        return Session(database, foreign_keys=self._foreign_keys, shared=shared, readonly=readonly)
+        return Session(
+            database,
+            foreign_keys=self._foreign_keys,
+            shared=shared,
+            readonly=readonly,
+            limits=self.limits,
+        )
 
     async def _open_in_thread(self, readonly: bool) -> Session:
         return await self._loop.run_in_executor(self._pool, lambda: self._open(readonly=readonly))
@@ -137,6 +146,8 @@ class Executor:
           None when that was all, otherwise where the next one is to run.
         """
         reader = self._reader
+        last = len(results) + _IN_A_ROW
+        room = self._room(results)
         while len(results) < len(plans):
             if stream.session is not None or stream.ending is not None:
                 return None if self._own_now(stream, plans, results) else Kind.ALONE
@@ -151,10 +162,15 @@ class Executor:
                 if self._seen is not stream.counters:
                     self._seen = stream.counters
                     reader.native.set_counters(*self._seen)
+                if len(results) >= last:
+                    return Kind.SLOW
+                reader.room = min(INLINE_BYTES, room)
                 try:
-                    results.append(reader.read(plan, limit=INLINE_BYTES))
+                    result = reader.read(plan)
                 except OverrunError:
                     return Kind.SLOW
+                room -= len(result)
+                results.append(result)
             elif not stream.access.write:
                 return kind if kind is Kind.SLOW else Kind.ALONE
             elif kind is Kind.WRITE:
@@ -193,13 +209,17 @@ class Executor:
             if isinstance(kind, StatementError):
                 results.append(hrana.error_result(kind))
             elif kind <= Kind.SLOW:
-                results.append(await self._in_reader(stream, plan, leaving))
+                results.append(await self._in_reader(stream, plan, leaving, self._room(results)))
             elif kind is Kind.WRITE and stream.access.write:
                 await self._grouped(stream, plans, results, leaving)
             else:
                 await self._alone(stream, plans, results, leaving)
             if self.now(stream, plans, results) is None:
                 return
+
+    def _room(self, results: list[bytes]) -> int:
+        """Bytes of rows that the rest of an answer may take."""
+        return self.limits.max_response_bytes - sum(map(len, results))
 
     def group(
         self,
@@ -223,7 +243,7 @@ class Executor:
         def resolve(job: Job) -> None:
             done(self._take(stream, job, results))
 
-        self._submit(Job(plans[first:], stream.counters, resolve))
+        self._submit(Job(plans[first:], stream.counters, resolve, room=self._room(results)))
         return True
 
     # ------------------------------------------------------------------ small transactions
@@ -269,11 +289,12 @@ class Executor:
 
     # ------------------------------------------------------------------ slow reads
 
-    async def _in_reader(self, stream: Stream, plan: Plan, leaving: Leaving) -> bytes:
+    async def _in_reader(self, stream: Stream, plan: Plan, leaving: Leaving, room: int) -> bytes:
         async with self._slow:
             session = await self._slow_session()
             try:
                 session.native.set_counters(*stream.counters)
+                session.room = room
                 return await self._thread(session, leaving, lambda: session.read(plan))
             except OverrunError:  # the schema has changed since it was classified
                 error = hrana.sqlite_error("database schema has changed", 17)
@@ -310,7 +331,7 @@ class Executor:
         last = first + 1
         while last < len(plans) and self._joins(plans[last]):
             last += 1
-        job = await self._job(stream, plans[first:last])
+        job = await self._job(stream, plans[first:last], room=self._room(results))
         if not self._take(stream, job, results):
             await self._alone(stream, plans, results, leaving)
 
@@ -334,14 +355,16 @@ class Executor:
     def _runs(plan: Plan) -> bool:
         return not isinstance(plan, (Answered, GetAutocommit))
 
-    async def _job(self, stream: Stream, plans: Sequence[Plan], *, cursor: bool = False) -> Job:
+    async def _job(
+        self, stream: Stream, plans: Sequence[Plan], *, room: int, cursor: bool = False
+    ) -> Job:
         future: asyncio.Future[None] = self._loop.create_future()
 
         def resolve(_job: Job) -> None:
             if not future.done():
                 future.set_result(None)
 
-        job = Job(plans, stream.counters, resolve, cursor=cursor)
+        job = Job(plans, stream.counters, resolve, room=room, cursor=cursor)
         self._submit(job)
         try:
             await future
@@ -391,7 +414,7 @@ class Executor:
 
         ticket = self.turn.request(granted)
         try:
-            await asyncio.wait_for(future, self._limits.wait)
+            await asyncio.wait_for(future, self.limits.wait_seconds)
             running = self._pool.submit(run)
         except BaseException as error:
             self.turn.release(ticket)
@@ -474,7 +497,7 @@ class Executor:
         ticket = self.turn.request(granted)
         if not ticket.since:
             try:
-                stays = await either(future, leaving, self._limits.wait)
+                stays = await either(future, leaving, self.limits.wait_seconds)
             except BaseException:
                 self.turn.release(ticket)
                 raise
@@ -499,7 +522,8 @@ class Executor:
         self._seen = stream.counters
         self._reader.native.set_counters(*self._seen)
         try:
-            outcomes = self._reader.outcomes(plan.steps, limit=INLINE_BYTES, shape=CURSOR)
+            self._reader.room = min(INLINE_BYTES, self.limits.max_response_bytes)
+            outcomes = self._reader.outcomes(plan.steps, shape=CURSOR)
         except OverrunError:
             return None
         return hrana.cursor_body(outcomes)
@@ -519,7 +543,7 @@ class Executor:
         if stream.session is None and stream.ending is None:
             kind = self._router.route(plan, after_write=False)
             if kind is Kind.WRITE and stream.access.write:
-                job = await self._job(stream, [plan], cursor=True)
+                job = await self._job(stream, [plan], room=self._room([]), cursor=True)
                 stream.counters = job.counters
                 if job.failure is not None:
                     yield hrana.cursor_error(job.failure)

@@ -30,7 +30,7 @@ from nearlite.exchange import (
 from nearlite.hrana import Planner, ProtocolError, Refused
 from nearlite.leaving import Leaving
 from nearlite.pipeline import Executor
-from nearlite.running import Ran, Running
+from nearlite.running import Ran, Running, begin
 from nearlite.shown import Shown
 from nearlite.streams import Stream
 
@@ -79,6 +79,7 @@ class Routes:
         self._deadlines = deadlines
         self.guard = guard
         self._delivered = Delivered()
+        self._short_bytes = min(_LARGE_BODY, executor.limits.max_request_bytes)
         self._working: set[asyncio.Task[None]] = set()
 
     @property
@@ -136,7 +137,7 @@ class Routes:
         Returns:
           False when nothing was done: it goes the usual way, and is told there what is wrong with it.
         """
-        if self._executor.displaced or len(body) > _LARGE_BODY:
+        if self._executor.displaced or len(body) > self._short_bytes:
             return False
         try:
             replica = self.shown.replica(scope) if path == SQL else None
@@ -261,13 +262,11 @@ class Routes:
         body = await read_body(scope, receive, self._deadlines)
         request = hrana.decode_cursor(body)
         streams = executor.streams
-        stream = (
-            streams.open(access) if request.baton is None else streams.take(request.baton, access)
-        )
+        stream = begin(streams, request.baton, scope, access)
         kept = False
         leaving = Leaving(receive)
         try:
-            plan = Planner(3, stream.stored).batch(request.batch)
+            plan = Planner(3, stream.stored, executor.limits.max_statements).batch(request.batch)
             if isinstance(plan, Refused):
                 entries: bytes | None = hrana.cursor_error(plan.error)
             else:

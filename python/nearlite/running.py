@@ -12,9 +12,8 @@ from nearlite.exchange import Headers, HttpError, Receive, Scope, header
 from nearlite.hrana import Plan, Planner
 from nearlite.leaving import Leaving
 from nearlite.pipeline import Executor
-from nearlite.session import MAX_RESPONSE
 from nearlite.statements import Kind
-from nearlite.streams import Stream
+from nearlite.streams import Stream, Streams
 
 _COUNTERS: Final = b"nearlite-counters"
 _THREE_NUMBERS: Final = re.compile(rb"(-?[0-9]{1,19}),(-?[0-9]{1,19}),(-?[0-9]{1,19})")
@@ -49,7 +48,8 @@ class Running:
       access: what the client may do.
 
     Raises:
-      ProtocolError: the baton is not good, or not with this token; HttpError: a header is not.
+      ProtocolError: the baton is not good, or not with this token; HttpError: a header is not, or there are
+        too many streams.
     """
 
     __slots__ = (
@@ -78,10 +78,8 @@ class Running:
         self._plans: list[Plan] = []
         self._results: list[bytes] = []
         self._left: Kind | None = None
-        self.stream = (
-            streams.open(access) if request.baton is None else streams.take(request.baton, access)
-        )
-        self._planner = Planner(version, self.stream.stored)
+        self.stream = begin(streams, request.baton, scope, access)
+        self._planner = Planner(version, self.stream.stored, executor.limits.max_statements)
 
     def now(self) -> bool:
         """Begin; True when all could be done without waiting. Raises ProtocolError: nothing was done."""
@@ -122,10 +120,6 @@ class Running:
     def end(self) -> Ran:
         """All has been executed: the answer."""
         stream, planner = self.stream, self._planner
-        if sum(map(len, self._results)) > MAX_RESPONSE:
-            raise HttpError(
-                400, "RESPONSE_TOO_LARGE", f"The answer is larger than {MAX_RESPONSE} bytes"
-            )
         stream.stored = planner.stored
         outside = not stream.in_transaction
         kept = not planner.closes
@@ -134,6 +128,16 @@ class Running:
         if self._counters is not None:
             headers = ((_COUNTERS, b"%d,%d,%d" % stream.get_counters()),)
         return Ran(stream, hrana.pipeline_answer(baton, self._results), outside, headers, kept)
+
+
+def begin(streams: Streams, baton: str | None, scope: Scope, access: Access) -> Stream:
+    """The stream of a request, busy from now on.
+
+    Raises:
+      ProtocolError: the baton is not good; HttpError 429: the client has too many streams.
+    """
+    holder = access.holder_at(scope.get("client"))
+    return streams.open(access, holder) if baton is None else streams.take(baton, access, holder)
 
 
 def _counters(scope: Scope) -> tuple[int, int, int] | None:

@@ -17,6 +17,7 @@ from nearlite import errors
 from nearlite.connection import protocol
 from nearlite.exchange import Scope
 from nearlite.http import is_loopback
+from nearlite.limits import Limits
 from nearlite.server import App
 
 log = logging.getLogger("nearlite.server")
@@ -147,7 +148,11 @@ def server(app: App, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     """The configured server, not yet running."""
     config = uvicorn.Config(
         app,
-        http=protocol(getattr(app, "shortcut", _no_shortcut), most=room()),
+        http=protocol(
+            getattr(app, "shortcut", _no_shortcut),
+            most=room(),
+            limits=getattr(app, "limits", None) or Limits(),
+        ),
         backlog=BACKLOG,
         ws="none",
         lifespan="on",

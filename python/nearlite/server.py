@@ -38,6 +38,7 @@ from nearlite.exchange import (
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.libsql import is_asked
+from nearlite.limits import Limits
 from nearlite.routes import ALONE, CURSOR, REPAIR, VERSIONS
 from nearlite.source import Source, Upstream
 
@@ -109,6 +110,10 @@ class App:
       authority: knows who may ask for what; None: whoever reaches the server.
       name: of the database, where tokens name one.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
+      limits: of the server.
+
+    Attributes:
+      limits: the same.
     """
 
     def __init__(
@@ -118,12 +123,14 @@ class App:
         authority: Authority | None = None,
         name: str = "default",
         shared_cache: bool = False,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits or Limits()
         self._path = path
         self._name = name
         self._shared_cache = shared_cache
         self._authority = authority or Open()
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(self.limits)
         self._answering = Answering(self._deadlines)
         self._served: Served | None = None
         self._feed: Feed | None = None

@@ -34,10 +34,9 @@ from nearlite.hrana import (
     StatementError,
     Step,
 )
+from nearlite.limits import Limits
 from nearlite.statements import ONLY_BLANK, Kind, Prepared, kind_of, pragma_kind, setting_of
 
-MAX_RESPONSE: Final = 64 << 20
-"""Bytes of one answer."""
 _CACHED: Final = 256  # statements kept per connection
 _CACHED_TEXT: Final = 16 << 10  # longer texts (bulk inserts with literals) are not kept
 
@@ -75,6 +74,9 @@ class Session:
       native: what runs statements; its counters are those of the last one.
       foreign_keys: enforcement was switched on when the connection was opened.
       readonly: the connection cannot write the database, whatever is asked of it.
+      most: bytes of rows in one answer.
+      room: bytes of them that the answer which is being made may still take. Whoever begins one, or goes on
+        with it, sets it.
       latest: the statement that was run last.
       shared: it serves many streams: what would change the connection is refused.
       changed: settings that pragmas have changed, since whoever uses the session took note of it. SQLite
@@ -89,11 +91,14 @@ class Session:
         foreign_keys: bool = False,
         shared: bool = False,
         readonly: bool = False,
+        limits: Limits | None = None,
     ) -> None:
+        limits = limits or Limits()
         self.shared = shared
         self.readonly = readonly
+        self.most = self.room = limits.max_response_bytes
         self.database = database
-        self.native = HranaConnection(database)
+        self.native = HranaConnection(database, limits.max_rows)
         self.foreign_keys = foreign_keys
         if foreign_keys:
             database.exec("PRAGMA foreign_keys=ON")
@@ -213,7 +218,7 @@ class Session:
         prepared: Prepared,
         step: Step,
         *,
-        limit: int = MAX_RESPONSE,
+        batch: int = 0,
         shape: int | None = None,
         index: int = 0,
     ) -> bytes:
@@ -222,39 +227,51 @@ class Session:
         Args:
           prepared: its statement, of this session.
           step: arguments and what to answer.
-          limit: bytes of the result.
-          shape: CURSOR for cursor entries instead; a result larger than `limit` is then left
-            open (``prepared.statement.more``).
+          batch: bytes of a cursor after which the rest is left open (``prepared.statement.more``); 0: it
+            is all answered, and takes of the room for the answer.
+          shape: CURSOR for cursor entries instead.
           index: number of the step, for a cursor.
 
         Raises:
           StatementError: the step failed; its effects are undone as SQLite undoes them.
-          OverrunError: it used up the step budget.
+          OverrunError: it used up the step budget, or the room where the session serves the event loop.
         """
+        if self.room <= 0 and prepared.rows and not batch:
+            raise self._excess()
         statement = self.latest = prepared.statement
         params = NO_PARAMETERS
         if statement.parameters or step.args or step.named:
             params = _pack(hrana.arrange(step, statement.parameters))
         if shape is None:
             shape = RESULT if step.want_rows else NO_ROWS
+        target = batch or (self.most if shape == NO_ROWS else self.room)
         try:
-            return statement.run(params, shape, limit, index)
+            result = statement.run(params, shape, target, index)
         except SqlError as failure:
             if failure.sqlite_rc == _ERROR:
                 # It may have been compiled again by a schema that is no longer the newest, which SQLite
                 # does not look at for every failure: the next time it is compiled by `_newest`.
                 self._cache.pop(step.sql, None)
             raise self.translate(failure) from None
+        if not batch:
+            if statement.more:  # a cursor's, that is answered as a whole
+                statement.reset()
+                raise self._excess()
+            self.room -= len(result)
+        return result
+
+    def _excess(self) -> StatementError | OverrunError:
+        return OverrunError() if self._hurried else hrana.too_large(self.most)
 
     def translate(self, failure: SqlError) -> StatementError | OverrunError:
         """What a failure while running means to the client."""
         if failure.over_budget or (self._hurried and failure.sqlite_rc & 0xFF == _TOO_BIG):
             return OverrunError()
+        if failure.too_many_rows:
+            return hrana.too_many_rows(self.native.most_rows)
         if failure.too_big:
-            return StatementError(
-                "The rows are more than one answer may hold; nothing of the statement was kept",
-                "RESPONSE_TOO_LARGE",
-            )
+            return self._excess()
+        self.room -= len(failure.text)
         return hrana.sqlite_error(failure.text, failure.sqlite_rc)
 
     def hurry(self, steps: int) -> None:
@@ -309,32 +326,32 @@ class Session:
         """Stream result of a `describe`."""
         prepared = self.prepare(sql)
         statement = prepared.statement
-        return hrana.describe_result(
+        if self.room <= 0:
+            raise self._excess()
+        result = hrana.describe_result(
             statement.parameters,
             statement.columns,
             explain=bool(statement.flags & flags.EXPLAIN),
             readonly=prepared.readonly,
         )
+        self.room -= len(result)
+        return result
 
-    def read(self, plan: Plan, *, limit: int = MAX_RESPONSE) -> bytes:
+    def read(self, plan: Plan) -> bytes:
         """Stream result of a request that only looks, outside any transaction.
 
-        Args:
-          plan: the request.
-          limit: bytes of each statement's result.
-
         Raises:
-          OverrunError: the step budget or `limit` is used up; nothing has been answered.
+          OverrunError: the step budget or the room is used up; nothing has been answered.
         """
         if isinstance(plan, Execute):
             try:
-                return hrana.execute_result(self.look(plan.step, limit=limit))
+                return hrana.execute_result(self.look(plan.step))
             except StatementError as error:
                 return hrana.error_result(error)
         if isinstance(plan, RunBatch):
-            return hrana.batch_result(self.outcomes(plan.steps, limit=limit))
+            return hrana.batch_result(self.outcomes(plan.steps))
         if isinstance(plan, Script):
-            return self._read_script(plan.sql, limit)
+            return self._read_script(plan.sql)
         if isinstance(plan, Describe):
             try:
                 return self.describe(plan.sql)
@@ -344,9 +361,7 @@ class Session:
             return hrana.autocommit_result(True)
         return plan.result if isinstance(plan, Answered) else hrana.error_result(plan.error)
 
-    def outcomes(
-        self, steps: Sequence[Step], *, limit: int = MAX_RESPONSE, shape: int | None = None
-    ) -> list[Outcome]:
+    def outcomes(self, steps: Sequence[Step], *, shape: int | None = None) -> list[Outcome]:
         """Run the steps of a batch that only looks; OverrunError as `read`."""
         outcomes: list[Outcome] = []
         for step in steps:
@@ -354,37 +369,26 @@ class Session:
                 outcomes.append(None)
                 continue
             try:
-                outcomes.append(self.look(step, limit=limit, shape=shape, index=len(outcomes)))
+                outcomes.append(self.look(step, shape=shape, index=len(outcomes)))
             except StatementError as error:
                 outcomes.append(error)
         return outcomes
 
-    def look(
-        self, step: Step, *, limit: int = MAX_RESPONSE, shape: int | None = None, index: int = 0
-    ) -> bytes:
+    def look(self, step: Step, *, shape: int | None = None, index: int = 0) -> bytes:
         """Run one step that only looks. Raises StatementError, or OverrunError as `read`."""
         prepared = self.prepare(step.sql)
         if prepared.kind > Kind.SLOW:
             # It compiled as something else when it was classified: the schema has changed.
             raise OverrunError
-        try:
-            data = self.run(prepared, step, limit=limit, shape=shape, index=index)
-        except StatementError as error:
-            if error.code == "RESPONSE_TOO_LARGE" and limit < MAX_RESPONSE:
-                raise OverrunError from None
-            raise
-        if prepared.statement.more:
-            prepared.statement.reset()
-            raise OverrunError
-        return data
+        return self.run(prepared, step, shape=shape, index=index)
 
-    def _read_script(self, sql: str, limit: int) -> bytes:
+    def _read_script(self, sql: str) -> bytes:
         text = _encode(sql)
         at = 0
         try:
             while (found := self.split(text, at)) is not None:
                 prepared, at = found
-                self.run(prepared, _QUIET, limit=limit)
+                self.run(prepared, _QUIET)
         except StatementError as error:
             return hrana.error_result(error)
         return hrana.sequence_result()

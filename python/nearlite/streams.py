@@ -22,37 +22,16 @@ import struct
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
 from nearlite.access import FULL, Access
+from nearlite.exchange import HttpError
 from nearlite.hrana import ProtocolError
+from nearlite.limits import Limits
 from nearlite.session import Session
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one server allows its streams.
-
-    Attributes:
-      idle: seconds after which an autocommit stream without requests ends.
-      transaction: seconds after which an open transaction is rolled back.
-      wanted: the same when another waits for its turn to write.
-      wait: seconds that a request waits for its turn to write before it is refused.
-      streams: kept at a time; beyond it the one that was idle longest ends.
-      connections: SQLite connections of streams' own, at a time.
-    """
-
-    idle: float = 300.0
-    transaction: float = 60.0
-    wanted: float = 5.0
-    wait: float = 30.0
-    streams: int = 10_000
-    connections: int = 128
-
 
 _HEAD = struct.Struct(">QQB")
 _HAS_STATE: Final = 1  # stored SQL, settings, temporary objects
@@ -64,6 +43,7 @@ class Stream:
 
     Attributes:
       access: what the client of its present request may do.
+      holder: the client that began it, as `Access.holder_at` tells.
       number: identity in batons.
       sequence: of the only baton that is good now.
       stored: SQL texts by number.
@@ -83,12 +63,13 @@ class Stream:
     """
 
     __slots__ = (
-        "access", "busy", "closed", "counters", "ending", "in_transaction", "light", "number", "opened",
+        "access", "busy", "closed", "counters", "ending", "holder", "in_transaction", "light", "number", "opened",
         "readonly", "sequence", "session", "settings", "sticky", "stored", "turn", "used",
     )  # fmt: skip
 
-    def __init__(self, number: int, now: float) -> None:
+    def __init__(self, number: int, now: float, holder: Hashable = None) -> None:
         self.access = FULL
+        self.holder = holder
         self.number = number
         self.sequence = 0
         self.stored: Mapping[int, str] = {}
@@ -167,6 +148,7 @@ class Streams:
         # A new server must not hand out numbers that an older one's batons carry.
         self._numbers = itertools.count(time.time_ns())
         self._streams: OrderedDict[int, Stream] = OrderedDict()
+        self._of: dict[Hashable, OrderedDict[int, Stream]] = {}  # the same, by who holds them
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -174,25 +156,46 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(list(self._streams.values()))
 
-    def open(self, access: Access = FULL) -> Stream:
-        """A new stream, busy with its first request."""
-        stream = Stream(next(self._numbers), self._clock())
+    def open(self, access: Access = FULL, holder: Hashable = None) -> Stream:
+        """A new stream, busy with its first request.
+
+        Raises:
+          HttpError: 429, its client has as many as it may, and each of them has something to lose.
+        """
+        held = self._of.get(holder)
+        if held is not None and len(held) >= self._limits.max_streams_per_client:
+            self._make_room(held)
+        stream = Stream(next(self._numbers), self._clock(), holder)
         stream.access = access
         stream.busy = True
         return stream
 
-    def take(self, baton: str, access: Access = FULL) -> Stream:
+    def _make_room(self, held: OrderedDict[int, Stream]) -> None:
+        """End a client's stream that nobody will miss: its baton simply begins a new one."""
+        for stream in held.values():
+            if not stream.busy and stream.session is None and stream.flags == 0:
+                self.forget(stream)
+                return
+        raise HttpError(
+            429,
+            "TOO_MANY_STREAMS",
+            f"This client has {len(held)} open streams, which is the limit; close some of them",
+            ((b"retry-after", b"1"),),
+        )
+
+    def take(self, baton: str, access: Access = FULL, holder: Hashable = None) -> Stream:
         """The stream of a baton, busy from now on.
 
         Raises:
           ProtocolError: forged, used before, or its stream is gone with something in it; or another token
             than this one, which may do something else, has begun what is open on it.
+          HttpError: as `open`.
         """
         number, sequence, flags = self._read(baton)
         stream = self._streams.get(number)
         if stream is None:
             if flags == 0:
-                return self.open(access)
+                return self.open(access, holder)
             what = (
                 "its transaction was rolled back"
                 if flags & _IN_TRANSACTION
@@ -218,7 +221,9 @@ class Streams:
         stream.sequence += 1
         flags = stream.flags | (_HAS_STATE if uncertain else 0)
         head = _HEAD.pack(stream.number, stream.sequence, flags)
-        self._streams[stream.number] = stream
+        if stream.sequence == 1:
+            self._streams[stream.number] = stream
+            self._of.setdefault(stream.holder, OrderedDict())[stream.number] = stream
         return base64.b64encode(head + self._tag(head)).decode("ascii")
 
     def done(self, stream: Stream) -> Stream | None:
@@ -228,18 +233,23 @@ class Streams:
         if stream.number not in self._streams:
             return None
         self._streams.move_to_end(stream.number)
-        if len(self._streams) <= self._limits.streams:
+        self._of[stream.holder].move_to_end(stream.number)
+        if len(self._streams) <= self._limits.max_streams:
             return None
         return next((other for other in self._streams.values() if not other.busy), None)
 
     def forget(self, stream: Stream) -> None:
         """The stream has ended."""
         stream.closed = True
-        self._streams.pop(stream.number, None)
+        if self._streams.pop(stream.number, None) is not None:
+            held = self._of[stream.holder]
+            del held[stream.number]
+            if not held:
+                del self._of[stream.holder]
 
     def idle(self) -> list[Stream]:
         """Streams that have had no request for too long."""
-        limit = self._clock() - self._limits.idle
+        limit = self._clock() - self._limits.idle_seconds
         found = []
         for stream in self._streams.values():  # in the order of their last use
             if stream.used > limit:
@@ -253,9 +263,11 @@ class Streams:
         if not stream.opened:
             return False
         now = self._clock()
-        if now - stream.opened >= self._limits.transaction:
+        if now - stream.opened >= self._limits.transaction_seconds:
             return True
-        return wanted and stream.turn is not None and now - stream.turn.since >= self._limits.wanted
+        if not wanted or stream.turn is None:
+            return False
+        return now - stream.turn.since >= self._limits.contended_seconds
 
     def _read(self, baton: str) -> tuple[int, int, int]:
         try:

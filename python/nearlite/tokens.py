@@ -16,7 +16,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Literal
@@ -96,12 +96,14 @@ class Grants:
     Attributes:
       read, write, push: names of databases; None: every one.
       until: Unix time from which it is good for nothing.
+      holder: a digest of it, whom streams are counted for.
     """
 
     read: frozenset[str] | None
     write: frozenset[str] | None
     push: frozenset[str] | None
     until: float
+    holder: bytes | None = field(default=None, compare=False)
 
     def access(self, database: str) -> Access | None:
         """To one database; None: the token does not name it."""
@@ -109,7 +111,7 @@ class Grants:
         push = self.push is None or database in self.push
         if not (write or push or self.read is None or database in self.read):
             return None
-        return Access(write, push, self.until)
+        return Access(write, push, self.until, self.holder)
 
 
 _claims: Final = msgspec.json.Decoder(Claims)
@@ -231,7 +233,7 @@ class Signed:
         digest = blake2b(token.encode("utf-8", "surrogateescape"), digest_size=32).digest()
         grants = self._known.get(digest)
         if grants is None:
-            grants = self._verified(token)
+            grants = replace(self._verified(token), holder=digest)
             self._known[digest] = grants
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)

@@ -28,6 +28,7 @@ class SqlError(Exception):
       sqlite_rc: extended result code; 0 when the failure is not SQLite's.
       offset: byte offset into the text where compiling failed, or -1.
       too_big: the result was larger than allowed.
+      too_many_rows: and that because of its rows' number.
       over_budget: it was stopped because it used up its step budget.
       rows: cursor entries that had been encoded before.
     """
@@ -38,6 +39,7 @@ class SqlError(Exception):
         self.offset = offset
         self.rows = rows
         self.too_big = False
+        self.too_many_rows = False
         self.over_budget = False
         super().__init__(text)
 
@@ -50,15 +52,17 @@ class HranaConnection:
       handle: its ``nl_db *``.
       error: the ``nl_error *`` that its calls fill.
       report: the ``nl_hrana_report *`` of its last statement.
+      most_rows: that a result may have; 0: no limit. Cursors have none.
     """
 
-    __slots__ = ("database", "error", "handle", "report")
+    __slots__ = ("database", "error", "handle", "most_rows", "report")
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, most_rows: int = 0) -> None:
         self.database = database
         self.handle = database._db  # noqa: SLF001 - one boundary, two modules
         self.error = new_error()
         self.report = ffi.new("nl_hrana_report *")
+        self.most_rows = self.report.most_rows = most_rows
 
     def prepare(self, sql: bytes, *, persistent: bool) -> HranaStatement:
         """Compile the first statement of a text; SqlError when it does not compile."""
@@ -108,6 +112,7 @@ class HranaConnection:
         rows = _bytes(out, size)[:] if size else b""
         failure = SqlError(text, rc, err.offset, rows=rows)
         failure.too_big = err.code == _TOO_BIG
+        failure.too_many_rows = failure.too_big and 0 < self.most_rows < self.report.rows
         failure.over_budget = bool(lib.nl_db_over_budget(self.handle))
         return failure
 

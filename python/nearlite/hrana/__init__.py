@@ -36,9 +36,12 @@ from nearlite.hrana.failures import (
     StatementError,
     check_length,
     is_busy,
+    is_excess,
     is_readonly_begin,
     is_refusal,
     sqlite_error,
+    too_large,
+    too_many_rows,
 )
 from nearlite.hrana.messages import (
     AndCond,
@@ -164,6 +167,7 @@ __all__ = [
     "execute_result",
     "holds",
     "is_busy",
+    "is_excess",
     "is_readonly_begin",
     "is_refusal",
     "native",
@@ -171,4 +175,6 @@ __all__ = [
     "sequence_result",
     "shorten",
     "sqlite_error",
+    "too_large",
+    "too_many_rows",
 ]

@@ -92,6 +92,27 @@ def is_refusal(error: StatementError) -> bool:
     return error.code in _REFUSED_CODES or any(text in error.message for text in _SYNTAX)
 
 
+def too_large(most: int) -> StatementError:
+    """The rows do not fit into the answer."""
+    return StatementError(
+        f"The rows are more than one answer may hold ({most} bytes); nothing of the statement was kept",
+        "RESPONSE_TOO_LARGE",
+    )
+
+
+def too_many_rows(most: int) -> StatementError:
+    """They are more than a statement may answer."""
+    return StatementError(
+        f"The result has more than {most} rows, which is the limit; nothing of the statement was kept",
+        "TOO_MANY_ROWS",
+    )
+
+
+def is_excess(error: StatementError) -> bool:
+    """Whether a statement failed because of what it answers: SQLite has not undone it."""
+    return error.code in ("RESPONSE_TOO_LARGE", "TOO_MANY_ROWS")
+
+
 def is_busy(error: StatementError) -> bool:
     """Whether another connection's lock was in the way."""
     return error.extended_code & 0xFF == _BUSY

@@ -29,6 +29,8 @@ from nearlite.hrana.messages import (
     shorten,
 )
 
+MAX_STATEMENTS = 50_000
+"""Statements of one pipeline or batch, where nobody says otherwise."""
 MAX_STORED = 50
 """SQL texts that one stream may store."""
 MAX_STORED_SIZE = 5_000
@@ -103,22 +105,35 @@ _SQL_CLOSED = Answered(b'{"type":"ok","response":{"type":"close_sql"}}')
 class Planner:
     """Turns the requests of one pipeline into plans, applying store_sql and close_sql in order.
 
+    Args:
+      version: of Hrana.
+      stored: the stream's stored texts.
+      most: statements in all.
+
     Attributes:
       stored: the stream's stored texts after the pipeline (a copy when anything changed).
       closes: whether a `close` was among the requests.
     """
 
-    def __init__(self, version: int, stored: Mapping[int, str]) -> None:
+    def __init__(self, version: int, stored: Mapping[int, str], most: int = MAX_STATEMENTS) -> None:
         self.version = version
+        self._most = most
+        self._left = most
         self.stored = stored
         self.closes = False
 
     def plan(self, requests: Sequence[StreamRequest]) -> list[Plan]:
         """Plans in the order of the requests; raises ProtocolError before anything has run."""
+        self._left = self._most - len(requests)
+        if self._left < 0:
+            raise self._too_many()
         return [self._plan_one(request) for request in requests]
 
     def batch(self, batch: Batch) -> RunBatch | Refused:
         """Plan of a batch."""
+        self._left -= len(batch.steps)
+        if self._left < 0:
+            raise self._too_many()
         steps = []
         for index, step in enumerate(batch.steps):
             if step.condition is not None:
@@ -128,6 +143,13 @@ class Planner:
                 return planned
             steps.append(planned)
         return RunBatch(steps)
+
+    def _too_many(self) -> ProtocolError:
+        return ProtocolError(
+            f"The request has more than {self._most} statements, which is the limit; nothing was carried out",
+            "TOO_MANY_STATEMENTS",
+            413,
+        )
 
     def _plan_one(self, request: StreamRequest) -> Plan:
         if isinstance(request, ExecuteRequest):

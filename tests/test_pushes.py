@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,9 +20,13 @@ from test_primary import bootstrap, follow
 
 from nearlite import errors, pushes
 from nearlite._native._lib import FormatError, TooBigError, UnsoundError
+from nearlite.access import OneToken
+from nearlite.applications import PrimaryApp
+from nearlite.limits import Limits
 from nearlite.primary import Primary
 from nearlite.pulls import End
 from nearlite.pushes import HeldFullError, Pushed
+from nearlite.streams import EndingError
 
 EITHER = True
 CREATE = "CREATE TABLE t(a INTEGER PRIMARY KEY, b)"
@@ -197,6 +202,7 @@ def test_what_is_held_is_bounded(
     primary.pushes.expire()
     assert list(primary.pushes._held) == batons[-1:]
     monkeypatch.setattr(pushes, "HELD_BYTES", 2 * len(some) - 1)
+    monkeypatch.setattr(pushes, "HELD_DATABASES", 1)
     before = primary.state()
     with pytest.raises(HeldFullError, match="nothing was changed"):
         primary.pushes.push(offline.generation, 1, some, None)
@@ -455,7 +461,7 @@ def test_a_check_that_takes_too_long_is_given_up(
             offline.push(primary)
     assert primary.state() == before
     primary.pushes.stop()
-    with pytest.raises(TooBigError, match="about to end"):
+    with pytest.raises(EndingError):
         offline.push(primary)
     assert primary.state() == before
 
@@ -566,6 +572,57 @@ def test_a_length_is_judged_before_the_body_comes(port: int) -> None:
     client.connection.endheaders()
     answer = client.connection.getresponse()
     assert (answer.status, json.loads(answer.read())["code"]) == (400, "BAD_REQUEST")
+
+
+def test_a_transaction_that_is_open_keeps_a_push_waiting(path: Path, tmp_path: Path) -> None:
+    """Not for ever: the client is told to come back, and does."""
+
+    def opened() -> Primary:
+        return Primary.open(path, durability="normal")
+
+    app = PrimaryApp(path, opened, authority=OneToken("T", push=True), limits=Limits(wait_seconds=0.05))
+    with serving(app) as port:
+        client = Client(port, "T")
+        client.pipeline(execute(CREATE))
+        with base(client, tmp_path) as offline:
+            done = offline.done
+            offline.run("INSERT INTO t(b) VALUES(1)")
+            some = offline.frames[done:]
+            target = f"/sync/1/{done + 1}/{done + 1 + len(some)}"
+            begun = client.pipeline(execute("BEGIN IMMEDIATE"))
+            reply = client.request("POST", target, b"".join(some))
+            assert (reply.status, reply.json["code"]) == (503, "TRANSACTION_BUSY")
+            assert reply.headers["retry-after"] == "1"
+            client.pipeline(execute("ROLLBACK"), {"type": "close"}, baton=begun["baton"])
+            assert post(client, target, b"".join(some))[1]["status"] == "ok"
+
+
+def test_pushes_and_writes_of_others_take_turns(port: int, tmp_path: Path, path: Path) -> None:
+    client = Client(port, "T")
+    stop = threading.Event()
+    outcomes: list[Any] = []
+
+    def write() -> None:
+        writer = Client(port, "T")
+        while not stop.is_set():
+            outcomes.extend(writer.run("UPDATE u SET x = x + 1"))
+
+    with base(client, tmp_path) as offline:
+        done = offline.done
+        offline.run(*[f"INSERT INTO t(b) VALUES({number})" for number in range(30)])
+        some = offline.frames[done:]
+        target = f"/sync/1/{done + 1}/{done + 1 + len(some)}"
+        client.run("CREATE TABLE u(x)", "INSERT INTO u VALUES(0)")
+        threads = [threading.Thread(target=write) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        told = [post(client, target, b"".join(some)) for _ in range(20)]
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert {(status, said["status"]) for status, said in told} == {(200, "conflict")}
+        assert all(isinstance(one, dict) for one in outcomes)
+        assert client.rows("SELECT x FROM u") == [[len(outcomes)]]
 
 
 def test_pushing_is_a_permission_of_its_own(path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import sealing
 from offline import Offline, served, told
+from serving import Client, app_of, serving
 
 from nearlite import errors
 from nearlite._native import faults
@@ -113,11 +114,29 @@ def test_a_push_that_fails_changes_nothing_and_succeeds_later(
         assert primary.verify() == (primary.state().hash, 0)
 
 
-@pytest.mark.parametrize("batch", [13, 128])
 @pytest.mark.parametrize(
-    ("point", "after"),
-    [(point, 0) for point in KILLED]
-    + [("push.write", 2), ("push.written", 1), ("push.written", 2)],
+    ("kind", "status", "code"),
+    [(faults.ENOSPC, 507, "DISK_FULL"), (faults.EIO, 503, "INTERNAL_ERROR")],
+)
+def test_what_a_client_is_told(tmp_path: Path, kind: int, status: int, code: str) -> None:
+    primary, offline = made(tmp_path)
+    primary.close()
+    app = app_of(tmp_path / "data.db", durability="normal", allow_push=True)
+    with offline, serving(app) as port:
+        frames = offline.frames[:1]
+        faults.arm("push.commit", kind)
+        target = f"/sync/{offline.generation}/1/2"
+        reply = Client(port).request("POST", target, b"".join(frames))
+        assert (reply.status, reply.json["code"]) == (status, code)
+        reply = Client(port).request("POST", target, b"".join(frames))
+        assert (reply.status, reply.json["status"]) == (200, "ok")
+
+
+@pytest.mark.parametrize(
+    ("point", "after", "batch"),
+    [(point, 0, 13) for point in KILLED if point != "push.open"]
+    + [("push.write", 2, 13), ("push.written", 1, 13), ("push.written", 2, 13)]
+    + [("push.open", 0, 128), ("push.written", 0, 128), ("push.committed", 0, 128)],
 )
 def test_a_push_that_is_killed_leaves_whole_transactions(
     tmp_path: Path, point: str, after: int, batch: int
@@ -125,16 +144,16 @@ def test_a_push_that_is_killed_leaves_whole_transactions(
     """The client pushes all of it once more: what is there already is found to be the same."""
     primary, offline = made(tmp_path)
     path = tmp_path / "data.db"
-    states = [contents(path)]
     first = 0
-    with primary:
-        if batch == 13:  # the log has frames already
-            offline.push(primary, batch=1)
-            states = [contents(path)]
-            first = offline.done
-            offline.run(
-                "UPDATE t SET b = 1 WHERE a = 2", FILL.format(50), "DELETE FROM t WHERE a > 20"
-            )
+    if batch == 13:  # the log has frames already, and stays
+        assert offline.push(primary, batch=batch).taken
+        first = offline.done
+        offline.run("UPDATE t SET b = 1 WHERE a = 2", FILL.format(50), "DELETE FROM t WHERE a > 20")
+        primary._tail.close()
+        primary._closed = True
+        primary._log.close()
+    else:
+        primary.close()
     some = tmp_path / "frames"
     some.write_bytes(b"".join(offline.frames[first:]))
     child = subprocess.run(
@@ -164,7 +183,7 @@ def test_a_push_that_is_killed_leaves_whole_transactions(
         with closing(sealing.reader(path)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         if point != "push.committed":
-            assert contents(path) in [*states, *prefixes(offline, tmp_path)]
+            assert contents(path) in [[], *prefixes(offline, tmp_path)]
         offline.done = first
         assert offline.push(primary).taken
         everything = "SELECT * FROM t ORDER BY a"

@@ -34,6 +34,7 @@ from nearlite.exchange import (
 )
 from nearlite.pulls import End
 from nearlite.pushes import HELD_SECONDS, HeldFullError, Pushed
+from nearlite.streams import EndingError
 
 log = logging.getLogger("nearlite.server")
 
@@ -81,7 +82,7 @@ class Writing(Protocol):
     """Who writes to the primary: nearlite.pipeline.Executor."""
 
     async def in_turn(self, work: Callable[[], Pushed]) -> Pushed:
-        """Run something that writes, in a thread. Raises TimeoutError, RuntimeError: nothing was done."""
+        """Run something that writes, in a thread. Raises TimeoutError, EndingError: nothing was done."""
 
     def want_roll(self) -> None:
         """End the running generation as soon as it can."""
@@ -263,7 +264,7 @@ class Libsql:
             pushed = await self._writing.in_turn(
                 lambda: self._taking.push(generation, first, frames, baton)
             )
-        except (errors.Error, OSError, RuntimeError, MemoryError) as error:
+        except (errors.Error, OSError, EndingError, MemoryError) as error:
             raise _refused(error) from None
         if pushed.baton is not None and self._expiry is None:
             self._expiry = self._loop.call_later(HELD_SECONDS + 1, self._expire)
@@ -332,7 +333,7 @@ def _refused(error: Exception) -> HttpError:
         return HttpError(
             503, "TRANSACTION_BUSY", "Somebody else writes all the time; nothing was changed", again
         )
-    if isinstance(error, RuntimeError):
+    if isinstance(error, EndingError):
         return HttpError(503, "SHUTTING_DOWN", "The server is about to end", again)
     log.error("a push failed", exc_info=error)
     return HttpError(503, "INTERNAL_ERROR", "The server failed; its log says why", again)

@@ -34,7 +34,7 @@ from nearlite.rolling import Host, Rolls
 from nearlite.routing import Router
 from nearlite.session import OverrunError, Session
 from nearlite.statements import Kind
-from nearlite.streams import Stream, Streams, Turn
+from nearlite.streams import EndingError, Stream, Streams, Turn
 from nearlite.writer import Writer
 
 log = logging.getLogger("nearlite.server")
@@ -397,7 +397,7 @@ class Executor:
 
         Raises:
           TimeoutError: others have written all the time that a request waits; nothing was done.
-          RuntimeError: the server is about to end; nothing was done.
+          EndingError: the server is about to end; nothing was done.
         """
         future: asyncio.Future[None] = self._loop.create_future()
 
@@ -420,6 +420,8 @@ class Executor:
             self.turn.release(ticket)
             if isinstance(error, asyncio.TimeoutError):  # another class before Python 3.11
                 raise TimeoutError from None
+            if isinstance(error, RuntimeError):  # the pool takes no more
+                raise EndingError from None
             raise
         # Whoever awaits it may be cancelled; the work has the turn to its end.
         return await asyncio.shield(asyncio.wrap_future(running))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from nearlite._native._lib import PositionError
+from nearlite._native._lib import PositionError, TooBigError
 from nearlite._native.push import Pusher
 from nearlite._native.sealing import Key
 from nearlite._native.tail import FRAME_HEADER_SIZE, Tail
@@ -26,13 +26,15 @@ from nearlite.generation import Generations
 from nearlite.onward import Line, line_of
 from nearlite.pulls import Pulls
 from nearlite.spooling import BLOCK, Spool
+from nearlite.streams import EndingError
 
 HELD_SECONDS: Final = 300.0
 """For so long the rest of a transaction is waited for."""
 HELD: Final = 16
 """Transactions of which the rest is waited for, at a time; the one that waited longest makes room."""
 HELD_BYTES: Final = 1 << 30
-"""Of all their frames."""
+"""Of all their frames; of a large database HELD_DATABASES times its size."""
+HELD_DATABASES: Final = 4
 CHECK_SECONDS: Final = 60.0
 """That looking at the result may take; nobody writes meanwhile."""
 LOCK_SECONDS: Final = 5.0
@@ -157,6 +159,7 @@ class Pushes:
           FormatError: SQLite writes no such frames.
           UnsoundError: what they lead to is no sound database.
           TooBigError: that took longer to find out than there is time.
+          EndingError: the server is about to end.
           HeldFullError: what may be held of transactions is used up.
           HistoryGoneError, PrimaryRestoredError: there is no such generation.
           OSError, errors.OperationalError: disk full, or another program holds the write lock.
@@ -310,6 +313,10 @@ class Pushes:
                     for piece in held.pieces(self._step):
                         pusher.add(piece)
                 pusher.commit(frames, check=CHECK_SECONDS)
+            except TooBigError:
+                if self._stopped:
+                    raise EndingError from None
+                raise
             finally:
                 self._running = None
 
@@ -334,10 +341,11 @@ class Pushes:
     def _make_room(self, more: int, held: _Held | None) -> None:
         with self._lock:
             total = more + sum(one.spool.size for one in self._held.values())
-        if total + (0 if held is None else held.spool.size) > HELD_BYTES:
+        database = self._tail.pages * self._tail.page_size
+        limit = max(HELD_BYTES, HELD_DATABASES * database)
+        if total + (0 if held is None else held.spool.size) > limit:
             raise HeldFullError(
-                f"a transaction whose end has not come yet needs more than {HELD_BYTES} bytes, with others that are "
-                "waited for; nothing was changed"
+                f"transactions whose end has not come yet need more than {limit} bytes; nothing was changed"
             )
 
     @property

@@ -33,6 +33,11 @@ from nearlite.hrana import ProtocolError
 from nearlite.limits import Limits
 from nearlite.session import Session
 
+
+class EndingError(Exception):
+    """The server is about to end; nothing was done."""
+
+
 _HEAD = struct.Struct(">QQB")
 _HAS_STATE: Final = 1  # stored SQL, settings, temporary objects
 _IN_TRANSACTION: Final = 2

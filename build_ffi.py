@@ -91,6 +91,9 @@ SOURCES = [
     "bind.c",
     "statement.c",
     "rows.c",
+    "callbacks.c",
+    "direct.c",
+    "functions.c",
     "backup.c",
     "blob.c",
     "image.c",
@@ -127,9 +130,22 @@ def sources() -> list[str]:
     return [f"csrc/{name}" for name in SOURCES]
 
 
-# The one way from C to Python: run signal handlers during a long call (database.c). Not in nl_api.h,
-# because `extern "Python"` is cffi's syntax and no C.
-CALLBACKS = 'extern "Python" int nl_on_tick(void);'
+# The ways from C to Python: run signal handlers during a long call (database.c), and what SQLite calls
+# (callbacks.c). Not in nl_api.h, because `extern "Python"` is cffi's syntax and no C.
+CALLBACKS = """
+extern "Python" {
+    int nl_on_tick(void);
+    int64_t nl_on_call(int64_t id, int64_t n);
+    int64_t nl_on_call_int(int64_t id, int64_t value);
+    int64_t nl_on_call_float(int64_t id, double value);
+    int64_t nl_on_group(int64_t id, int64_t group, int what, int64_t n);
+    int64_t nl_on_compare(int64_t id, int64_t n);
+    int64_t nl_on_authorize(int64_t id, int64_t n);
+    int64_t nl_on_progress(int64_t id);
+    int64_t nl_on_trace(int64_t id, int64_t n);
+    void nl_on_forget(int64_t id);
+}
+"""
 
 # ---------------------------------------------------------------- third-party sources
 

@@ -28,3 +28,8 @@ int nl_sqlite_forget_schema(sqlite3 *db)
     sqlite3ResetAllSchemasOfConnection(db);
     return 1;
 }
+
+int nl_sqlite_compiling(sqlite3 *db)
+{
+    return db->pParse != 0;
+}

@@ -4,7 +4,8 @@
 ** What is ours about it:
 **
 **  * One caller at a time. SQLite is opened without its mutexes; nl_db_enter() holds a flag instead,
-**    and a second thread (or a signal handler that got in the way) is told so.
+**    and a second thread (or a signal handler that got in the way) is told so. A function of the program
+**    that SQLite calls (callbacks.c) may come back in.
 **  * It can be stopped. A progress handler runs every DATABASE_STEPS virtual machine steps and,
 **    from time to time, the tick: a Python function of a few nanoseconds whose only purpose is that
 **    Python runs its signal handlers, because the thread that would run them is in here. The same
@@ -60,6 +61,7 @@ static void database_unref(nl_db *db)
     pthread_mutex_destroy(&db->guard);
     nl_key_free(db->sealing.key);
     free(db->message);
+    free(db->area);
     free(db);
 }
 
@@ -125,12 +127,29 @@ void nl_db_distrust_schemas(void)
     __atomic_add_fetch(&database_schemas, 1, __ATOMIC_RELEASE);
 }
 
+/* A callback uses the connection that calls it. What belongs to the call it is in (time, budget, seal)
+** stays as it is. Until the call that begins here is over, nobody is let in: signal handlers may run in it. */
+static int database_enter_again(nl_db *db, nl_error *err)
+{
+    if (!db->sqlite) return nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed database.");
+    __atomic_store_n(&db->caller, 0, __ATOMIC_RELAXED);
+    db->again++;
+    return NL_OK;
+}
+
 int nl_db_enter(nl_db *db, nl_error *err)
 {
     if (database_inherited(db)) {
         return nl_fail(err, NL_E_MISUSE,
             "the connection was opened before a fork, by the parent process, and works only there; "
             "nothing was done. Open a new connection in the child");
+    }
+    if (__atomic_load_n(&db->caller, __ATOMIC_RELAXED) == (uintptr_t)pthread_self()) {
+        return database_enter_again(db, err);
+    }
+    if (nl_call_inside(db)) {
+        return nl_fail(err, NL_E_MISUSE,
+            "the connection cannot be used here: it is in the middle of a step, which waits for this callback");
     }
     if (!database_claim_for_call(db)) {
         return nl_fail(err, NL_E_MISUSE, "the connection is in use by another call");
@@ -157,6 +176,11 @@ void nl_db_leave(nl_db *db)
     if (db->sqlite) {
         db->status.last_rowid = sqlite3_last_insert_rowid(db->sqlite);
         db->status.in_transaction = !sqlite3_get_autocommit(db->sqlite);
+    }
+    if (db->again) { /* back into the callback */
+        db->again--;
+        __atomic_store_n(&db->caller, (uintptr_t)pthread_self(), __ATOMIC_RELAXED);
+        return;
     }
     if (db->sealing.key) {
         nl_sealing_with(db->outer);
@@ -194,6 +218,7 @@ int nl_db_fail(nl_db *db, int rc, nl_error *err)
 {
     /* A seal has more to say than any result code. */
     int code = nl_sealed_failure(err);
+    db->carries = 0; /* Python raises what it kept instead of this */
     if (code != NL_OK) {
         free(db->message);
         db->message = err ? strdup(err->text) : NULL;
@@ -218,7 +243,7 @@ static int database_pulse(nl_db *db, int64_t now)
         db->tick_ms = now + DATABASE_TICK_MS;
     }
     if (now - db->begun_ms >= DATABASE_LATE_MS) db->late = 1;
-    if (now < db->tick_ms || !database_tick) return 0;
+    if (now < db->tick_ms || !database_tick || !nl_callbacks_allowed()) return 0;
     db->tick_ms = now + DATABASE_TICK_MS;
     return database_tick() != 0;
 }
@@ -228,13 +253,26 @@ static int database_progress(void *arg)
     nl_db *db = arg;
 
     if (db->budget >= 0) {
-        db->steps_left -= DATABASE_STEPS;
+        db->steps_left -= db->period;
         if (db->steps_left < 0) {
             db->over_budget = 1;
             return 1;
         }
     }
+    if (db->progress && --db->periods_left <= 0) {
+        db->periods_left = db->periods;
+        if (nl_call_progress(db)) return 1;
+    }
     return database_pulse(db, database_now_ms());
+}
+
+void nl_db_set_period(nl_db *db, int steps)
+{
+    /* Of more steps than we can do without a report the hook is told every second, third ... time. */
+    db->periods = steps > 0 ? 1 + (steps - 1) / DATABASE_STEPS : 1;
+    db->periods_left = db->periods;
+    db->period = steps > 0 ? steps / db->periods : DATABASE_STEPS;
+    sqlite3_progress_handler(db->sqlite, db->period, database_progress, db);
 }
 
 /* Waits a little for a lock: 1, 2, 4 ... 32 ms. Answers 0 when the time is over or the wait is interrupted. */
@@ -395,22 +433,48 @@ uint32_t nl_db_unplaced_flags(nl_db *db)
     return flags;
 }
 
+/* Notes a report for the statement that is being compiled. */
+static void database_note(
+    nl_db *db, int action, const char *a, const char *b, const char *place, const char *trigger)
+{
+    if (db->collect && action == SQLITE_ALTER_TABLE) db->alters_main = database_place(a) == 0;
+    /* RENAME and DROP COLUMN always look for views and triggers in temp, too, that name the table. */
+    if (db->alters_main && database_place(place) == 1) return;
+    /* No ATTACH of ours is being compiled, nor compiled anew: it is VACUUM INTO that attaches its target. */
+    if (action == SQLITE_ATTACH && !db->collect && !(db->step_flags & NL_STMT_ATTACH)) db->sealing.empty = 1;
+    if (!db->collect) return;
+    *db->collect |= database_report_flags(action, a, b, place);
+    if (!trigger) *db->collect |= database_own_flags(action, a);
+    if (action == SQLITE_PRAGMA) database_note_pragma(db, a, b);
+    if (action == SQLITE_READ && !place) database_note_unplaced(db, a);
+}
+
 static int database_authorize(
     void *arg, int action, const char *a, const char *b, const char *place, const char *trigger)
 {
     nl_db *db = arg;
+    const char *const strings[4] = {a, b, place, trigger};
 
-    if (db->collect && action == SQLITE_ALTER_TABLE) db->alters_main = database_place(a) == 0;
-    /* RENAME and DROP COLUMN always look for views and triggers in temp, too, that name the table. */
-    if (db->alters_main && database_place(place) == 1) return SQLITE_OK;
-    /* No statement of ours is being compiled: it is VACUUM INTO that attaches its target. */
-    if (action == SQLITE_ATTACH && !db->collect) db->sealing.empty = 1;
-    if (db->collect) {
-        *db->collect |= database_report_flags(action, a, b, place);
-        if (!trigger) *db->collect |= database_own_flags(action, a);
-        if (action == SQLITE_PRAGMA) database_note_pragma(db, a, b);
-        if (action == SQLITE_READ && !place) database_note_unplaced(db, a);
-    }
+    database_note(db, action, a, b, place, trigger);
+    if (!db->authorizer || db->own) return SQLITE_OK;
+    const int answer = nl_call_authorizer(db, action, strings);
+    if (answer == SQLITE_IGNORE && db->collect) *db->collect |= NL_STMT_IGNORED;
+    if (answer != SQLITE_IGNORE && answer != SQLITE_OK) db->denied = 1;
+    return answer;
+}
+
+int nl_db_denied(nl_db *db)
+{
+    return db->denied;
+}
+
+int nl_db_set_authorizer(nl_db *db, int64_t id, nl_error *err)
+{
+    if (nl_db_enter(db, err)) return NL_CALLS_REFUSED;
+    db->authorizer = id;
+    /* Statements that were compiled under another one are compiled anew. */
+    sqlite3_set_authorizer(db->sqlite, database_authorize, db);
+    nl_db_leave(db);
     return SQLITE_OK;
 }
 
@@ -433,7 +497,7 @@ static int database_configure(nl_db *db, int flags, nl_error *err)
         if (rc == SQLITE_OK) rc = sqlite3_wal_autocheckpoint(db->sqlite, 0);
     }
     if (rc != SQLITE_OK) return nl_db_fail(db, rc, err);
-    sqlite3_progress_handler(db->sqlite, DATABASE_STEPS, database_progress, db);
+    nl_db_set_period(db, 0);
     return NL_OK;
 }
 
@@ -494,6 +558,9 @@ int nl_db_close(nl_db *db, nl_error *err)
     sqlite3 *sqlite = db->sqlite;
 
     if (!sqlite || database_inherited(db)) return NL_OK;
+    if (nl_call_inside(db)) {
+        return nl_fail(err, NL_E_MISUSE, "the connection cannot be closed by a callback that it waits for");
+    }
     if (nl_db_enter(db, err)) return NL_E_MISUSE;
     pthread_mutex_lock(&db->guard);
     db->sqlite = NULL;
@@ -646,11 +713,14 @@ int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err)
         if (rc != SQLITE_OK) break;
         sql = tail;
         if (!stmt) continue;
+        db->step_flags = flags;
         do {
             rc = sqlite3_step(stmt);
         } while (rc == SQLITE_ROW);
         rc = sqlite3_finalize(stmt);
         if (flags & (NL_STMT_SCHEMA | NL_STMT_ATTACH)) db->epoch++;
+        if (rc == SQLITE_OK && nl_db_carried(db, err)) code = NL_E_MISUSE;
+        if (code) break;
     }
     if (rc != SQLITE_OK) code = nl_db_fail(db, rc, err);
     nl_db_leave(db);

@@ -151,3 +151,85 @@ int nl_stmt_put_rows(nl_stmt *s, int rc, size_t target, uint32_t *count)
     }
     return rc;
 }
+
+/* ---------------------------------------------------------------- arguments of callbacks */
+
+static const uint8_t encode_str[3] = {0xd9, 0xda, 0xdb}, encode_bin[3] = {0xc4, 0xc5, 0xc6};
+
+static int encode_array(nl_buffer *out, int count)
+{
+    if (nl_buffer_reserve(out, 3)) return SQLITE_NOMEM;
+    uint8_t *p = out->data + out->size;
+    if (count < 16) {
+        p[0] = (uint8_t)(0x90 | count);
+        out->size += 1;
+    } else {
+        p[0] = 0xdc;   /* SQLITE_MAX_FUNCTION_ARG is 1000 */
+        encode_put16(p + 1, (uint32_t)count);
+        out->size += 3;
+    }
+    return SQLITE_OK;
+}
+
+static int encode_argument(nl_buffer *out, sqlite3_value *value)
+{
+    if (nl_buffer_reserve(out, 16)) return SQLITE_NOMEM;
+    uint8_t *p = out->data + out->size;
+    switch (sqlite3_value_type(value)) {
+    case SQLITE_INTEGER:
+        out->size += encode_int(p, sqlite3_value_int64(value));
+        return SQLITE_OK;
+    case SQLITE_FLOAT: {
+        double v = sqlite3_value_double(value);
+        uint64_t bits;
+        memcpy(&bits, &v, 8);
+        p[0] = 0xcb;
+        nl_put64(p + 1, bits);
+        out->size += 9;
+        return SQLITE_OK;
+    }
+    case SQLITE_TEXT: {
+        const unsigned char *text = sqlite3_value_text(value);
+        if (!text) return SQLITE_NOMEM;
+        return encode_bytes(out, text, (size_t)sqlite3_value_bytes(value), encode_str, 0);
+    }
+    case SQLITE_BLOB: {
+        const void *blob = sqlite3_value_blob(value);
+        size_t n = (size_t)sqlite3_value_bytes(value);
+        if (!blob && n) return SQLITE_NOMEM;
+        return encode_bytes(out, blob, n, encode_bin, 0);
+    }
+    default:
+        p[0] = 0xc0;
+        out->size += 1;
+        return SQLITE_OK;
+    }
+}
+
+int nl_put_values(nl_buffer *out, int count, sqlite3_value **values)
+{
+    int rc = encode_array(out, count);
+
+    for (int i = 0; rc == SQLITE_OK && i < count; i++) rc = encode_argument(out, values[i]);
+    return rc;
+}
+
+int nl_put_strings(
+    nl_buffer *out, const int *first, int count, const char *const *strings, const int *sizes)
+{
+    int rc = encode_array(out, count + (first != NULL));
+
+    if (rc == SQLITE_OK && nl_buffer_reserve(out, 16)) rc = SQLITE_NOMEM;
+    if (rc == SQLITE_OK && first) out->size += encode_int(out->data + out->size, *first);
+    for (int i = 0; rc == SQLITE_OK && i < count; i++) {
+        if (strings[i]) {
+            size_t n = sizes ? (size_t)sizes[i] : strlen(strings[i]);
+            rc = encode_bytes(out, strings[i], n, encode_str, 0);
+        } else if (nl_buffer_reserve(out, 1)) {
+            rc = SQLITE_NOMEM;
+        } else {
+            out->data[out->size++] = 0xc0;
+        }
+    }
+    return rc;
+}

@@ -542,9 +542,92 @@ int nl_db_config(nl_db *db, int op, int value, int *now, nl_error *err);
 /* Runs statements of a script until its end or the first failure; rows are thrown away. */
 int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err);
 /* The tick is called about every 50 ms from inside a long call, on the thread that made it. An
-** answer other than 0 stops the call with SQLITE_INTERRUPT. This is the only way from C to Python:
-** signal handlers (Ctrl-C) run there. */
+** answer other than 0 stops the call with SQLITE_INTERRUPT. Signal handlers (Ctrl-C) run there. */
 void nl_set_tick(int (*tick)(void));
+
+/* ------------------------------------------------------------------ callbacks (callbacks.c, functions.c) */
+
+/*
+** What SQLite calls while it runs and Python has defined. `id` is a number that Python gave.
+**
+** Arguments are one MessagePack array of n bytes at nl_db_call_area(), or, for n < 0, of -n bytes at
+** nl_call_args(). An answer is the integer result itself or one of NL_ANSWER_*; other results are put by
+** nl_result_* before. All run on the thread that called into the connection.
+*/
+typedef struct nl_trampolines {
+    int64_t (*call)(int64_t id, int64_t n);
+    int64_t (*call_int)(int64_t id, int64_t value);     /* a function of one argument, an integer */
+    int64_t (*call_float)(int64_t id, double value);    /* ... a float */
+    /* `group` is the number of an aggregate's instance, `what` NL_GROUP_*. */
+    int64_t (*group)(int64_t id, int64_t group, int what, int64_t n);
+    int64_t (*compare)(int64_t id, int64_t n);          /* a collation: two strings; -1, 0, 1 */
+    int64_t (*authorize)(int64_t id, int64_t n);        /* action, four strings or nil; SQLITE_OK ... */
+    int64_t (*progress)(int64_t id);                    /* other than 0: stop */
+    int64_t (*trace)(int64_t id, int64_t n);            /* one string */
+    void (*forget)(int64_t id);                         /* nothing calls this number any more */
+} nl_trampolines;
+
+/* Answers that are no integers: INT64_MIN + one of these. */
+#define NL_ANSWER_NULL 1
+#define NL_ANSWER_PUT 2           /* nl_result_* was called */
+#define NL_ANSWER_RAISED 3        /* an exception */
+#define NL_ANSWER_NOMEM 4         /* ... a MemoryError */
+#define NL_ANSWER_TOO_BIG 5       /* ... an OverflowError */
+#define NL_ANSWER_CARRY 6         /* ... that Python has kept, to raise it where the statement was run */
+#define NL_ANSWER_UNDEFINED 7     /* of `group`: there is no such method */
+#define NL_ANSWER_NO_GROUP 8      /* ... the class could not be called */
+#define NL_ANSWERS 16
+#define NL_CALL_AREA 4096         /* bytes at nl_db_call_area() */
+
+#define NL_GROUP_STEP 0
+#define NL_GROUP_INVERSE 1
+#define NL_GROUP_VALUE 2
+#define NL_GROUP_FINAL 3
+
+void nl_set_trampolines(const nl_trampolines *trampolines);
+/* Addresses of Python's objects, for a Python whose functions can be called without a trampoline (direct.c);
+** 0: of no use. Whoever defines a callable keeps them alive until forget(). */
+typedef struct nl_callable {
+    int64_t id;
+    int64_t callback;       /* what is told of failures */
+    int64_t function;
+    int64_t groups;         /* a dict: instances of an aggregate by their numbers */
+} nl_callable;
+/* Functions that judge a result, an exception, and an exception in a collation. All are given the callback as
+** well, answer NL_ANSWER_*, and never raise. */
+void nl_set_direct(int64_t answer, int64_t failed, int64_t kept);
+/* From now on only this thread may call Python: the interpreter is about to end. */
+void nl_callbacks_end(void);
+const uint8_t *nl_db_call_area(nl_db *db);  /* stays where it is for the life of the handle; NULL: no memory */
+const uint8_t *nl_call_args(void);          /* [inside a callback] */
+void nl_result_int(int64_t value);          /* [inside a callback] one that would be taken for NL_ANSWER_* */
+void nl_result_float(double value);         /* [inside a callback] */
+void nl_result_text(const char *text, size_t n);   /* [inside a callback] UTF-8; copied */
+void nl_result_blob(const char *data, size_t n);   /* [inside a callback] copied */
+/* Whether this thread is inside a callback of the connection. */
+int nl_db_calling(nl_db *db);
+
+#define NL_FUNCTION_SCALAR 0
+#define NL_FUNCTION_AGGREGATE 1
+#define NL_FUNCTION_WINDOW 2
+
+/* These answer SQLite's result code, or NL_CALLS_REFUSED with *err. No callable: the name means nothing any more. */
+#define NL_CALLS_REFUSED -1
+int nl_db_create_function(
+    nl_db *db,
+    const char *name,
+    int arguments,          /* -1: any number */
+    int kind,               /* NL_FUNCTION_* */
+    int deterministic,
+    const nl_callable *callable, /* forget(id) follows in any case, sooner or later, unless refused */
+    nl_error *err);
+int nl_db_create_collation(nl_db *db, const char *name, const nl_callable *callable, nl_error *err);
+/* Whether the authorizer forbade the statement that was compiled last. */
+int nl_db_denied(nl_db *db);
+/* The hooks; id 0: none. What was set before is not told to forget(). */
+int nl_db_set_authorizer(nl_db *db, int64_t id, nl_error *err);
+int nl_db_set_progress(nl_db *db, int64_t id, int steps, nl_error *err); /* every so many VM steps */
+int nl_db_set_trace(nl_db *db, int64_t id, nl_error *err);
 
 /* ------------------------------------------------------------------ statements (statement.c, rows.c) */
 
@@ -568,12 +651,14 @@ void nl_set_tick(int (*tick)(void));
 #define NL_STMT_ROLLBACK 65536    /* ROLLBACK of the whole transaction */
 #define NL_STMT_EMPTY 131072      /* no statement: white space and comments */
 #define NL_STMT_INSERT 262144     /* is itself an INSERT or REPLACE, whatever it begins with */
+#define NL_STMT_IGNORED 1048576   /* the program's authorizer had a part of it ignored */
 #define NL_STMT_MODIFY 524288     /* is itself an UPDATE or DELETE, or an upsert */
 
 #define NL_BEGIN_NONE 0
 #define NL_BEGIN_DEFERRED 1
 #define NL_BEGIN_IMMEDIATE 2
 #define NL_BEGIN_EXCLUSIVE 3
+#define NL_BEGIN_PLAIN 4          /* the same as DEFERRED, but the text is "BEGIN " */
 
 #define NL_TEXT_STR 0     /* TEXT travels as MessagePack str */
 #define NL_TEXT_BIN 1     /* ... as bin */
@@ -585,11 +670,16 @@ void nl_set_tick(int (*tick)(void));
 #define NL_RUN_LARGE 4           /* the output buffer moved: ask nl_stmt_out, and reset at the end */
 #define NL_RUN_SPECIAL 8         /* the statement writes, or nl_stmt_set_special was called */
 
+#define NL_RUN_RUNNING -2
+
+#define NL_PREPARE_PERSISTENT 1  /* it will live in a cache */
+#define NL_PREPARE_OWN 2         /* not the program's: its authorizer and its trace do not hear of it */
+
 int nl_stmt_prepare(
     nl_db *db,
     const char *sql,        /* UTF-8, need not end in NUL */
     size_t n,
-    int persistent,         /* 1: it will live in a cache */
+    int flags,              /* NL_PREPARE_* */
     nl_stmt **out,          /* OUT: free with nl_stmt_free */
     nl_error *err);
 void nl_stmt_free(nl_stmt *s);
@@ -610,7 +700,8 @@ void nl_stmt_set_special(nl_stmt *s);   /* its rows need more than decoding: say
 ** Runs a statement from the start: bind, step, encode rows, and reset when the end is reached, in
 ** one call. Rows come as one MessagePack array of arrays.
 **
-** Answers 16 * bytes of output (0: no rows) + NL_RUN_* bits, or -1 with *err. The output lies in
+** Answers 16 * bytes of output (0: no rows) + NL_RUN_* bits, or -1 with *err; NL_RUN_RUNNING with *err: nothing
+** was done, because the statement is running, and a callback of it is who called. The output lies in
 ** nl_stmt_out() until the next call with this statement.
 ** A failure after the first row ends the batch before it: the rows come now, the failure comes from nl_stmt_more.
 */
@@ -626,7 +717,9 @@ int64_t nl_stmt_run(
 int64_t nl_stmt_go(nl_stmt *s, const uint8_t *params, size_t n);
 int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err);
 const uint8_t *nl_stmt_out(nl_stmt *s);
-void nl_stmt_reset(nl_stmt *s);                     /* ends it early; gives large buffers back */
+/* Ends it early; gives large buffers back. NL_E_MISUSE: it is running, and a callback of it is who called. */
+int nl_stmt_reset(nl_stmt *s);
+int nl_stmt_running(nl_stmt *s);                    /* a callback of it is who asks */
 
 /* Runs a statement once per parameter set; rows are thrown away. status.changes is the sum. */
 int nl_stmt_many(

@@ -38,10 +38,16 @@ int nl_stmt_finish(nl_stmt *s)
     return rc;
 }
 
-void nl_stmt_reset(nl_stmt *s)
+int nl_stmt_running(nl_stmt *s)
 {
+    return s->running;
+}
+
+int nl_stmt_reset(nl_stmt *s)
+{
+    if (s->running) return NL_E_MISUSE;
     if (s->db->sqlite && s->active) {
-        if (nl_db_enter(s->db, NULL)) return;
+        if (nl_db_enter(s->db, NULL)) return nl_call_inside(s->db) ? NL_E_MISUSE : NL_OK;
         nl_stmt_finish(s);
         nl_db_leave(s->db);
     }
@@ -54,11 +60,13 @@ void nl_stmt_reset(nl_stmt *s)
         }
     }
     s->out.size = 0;
+    return NL_OK;
 }
 
 int nl_stmt_begin(nl_stmt *s, int kind, nl_error *err)
 {
-    static const char *const words[] = {"", "BEGIN", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"};
+    static const char *const words[] = {
+        "", "BEGIN DEFERRED", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE", "BEGIN "};
 
     if (kind == NL_BEGIN_NONE || !(s->flags & NL_STMT_DML)) return NL_OK;
     if (!sqlite3_get_autocommit(s->db->sqlite)) return NL_OK;
@@ -79,6 +87,13 @@ int nl_stmt_bind(nl_stmt *s, const uint8_t *params, size_t n, nl_error *err)
     return nl_input_bind(s, &in, err);
 }
 
+/* A statement that is running cannot be run by its own callbacks. Answers 1 when it is. */
+static int rows_refuse(const nl_stmt *s, nl_error *err)
+{
+    if (s->running) nl_fail(err, NL_E_MISUSE, "Recursive use of cursors not allowed.");
+    return s->running;
+}
+
 /* Steps and encodes until the batch is full, the rows end, or a failure. `rc` is the result of a
 ** step already made. Answers what nl_stmt_run answers. */
 static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
@@ -88,6 +103,10 @@ static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
 
     s->out.size = ROWS_HEADER;
     rc = nl_stmt_put_rows(s, rc, target, &count);
+    if ((rc == SQLITE_OK || rc == SQLITE_DONE) && nl_db_carried(db, err)) {
+        nl_stmt_finish(s);
+        return -1;
+    }
     if (rc != SQLITE_OK && rc != SQLITE_DONE) {
         /* The message belongs to the statement until it is reset. */
         nl_db_fail(db, rc, &s->failure);
@@ -120,6 +139,14 @@ int64_t nl_stmt_run(
     int64_t answer = -1;
 
     if (nl_db_enter(db, err)) return -1;
+    if (rows_refuse(s, err)) {
+        nl_db_leave(db);
+        return NL_RUN_RUNNING;
+    }
+    const int outer = db->own;
+    s->running = 1;
+    db->own = s->own;
+    db->step_flags = s->flags;
     if (!s->sqlite) {
         if (!nl_stmt_bind(s, params, n, err)) answer = 0;   /* it takes none */
         goto done;
@@ -141,6 +168,8 @@ int64_t nl_stmt_run(
     if (answer >= 0) answer |= changed;
     db->status.changes = sqlite3_changes64(db->sqlite);
 done:
+    db->own = outer;
+    s->running = 0;
     nl_db_leave(db);
     return answer;
 }
@@ -161,7 +190,14 @@ int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err)
     }
     if (!s->active) return 0;
     if (nl_db_enter(s->db, err)) return -1;
+    if (rows_refuse(s, err)) {
+        nl_db_leave(s->db);
+        return -1;
+    }
+    s->running = 1;
+    s->db->step_flags = s->flags;
     answer = rows_batch(s, sqlite3_step(s->sqlite), target, err);
+    s->running = 0;
     s->db->status.changes = sqlite3_changes64(s->db->sqlite);
     nl_db_leave(s->db);
     return answer;
@@ -175,6 +211,12 @@ int nl_stmt_many(nl_stmt *s, const uint8_t *params, size_t n, int begin, nl_erro
     int code = nl_db_enter(db, err);
 
     if (code) return code;
+    if (rows_refuse(s, err)) {
+        nl_db_leave(db);
+        return NL_E_MISUSE;
+    }
+    s->running = 1;
+    db->step_flags = s->flags;
     db->status.changes = 0;
     db->status.done = 0;
     if (!s->sqlite) goto done;
@@ -193,10 +235,12 @@ int nl_stmt_many(nl_stmt *s, const uint8_t *params, size_t n, int begin, nl_erro
         db->status.changes += sqlite3_changes64(db->sqlite);
         sqlite3_reset(s->sqlite);
         db->status.done++;
+        if (nl_db_carried(db, err)) code = NL_E_MISUSE;
     }
     /* The values lie in the caller's memory. */
     sqlite3_clear_bindings(s->sqlite);
 done:
+    s->running = 0;
     nl_db_leave(db);
     return code;
 }

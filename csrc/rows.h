@@ -38,6 +38,21 @@ struct nl_db {
     nl_sealing sealing;      /* of what this connection opens; key NULL: it is plain */
     const nl_sealing *outer; /* while `running`: what this thread was about before */
     int running;             /* NL_INSIDE while a call is: a second thread is refused, not obeyed */
+    uintptr_t caller;        /* atomic: thread in a callback that may use the connection; 0: none is */
+    int again;               /* calls that such callbacks are in */
+    int depth;               /* callbacks that are running, one within the other */
+    uint8_t *area;           /* NL_CALL_AREA bytes for their arguments; NULL before the first is defined */
+    int64_t groups;          /* number of the last aggregate's instance */
+    int64_t authorizer;      /* ids of the hooks; 0: none */
+    int denied;              /* ... the authorizer forbade what was compiled last */
+    int64_t progress;
+    int64_t trace;
+    int period;              /* VM steps between progress reports */
+    int periods;             /* ... of which the hook is told every so many */
+    int periods_left;
+    int own;                 /* what is compiled or run now is no statement of the program's */
+    int carries;             /* Python holds an exception that the statement has to fail with */
+    uint32_t step_flags;     /* NL_STMT_* of the statement that was last begun to run */
     int64_t begun_ms;        /* monotonic time of the first progress report of this call; 0: none yet */
     int64_t tick_ms;         /* monotonic time of the next tick */
     int64_t busy_since_ms;   /* monotonic time at which the present wait for a lock began */
@@ -63,6 +78,8 @@ struct nl_stmt {
     int params;              /* number of parameters */
     int columns;             /* number of result columns as last announced */
     int active;              /* a row has been read and the end has not been reached */
+    int running;             /* a call of ours steps it: callbacks of it must let it be */
+    int own;                 /* no statement of the program's */
     int failed;              /* the batch before ended in `failure`, which is still to be told; of a blob: told */
     nl_error failure;
     int reprepared;          /* SQLite's count of recompilations when columns were last announced */
@@ -90,9 +107,23 @@ void nl_stmt_end(nl_stmt *s);
 void nl_db_orphan(nl_db *db, nl_stmt *s);
 /* Flags of the tables in db->unplaced; empties it. After compiling. */
 uint32_t nl_db_unplaced_flags(nl_db *db);
+/* Progress reports as often as we need them, and every `steps` VM steps for the hook; 0: there is none. */
+void nl_db_set_period(nl_db *db, int steps);
+/* Whether this thread may call Python: at the interpreter's end only one may. (callbacks.c) [any thread] */
+int nl_callbacks_allowed(void);
+/* Whether a callback of this call raised something that Python keeps; then *err is filled, and the call
+** has to fail whatever SQLite says. */
+int nl_db_carried(nl_db *db, nl_error *err);
+/* The hooks' answers, while one is set. (callbacks.c) */
+int nl_call_authorizer(nl_db *db, int action, const char *const strings[4]);
+int nl_call_progress(nl_db *db);
+/* This thread is in a callback of `db`. (callbacks.c) */
+int nl_call_inside(const nl_db *db);
 /* Frees what nl_stmt_prepare allocated; the statement is finalised and in no list. (statement.c) */
 void nl_stmt_release(nl_stmt *s);
 
+/* Whether SQL is being compiled: a callback must not change what the compiler looks at. (counters.c) */
+int nl_sqlite_compiling(sqlite3 *db);
 /* Lets a connection read its schema again; 0: not now, a statement of it is half read. (counters.c) */
 int nl_sqlite_forget_schema(sqlite3 *db);
 
@@ -112,6 +143,11 @@ typedef struct nl_input {
 int nl_input_array(nl_input *in, size_t *count, nl_error *err);
 /* Binds one array of values to all parameters. The input must outlive the binding. (bind.c) */
 int nl_input_bind(nl_stmt *s, nl_input *in, nl_error *err);
+/* Appends values of SQLite as one array; strings (NULL: nil) as one, with an integer before them unless
+** `first` is NULL; sizes NULL: they end in NUL. Answer a SQLite result code. (encode.c) */
+int nl_put_values(nl_buffer *out, int count, sqlite3_value **values);
+int nl_put_strings(
+    nl_buffer *out, const int *first, int count, const char *const *strings, const int *sizes);
 /* Appends rows to s->out until it holds `target` bytes, the rows end, or a failure; `rc` is the result of
 ** a step already made. Answers SQLITE_OK when there may be more, or SQLite's result. (encode.c) */
 int nl_stmt_put_rows(nl_stmt *s, int rc, size_t target, uint32_t *count);

@@ -53,9 +53,9 @@ void nl_stmt_announce_columns(nl_stmt *s)
 }
 
 int nl_stmt_prepare(
-    nl_db *db, const char *sql, size_t n, int persistent, nl_stmt **out, nl_error *err)
+    nl_db *db, const char *sql, size_t n, int flags, nl_stmt **out, nl_error *err)
 {
-    unsigned int flags = persistent ? SQLITE_PREPARE_PERSISTENT : 0;
+    const unsigned int sqlite_flags = flags & NL_PREPARE_PERSISTENT ? SQLITE_PREPARE_PERSISTENT : 0;
     const char *tail = sql;
     nl_stmt *s = NULL;
     int code = NL_OK;
@@ -70,13 +70,18 @@ int nl_stmt_prepare(
         goto done;
     }
     nl_db_adopt(db, s);
+    s->own = flags & NL_PREPARE_OWN;
+    const int outer = db->own;
+    db->own = s->own;
+    db->denied = 0;
     db->collect = &s->flags;
     db->unplaced_count = 0;
     db->alters_main = 0;
     db->pragma[0] = 0;
     db->pragma_set = 0;
-    int rc = sqlite3_prepare_v3(db->sqlite, sql, (int)n, flags, &s->sqlite, &tail);
+    int rc = sqlite3_prepare_v3(db->sqlite, sql, (int)n, sqlite_flags, &s->sqlite, &tail);
     db->collect = NULL;
+    db->own = outer;
     if (rc != SQLITE_OK) {
         code = nl_db_fail(db, rc, err);
         goto done;

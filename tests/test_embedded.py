@@ -909,3 +909,100 @@ def test_a_file_that_is_cut_off_while_it_is_open_is_repaired(served, tmp_path, k
     con.sync(repair=True)
     assert rows(con, "select count(*), sum(length(a)) from w") == [(200, 20_000)]
     assert rows(con, "select count(*) from u") == [(0,)]
+
+
+# ---------------------------------------------------------------- callbacks
+
+
+def test_functions_and_collations_serve_what_is_read_here(served):
+    con = served.replica(isolation_level=None)
+    con.create_function("twice", 1, lambda text: text * 2)
+    con.create_collation("backwards", lambda a, b: (a < b) - (a > b))
+    served.seen.clear()
+    assert rows(con, "select twice(b) from t order by b collate backwards") == [
+        ("twotwo",),
+        ("oneone",),
+    ]
+    con.execute("create temp table own as select twice(b) as b from t")
+    assert rows(con, "select count(*) from own where b = twice('one')") == [(1,)]
+    assert served.seen == []
+
+
+@pytest.mark.parametrize(
+    "sql", ["insert into t(b) values(twice('x'))", "delete from t where b = 'a' collate backwards"]
+)
+def test_what_runs_on_the_primary_cannot_call_functions_here(served, sql):
+    con = served.replica(isolation_level=None)
+    con.create_function("twice", 1, lambda text: text * 2)
+    con.create_collation("backwards", lambda a, b: (a < b) - (a > b))
+    with pytest.raises(
+        nearlite.OperationalError,
+        match=r"no such .*: the statement runs on the primary, where what",
+    ):
+        con.execute(sql)
+    assert rows(con, "select count(*) from t") == [(2,)]
+
+
+def test_a_function_of_a_replica_writes_to_the_primary(served):
+    con = served.replica(isolation_level=None)
+
+    def keeps(text):
+        con.execute("insert into t(b) values(?)", (text,))
+        return con.execute("select count(*) from t").fetchone()[0]
+
+    con.create_function("keeps", 1, keeps)
+    assert rows(con, "select keeps('three'), keeps('four')") == [(3, 4)]
+    many = ",".join(map(str, range(3000)))
+    cursor = con.execute(
+        f"select value, iif(value % 1000 = 999, keeps('x'), 0) from json_each('[{many}]')"
+    )
+    assert len(cursor.fetchall()) == 3000
+    assert rows(con, "select count(*) from t") == [(7,)]
+
+
+def test_hooks_of_a_replica_hear_of_what_runs_here_and_of_nothing_of_ours(served):
+    con = served.replica(isolation_level=None)
+    heard = []
+    con.set_trace_callback(heard.append)
+    con.set_authorizer(
+        lambda action, *_: nearlite.SQLITE_DENY if action == nearlite.SQLITE_FUNCTION else 0
+    )
+    con.execute("insert into t(b) values('three')")
+    assert rows(con, "select b from t where a = 3") == [("three",)]
+    assert heard == ["select b from t where a = 3"]
+    with pytest.raises(nearlite.DatabaseError, match="not authorized"):
+        con.execute("select abs(a) from t")
+
+
+@pytest.mark.parametrize("code", [nearlite.SQLITE_DENY, nearlite.SQLITE_IGNORE, 7])
+def test_what_the_authorizer_forbids_does_not_reach_the_primary(served, code):
+    con = served.replica(isolation_level=None)
+    forbidden = nearlite.SQLITE_UPDATE, nearlite.SQLITE_FUNCTION, nearlite.SQLITE_READ
+    con.execute("insert into t(b) values('three')")
+    con.set_authorizer(lambda action, *_: code if action in forbidden else 0)
+    served.seen.clear()
+    for sql in ("update t set b = 'x'", "update t set b = abs(a)"):
+        with pytest.raises(nearlite.DatabaseError):
+            con.execute(sql)
+        with pytest.raises(nearlite.DatabaseError):
+            con.executescript(f"{sql};")
+        with pytest.raises(nearlite.DatabaseError):
+            con.executemany(sql, [()])
+    assert served.seen == []
+    con.execute("begin")
+    con.execute("insert into t(b) values('four')")
+    with pytest.raises(nearlite.DatabaseError):
+        con.execute("select b from t")
+    con.execute("rollback")
+
+
+def test_a_remote_connection_says_that_there_is_nothing_to_call_from(served):
+    con = served.remote()
+    for define in (
+        lambda: con.create_function("f", 1, abs),
+        lambda: con.create_collation("k", max),
+        lambda: con.set_trace_callback(print),
+        lambda: con.set_progress_handler(None, 0),
+    ):
+        with pytest.raises(nearlite.NotSupportedError, match="SQLite runs on the server"):
+            define()

@@ -33,6 +33,7 @@ from nearlite.dbapi.conversion import (
     register_converter,
 )
 from nearlite.dbapi.cursor import Cursor
+from nearlite.dbapi.functions import enable_callback_tracebacks
 from nearlite.dbapi.row import Row
 from nearlite.dbapi.session import Conflicts, Session, concat_changesets, invert_changeset
 from nearlite.errors import (
@@ -322,6 +323,7 @@ __all__ = [
     "concat_changesets",
     "connect",
     "converters",
+    "enable_callback_tracebacks",
     "invert_changeset",
     "paramstyle",
     "register_adapter",

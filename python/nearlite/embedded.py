@@ -25,6 +25,7 @@ from itertools import chain
 from typing import Any, Final, Literal
 
 from nearlite._native import database as flags
+from nearlite._native.codes import SQLITE_INTERRUPT
 from nearlite._native.database import NO_PARAMETERS, Database, is_dml
 from nearlite.asking import NOTHING
 from nearlite.background import check_interval
@@ -37,6 +38,7 @@ from nearlite.errors import (
     DatabaseError,
     Error,
     NotSupportedError,
+    OperationalError,
     ProgrammingError,
     SyncError,
 )
@@ -56,6 +58,9 @@ from nearlite.upstream import SEND_BYTES, Notes, Stream
 
 _KEPT_ROUTES: Final = 512
 
+# What SQLite says of names that may be those of callbacks of this connection.
+_UNKNOWN: Final = ("no such function: ", "no such collation sequence: ")
+_NOT_THERE: Final = "where what this connection defines does not exist"
 _COUNTERS: Final = "SELECT last_insert_rowid(), changes(), total_changes()"
 
 
@@ -151,7 +156,7 @@ class ReplicaConnection(ReplicatingConnection):
             self._replica.check_place()
             # The file exists; with create=False ATTACH could not create others either.
             self._database = Database(path, checkpoint=False, busy_ms=busy, key=self._key)
-            self._counting = self._database.prepare(_COUNTERS)
+            self._counting = self._database.prepare(_COUNTERS, own=True)
             self._opened()
             self._set_freshness(freshness)
             self._replica.background.at(sync_interval)
@@ -201,8 +206,10 @@ class ReplicaConnection(ReplicatingConnection):
         """Rows that are still to be fetched are read ahead: the snapshot is given up."""
         for cursor in list(self._cursors):
             if cursor._statement is not None:
+                if cursor._statement.running:
+                    continue  # one of its functions is what writes; it goes on in its snapshot
                 cursor._read_ahead()
-        self._cursors.clear()
+            self._cursors.discard(cursor)
 
     def _after_forward(self) -> None:
         self._last_rowid = self._database.last_insert_rowid
@@ -224,6 +231,9 @@ class ReplicaConnection(ReplicatingConnection):
         self._local_statements.clear()
         self._statements.clear()
 
+    def _renamed(self) -> None:
+        self._forget_routes()
+
     def _route(self, sql: str) -> Route:
         """Where a text runs. Raises what compiling it here raises."""
         route = self._routes.get(sql)
@@ -244,7 +254,7 @@ class ReplicaConnection(ReplicatingConnection):
         except ProgrammingError:
             raise
         except DatabaseError as error:
-            if isinstance(error, NotSupportedError):
+            if isinstance(error, NotSupportedError) or self._unwanted(error):
                 raise
             self._ask_primary(cursor, sql, parameters, error)
             return True
@@ -265,7 +275,12 @@ class ReplicaConnection(ReplicatingConnection):
         values = self._arranged(sql, parameters, route.names)
         opening = self._openings(sql) if route.place is Place.THERE else []
         inside = self._stream.in_transaction or bool(opening)
-        self._forward(cursor, sql, values, opening=opening, may_open=inside)
+        try:
+            self._forward(cursor, sql, values, opening=opening, may_open=inside)
+        except OperationalError as error:
+            if self._database.calls_back and str(error).startswith(_UNKNOWN):
+                error.args = (f"{error}: the statement runs on the primary, {_NOT_THERE}",)
+            raise
         return True
 
     def _rename(self, cursor: Cursor, sql: str, parameters: Any) -> Literal[True]:
@@ -276,9 +291,20 @@ class ReplicaConnection(ReplicatingConnection):
         cursor._adopt(NOTHING, [], -1, self._last_rowid)
         return True
 
+    def _unwanted(self, error: Error) -> bool:
+        """Whether it was the program's own hooks that did not want a statement: nobody else is asked."""
+        code = getattr(error, "sqlite_errorcode", 0)
+        return self._database.denied or code & 0xFF == SQLITE_INTERRUPT
+
     def _goes_there(self, route: Route) -> bool:
-        if route.place is Place.THERE:
-            return True
+        if route.place is Place.THERE or (route.reads_main and self._stream.in_transaction):
+            if route.flags & flags.IGNORED:
+                raise NotSupportedError(
+                    "the authorizer has a part of the statement ignored, which the primary, where it "
+                    "runs, would not do; nothing was executed"
+                )
+            if route.place is Place.THERE:
+                return True
         if not self._stream.in_transaction:
             return False
         if route.place is Place.BOTH:
@@ -358,11 +384,12 @@ class ReplicaConnection(ReplicatingConnection):
         except ProgrammingError:
             raise
         except DatabaseError as error:
-            if isinstance(error, NotSupportedError) or not is_dml(sql):
+            if isinstance(error, NotSupportedError) or not is_dml(sql) or self._unwanted(error):
                 raise
         else:
             if route.place is not Place.THERE:
                 return None
+            self._goes_there(route)  # raises what is refused
             names = route.names
         count = self._forward_many(sql, sets, names)
         return count if is_dml(sql) else -1
@@ -414,11 +441,14 @@ class ReplicaConnection(ReplicatingConnection):
     def _place(self, text: str) -> Place:
         """Where a statement of a script belongs: HERE, THERE, CONTROL, or ANYWHERE: it only reads."""
         try:
-            return place_in_script(self._database, text, self._compile(text))
+            statement = self._compile(text)
+            if statement.flags & flags.IGNORED:
+                return Place.HERE  # refused, in its turn, where it would go there
+            return place_in_script(self._database, text, statement)
         except NotSupportedError:
             return Place.HERE  # refused, in its turn
-        except Error:
-            return Place.THERE
+        except Error as error:
+            return Place.HERE if self._unwanted(error) else Place.THERE
 
     def _run_together(self, texts: list[str], *, only_reads: bool) -> None:
         """Run statements of a script: here if all of them only read, otherwise in requests there."""

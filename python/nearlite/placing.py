@@ -147,18 +147,20 @@ def _reads_main(database: Database, sql: str, statement: Statement) -> bool:
 
 def _is_own(database: Database, name: str) -> bool:
     """Whether SQLite finds a name in TEMP or, when main has none, in an attached file."""
-    places = [row[1] for row in database.prepare("PRAGMA database_list").run(NO_PARAMETERS)]
+    places = [
+        row[1] for row in database.prepare("PRAGMA database_list", own=True).run(NO_PARAMETERS)
+    ]
     for place in sorted(places, key=lambda place: _SEARCHED.get(place, 2)):
         schema = "sqlite_temp_schema" if place == "temp" else f"{_quoted(place)}.sqlite_schema"
         sql = f"SELECT 1 FROM {schema} WHERE name = ? COLLATE NOCASE"  # noqa: S608 - quoted
-        if database.prepare(sql).run(encode([name])):
+        if database.prepare(sql, own=True).run(encode([name])):
             return bool(place != "main")
     return False
 
 
 def _vacuums_into(database: Database, sql: str) -> bool:
     """Whether VACUUM writes another file: its opcode then names a register with the file's name."""
-    explain = database.prepare("EXPLAIN " + sql)
+    explain = database.prepare("EXPLAIN " + sql, own=True)
     plan = explain.run(encode([None] * len(explain.parameters)))
     return any(row[1] == "Vacuum" and row[3] > 0 for row in plan)
 

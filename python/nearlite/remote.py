@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from nearlite import wire
+from nearlite._native.callbacks import Callbacks
 from nearlite._native.database import is_dml
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
 from nearlite.dbapi.cursor import Cursor
@@ -90,6 +91,15 @@ class RemoteConnection(ForwardingConnection):
             code, message = wire.decode_error(response.error_body())
             state = state_of_request(response.status, code)
             raise refusal(response.status, code, message, None, state=state)
+
+    def _check_idle(self) -> None:
+        """Nothing of the program is called: see `_callbacks`."""
+
+    def _callbacks(self) -> Callbacks:
+        raise NotSupportedError(
+            "this connection has no database in this process: SQLite runs on the server, and cannot call "
+            "functions here"
+        )
 
     # ------------------------------------------------------------ statements
 

@@ -160,7 +160,7 @@ class ReplicatingConnection(ForwardingConnection):
 
     def _header_read(self) -> tuple[int, int, int, int]:
         """Position and state hash of the snapshot that the open transaction reads: in its page 1."""
-        page = self._database.prepare(_PAGE_1).run(NO_PARAMETERS)[0][0]
+        page = self._database.prepare(_PAGE_1, own=True).run(NO_PARAMETERS)[0][0]
         found: tuple[int, int, int, int] = _HEADER.unpack_from(page, 72)
         return found
 

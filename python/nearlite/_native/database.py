@@ -10,6 +10,7 @@ import msgspec
 
 from nearlite import errors
 from nearlite._native._lib import exception, ffi, lib, new_error, sqlite_exception
+from nearlite._native.callbacks import Callbacks, carried
 from nearlite._native.sealing import Key, key_handle, tell_reports
 
 READONLY: Final[int] = lib.NL_STMT_READONLY
@@ -30,9 +31,10 @@ MAIN: Final[int] = lib.NL_STMT_MAIN
 COMMIT: Final[int] = lib.NL_STMT_COMMIT
 ROLLBACK: Final[int] = lib.NL_STMT_ROLLBACK
 EMPTY: Final[int] = lib.NL_STMT_EMPTY
+IGNORED: Final[int] = lib.NL_STMT_IGNORED
 
 BEGIN: Final[dict[str, int]] = {
-    "": lib.NL_BEGIN_DEFERRED,
+    "": lib.NL_BEGIN_PLAIN,
     "DEFERRED": lib.NL_BEGIN_DEFERRED,
     "IMMEDIATE": lib.NL_BEGIN_IMMEDIATE,
     "EXCLUSIVE": lib.NL_BEGIN_EXCLUSIVE,
@@ -51,6 +53,8 @@ _FIRST: Final = lib.NL_SMALL_BATCH // 2
 _NEXT: Final = 1 << 15
 _LAST: Final = 1 << 18
 
+_PERSISTENT: Final[int] = lib.NL_PREPARE_PERSISTENT
+_OWN: Final[int] = lib.NL_PREPARE_OWN
 _LARGE: Final[int] = lib.NL_RUN_LARGE
 _COLUMNS: Final[int] = lib.NL_RUN_COLUMNS
 _MORE: Final[int] = lib.NL_RUN_MORE
@@ -62,6 +66,9 @@ _many: Any = lib.nl_stmt_many
 # `decode(statement.small[: n >> 4])`; everything else is `statement.outcome(n)`.
 go: Final[Callable[[Any, bytes, int], int]] = lib.nl_stmt_go
 SIMPLE: Final = 15
+RUNNING: Final[int] = (
+    lib.NL_RUN_RUNNING
+)  # of `go`: nothing was done, a callback of the statement called
 
 Row = tuple[Any, ...]
 decode: Final[Callable[[Any], list[Row]]] = msgspec.msgpack.Decoder(list[tuple]).decode  # type: ignore[type-arg]
@@ -69,12 +76,10 @@ _decode_raw = msgspec.msgpack.Decoder(list[list[msgspec.Raw]]).decode
 
 # ---------------------------------------------------------------- signal handlers in long calls
 
-# What a signal handler (usually KeyboardInterrupt) raised inside the tick, by thread.
-_raised: dict[int, BaseException] = {}
-
 
 def _keep(_kind: Any, value: BaseException, _trace: Any) -> None:
-    _raised[threading.get_ident()] = value
+    """What a signal handler (usually KeyboardInterrupt) raised inside the tick."""
+    carried[threading.get_ident()] = value
 
 
 @ffi.def_extern(name="nl_on_tick", error=1, onerror=_keep)  # type: ignore[untyped-decorator]
@@ -123,7 +128,7 @@ class Database:
 
     """
 
-    __slots__ = ("__weakref__", "_db", "_err", "_status")
+    __slots__ = ("__weakref__", "_callbacks", "_db", "_err", "_status")
 
     def __init__(
         self,
@@ -156,19 +161,22 @@ class Database:
         self._db = ffi.gc(out[0], lib.nl_db_free)
         self._err = lib.nl_db_error(out[0])
         self._status = lib.nl_db_status(out[0])
+        self._callbacks: Callbacks | None = None
 
-    def prepare(self, sql: str, *, persistent: bool = False) -> Statement:
+    def prepare(self, sql: str, *, persistent: bool = False, own: bool = False) -> Statement:
         """Compile the first statement of `sql`.
 
         Args:
           sql: the text; what follows the first statement begins at ``Statement.tail`` (bytes).
           persistent: it will be kept and run often.
+          own: it is not the program's, whose authorizer and trace are not to hear of it.
 
         Raises:
           Error: as SQLite's compiler says.
 
         """
-        statement = Statement(self, self._db, self._err, sql, persistent=persistent)
+        flags = (_PERSISTENT if persistent else 0) | (_OWN if own else 0)
+        statement = Statement(self, self._db, self._err, sql, flags)
         if self._status.reports:  # what is compiled first reads the log, if it has to be recovered
             tell_reports()
         return statement
@@ -182,6 +190,28 @@ class Database:
     def error(self) -> Any:
         """The ``nl_error *`` that `fail` raises."""
         return self._err
+
+    @property
+    def callbacks(self) -> Callbacks:
+        """What SQLite may call on this connection."""
+        if self._callbacks is None:
+            self._callbacks = Callbacks(self._db, self._err)
+        return self._callbacks
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether it was ever given something to call."""
+        return self._callbacks is not None
+
+    @property
+    def denied(self) -> bool:
+        """Whether the program's authorizer forbade the statement that was compiled last."""
+        return bool(lib.nl_db_denied(self._db))
+
+    @property
+    def calling(self) -> bool:
+        """Whether this thread is inside one of them."""
+        return bool(lib.nl_db_calling(self._db))
 
     def exec(self, sql: str) -> None:
         """Run all statements of a script; rows are thrown away. Stops at the first failure."""
@@ -298,10 +328,12 @@ class Database:
         """Close the file; statements end. Idempotent."""
         if lib.nl_db_close(self._db, self._err):
             self.fail()
+        if self._callbacks is not None:
+            self._callbacks.end()
 
     def fail(self) -> None:
         """Raise what the last C call on this connection reported."""
-        raised = _raised.pop(threading.get_ident(), None)
+        raised = carried.pop(threading.get_ident(), None)
         if raised is not None:
             raise raised
         err = self._err
@@ -373,12 +405,10 @@ class Statement:
         "small", "sql", "tail", "used",
     )  # fmt: skip
 
-    def __init__(
-        self, database: Database, db: Any, err: Any, sql: str, *, persistent: bool
-    ) -> None:
+    def __init__(self, database: Database, db: Any, err: Any, sql: str, flags: int) -> None:
         text = sql.encode()
         out = ffi.new("nl_stmt **")
-        if lib.nl_stmt_prepare(db, text, len(text), persistent, out, err):
+        if lib.nl_stmt_prepare(db, text, len(text), flags, out, err):
             database.fail()
         stmt = out[0]
         self.database = database
@@ -406,6 +436,11 @@ class Statement:
     def readonly(self) -> bool:
         """Whether it changes no database file (SQLite's own answer)."""
         return bool(self.flags & READONLY)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is running, and this is one of its callbacks."""
+        return bool(lib.nl_stmt_running(self.handle))
 
     @property
     def pragma(self) -> str:
@@ -501,10 +536,15 @@ class Statement:
             self.database.fail()
 
     def reset(self) -> None:
-        """End it early: locks are released, rows not yet fetched are gone."""
+        """End it early: locks are released, rows not yet fetched are gone.
+
+        Raises:
+          ProgrammingError: it is running, and this is one of its callbacks.
+        """
+        if lib.nl_stmt_reset(self.handle):
+            raise errors.ProgrammingError("Recursive use of cursors not allowed.")
         self.more = False
         self._failure = None
-        lib.nl_stmt_reset(self.handle)
         if self._large:
             self._large = False
             self.small = ffi.buffer(lib.nl_stmt_out(self.handle), lib.NL_SMALL_BATCH)

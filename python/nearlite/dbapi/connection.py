@@ -26,6 +26,7 @@ from nearlite._native.sealing import Key
 from nearlite.dbapi import conversion
 from nearlite.dbapi.constants import SQLITE_LIMIT_SQL_LENGTH
 from nearlite.dbapi.cursor import Cursor, Result
+from nearlite.dbapi.functions import Functions
 from nearlite.dbapi.sets import NO_THREAD, Asking
 from nearlite.dbapi.whole import Whole
 from nearlite.durations import busy_ms
@@ -60,7 +61,7 @@ class Compiled:
         return compiled
 
 
-class Connection(Whole):
+class Connection(Whole, Functions):
     """A connection to a SQLite database file.
 
     The parameters and their order are those of ``sqlite3.connect``.
@@ -308,13 +309,21 @@ class Connection(Whole):
         with self._guard():
             if not self._open:
                 return
+            self._check_idle()
             self._open = False
             self._thread = NO_THREAD
             self._statements.clear()
             self._words.clear()
             self._close()
 
+    def _check_idle(self) -> None:
+        if self._database.calling:
+            raise ProgrammingError("the connection cannot be closed by a callback of its own")
+
     def _close(self) -> None:
+        if self._autocommit is False and self._database.in_transaction:
+            with contextlib.suppress(errors.Error):  # closing does it as well; a trace sees it so
+                self._database.exec("ROLLBACK")
         self._database.close()
         self._unwatch()
 

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from msgspec import MsgspecError
 
-from nearlite._native.database import DML, EMPTY, READONLY, SIMPLE, Statement, decode, go
+from nearlite._native.database import (
+    DML,
+    EMPTY,
+    READONLY,
+    RUNNING,
+    SIMPLE,
+    Statement,
+    decode,
+    go,
+)
 from nearlite.dbapi.ahead import read_ahead
 from nearlite.dbapi.binding import PLAIN, encode, encode_one, encode_plain
 from nearlite.dbapi.sets import run_sets
@@ -113,14 +122,18 @@ class Cursor:
         except OverflowError:
             data = encode_plain(parameters)
         statement.used = True
-        n = go(statement.handle, data, len(data))
+        self._barred = _RECURSIVE  # to the program's functions that SQLite calls
+        try:
+            n = go(statement.handle, data, len(data))
+        finally:
+            self._barred = None
         # ... (3) few rows and all of them, nothing written, (4) readable text.
         if n & SIMPLE or n <= SIMPLE:
-            return self._finish(connection, statement, n)
+            return self._finish(connection, statement, n, data)
         try:
             self._rows = iter(decode(statement.small[: n >> 4]))
         except (MsgspecError, UnicodeDecodeError):
-            return self._finish(connection, statement, n)
+            return self._finish(connection, statement, n, data)
         if self._row_factory is not None:
             self._wrap(statement)
         self._description = statement.description
@@ -148,10 +161,25 @@ class Cursor:
         statement = connection._take(sql)
         data = self._encode(statement, parameters)
         connection._give(statement)
-        return self._finish(connection, statement, go(statement.handle, data, len(data)))
+        self._barred = _RECURSIVE
+        try:
+            n = go(statement.handle, data, len(data))
+        finally:
+            self._barred = None
+        return self._finish(connection, statement, n, data)
 
-    def _finish(self: Self, connection: Connection, statement: Statement, n: int) -> Self:
+    def _finish(
+        self: Self, connection: Connection, statement: Statement, n: int, data: bytes
+    ) -> Self:
         """Take over what `go` answered, whatever it is."""
+        if n == RUNNING:  # we are in a function that this statement calls: another one, then
+            statement = connection._compile(statement.sql)
+            connection._give(statement)
+            self._barred = _RECURSIVE
+            try:
+                n = go(statement.handle, data, len(data))
+            finally:
+                self._barred = None
         try:
             rows = statement.outcome(n)
         except BaseException:
@@ -207,6 +235,8 @@ class Cursor:
     @staticmethod
     def _many(connection: Connection, sql: str, sets: Iterator[Any]) -> int:
         statement = connection._take(sql)
+        if statement.running:
+            statement = connection._compile(sql)
         try:
             if statement.readonly:
                 raise ProgrammingError("executemany() can only execute DML statements.")
@@ -302,13 +332,18 @@ class Cursor:
         statement = self._statement
         if statement is None:
             return False
+        if self._barred is not None:
+            raise ProgrammingError(self._barred)
         connection = self._connection
         with connection._guard():
+            self._barred = _RECURSIVE
             try:
                 rows = statement.fetch()
             except BaseException:
+                self._barred = None
                 self._drop()
                 raise
+            self._barred = None
             if not statement.more:
                 self._statement = None
                 if statement.flags & DML:
@@ -443,12 +478,12 @@ class Cursor:
     def _drop(self) -> None:
         """End the present statement and give it back."""
         statement = self._statement
-        self._rows = self._plain_rows = _NO_ROWS
         if statement is not None:
-            self._statement = None
             with self._connection._guard():
                 statement.reset()
+                self._statement = None
                 self._connection._give(statement)
+        self._rows = self._plain_rows = _NO_ROWS
 
     def _reset(self) -> None:
         """Forget the last result."""

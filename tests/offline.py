@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nearlite._native.wal import WalChain
 from nearlite.primary import Primary
 from nearlite.pulls import End
 from nearlite.pushes import Pushed
@@ -61,11 +62,12 @@ class Offline:
 
     @property
     def frames(self) -> list[bytes]:
-        """All of its WAL."""
-        if not self._wal.exists():
+        """Of its WAL, to the last commit: what SQLite wrote and took back may stand behind it."""
+        data = self._wal.read_bytes() if self._wal.exists() else b""
+        if not data:
             return []
-        data = self._wal.read_bytes()[32:]
-        return [data[at : at + STEP] for at in range(0, len(data), STEP)]
+        _, count = WalChain.decode(data[:32]).verify(data[32:])
+        return [data[at : at + STEP] for at in range(32, 32 + count * STEP, STEP)]
 
     def push(self, primary: Primary, *, batch: int = 128) -> Pushed:
         """What the primary does not have yet, as the client does it."""

@@ -580,7 +580,9 @@ def test_a_transaction_that_is_open_keeps_a_push_waiting(path: Path, tmp_path: P
     def opened() -> Primary:
         return Primary.open(path, durability="normal")
 
-    app = PrimaryApp(path, opened, authority=OneToken("T", push=True), limits=Limits(wait_seconds=0.05))
+    app = PrimaryApp(
+        path, opened, authority=OneToken("T", push=True), limits=Limits(wait_seconds=0.05)
+    )
     with serving(app) as port:
         client = Client(port, "T")
         client.pipeline(execute(CREATE))

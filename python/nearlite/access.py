@@ -166,6 +166,9 @@ def is_foreign(scope: Scope) -> bool:
     origin = header(scope, b"origin")
     if origin is None:
         return False
-    there = urlsplit(origin.decode("latin-1"))
     host = header(scope, b"host") or b""
-    return there.netloc.encode() != host and not is_loopback(there.hostname or "")
+    try:
+        there = urlsplit(origin.decode("latin-1"))
+        return there.netloc.encode("latin-1") != host and not is_loopback(there.hostname or "")
+    except ValueError:  # it is no address of a page at all
+        return True

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from nearlite import hrana
+from nearlite import hrana, openapi
 from nearlite._native import _lib
 from nearlite.exchange import CORS, JSON, Receive, Scope, Send
 
@@ -39,6 +39,10 @@ async def _tell_version(_request: Request) -> Response:
     )
 
 
+async def _describe(_request: Request) -> Response:
+    return Response(openapi.document(program_version()), media_type=JSON.decode())
+
+
 async def _http_exception(_request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
@@ -56,6 +60,7 @@ def cold_paths() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     routes = [
         Route("/health", _health),
         Route("/version", _tell_version),
+        Route("/openapi.json", _describe),
         Route("/v1", _hello),
         Route("/v2", _hello),
         Route("/v3", _hello),

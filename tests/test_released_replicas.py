@@ -325,3 +325,33 @@ def test_two_replicas_write_while_generations_end(
             replica("sync")
             assert replica("read", everything) == there
             assert replica("read", "PRAGMA integrity_check") == [["ok"]]
+
+
+@pytest.mark.soak
+def test_an_offline_replica_pushes_while_generations_end(
+    path: Path, tmp_path: Path, soak: Soak
+) -> None:
+    """It is told of none of them, and nothing that it wrote is lost."""
+    options = {"durability": "normal", "auth_token": TOKEN, "roll_bytes": 400_000}
+    with serving(app_of(path, allow_push=True, **options)) as port:
+        Client(port, TOKEN).pipeline(execute(CREATE))
+        url = f"http://127.0.0.1:{port}"
+        with closing(pypi(url, tmp_path / "replica.db", offline=True)) as replica:
+            replica("open")
+            replica("sync")
+            for turn in soak.turns(40):
+                length = turn * 977 % 200_000
+                replica("write", f"INSERT INTO t(who, b) VALUES('them', randomblob({length}))")
+                if turn % 5 == 0:
+                    replica("write", "UPDATE t SET b = randomblob(900) WHERE id % 9 = 4")
+                if turn % 17 == 0:
+                    replica("write", "DELETE FROM t WHERE id % 13 = 5")
+                replica("sync")
+                if turn % 7 == 0:
+                    grow(port, 2)
+                    replica("sync")
+                soak.count(pushes=1)
+            everything = "SELECT id, who, length(b), hex(substr(b, 1, 8)) FROM t ORDER BY id"
+            assert replica("read", everything) == rows(path, everything)
+            assert replica("read", "PRAGMA integrity_check") == [["ok"]]
+        soak.count(generations=generation(port))

@@ -90,6 +90,7 @@ class _Held:
             self.spool.write(frames)
         except BaseException:
             self.broken = True  # nobody knows how much of them is there
+            self.spool.close()
             raise
         self.count += len(frames) // step
 
@@ -164,8 +165,7 @@ class Pushes:
           HistoryGoneError, PrimaryRestoredError: there is no such generation.
           OSError, errors.OperationalError: disk full, or another program holds the write lock.
 
-        Whatever is raised, nothing of the push was committed, or all that ends with a commit frame, which a
-        repeated push then finds.
+        Whatever is raised, nothing of the push is there.
         """
         held = self._take(baton)
         if held is not None and held.generation == generation:
@@ -271,28 +271,31 @@ class Pushes:
         at: int,
         salt: str,
     ) -> Pushed:
-        """Commit what ends with a commit frame, hold the rest."""
+        """Commit what ends with a commit frame, hold the rest. Nothing can fail behind the commit."""
         end = self._whole(frames)
         rest = memoryview(frames)[end:]
         last = first + len(frames) // self._step - 1
+        waits = None if end else held
         if rest:
             self._make_room(len(rest), held)
+            if waits is None:
+                begins = last - len(rest) // self._step + 1
+                waits = _Held(line.generation, begins, self._generations.spool())
+                baton = secrets.token_urlsafe(18)
+            waits.add(rest, self._step)
         if end:
-            self._commit(memoryview(frames)[:end], held, at, salt)
-            if held is not None:
-                held.broken = True  # it was waited for; what fails from here on is found in the log
-            self._read_on(line, last - len(rest) // self._step)
-            held = None
-        if not rest:
+            try:
+                self._read_on(line, last - len(rest) // self._step)
+                self._commit(memoryview(frames)[:end], held, at, salt)
+            except BaseException:
+                if waits is not None:
+                    waits.spool.close()
+                raise
+        if waits is None:
             return Pushed(True, last)
-        if held is None:
-            spool = self._generations.spool()
-            held = _Held(line.generation, last - len(rest) // self._step + 1, spool)
-            baton = secrets.token_urlsafe(18)
         assert baton is not None
-        held.add(rest, self._step)
-        held.latest = (first, _digest(frames))
-        return Pushed(True, last, self._put(held, baton))
+        waits.latest = (first, _digest(frames))
+        return Pushed(True, last, self._put(waits, baton))
 
     def _whole(self, frames: bytes) -> int:
         """Bytes up to the end of the last commit frame."""

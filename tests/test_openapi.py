@@ -74,6 +74,7 @@ def test_it_is_served_to_everybody_and_names_every_path(tmp_path: Path) -> None:
     assert b"secret" not in reply.body
     assert reply.json["paths"] == DOCUMENT["paths"]
     paths = {*routes.VERSIONS, *routes.ALONE, routes.CURSOR, routes.REPAIR}
+    paths |= {routes.PROTOBUF, routes.PROTOBUF_CURSOR}
     assert paths <= set(DOCUMENT["paths"])
 
 

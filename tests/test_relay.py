@@ -576,7 +576,7 @@ def test_what_is_on_its_way_when_it_ends_is_let_go(tree: Tree) -> None:
 
         with closing(transport):
             with pytest.raises(ClientGoneError):
-                await passing.cursor(scope, receive, send, FULL)
+                await passing.cursor("/v3/cursor", scope, receive, send, FULL)
             assert [channel._sock.fileno() for channel in lent] == [-1]
         assert sent[-1]["more_body"]  # and nothing says that it is complete
 

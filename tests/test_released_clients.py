@@ -78,7 +78,9 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.xdist_group("released-clients")
-def test_libsql_client_of_npm(url: str) -> None:
+@pytest.mark.parametrize("scheme", ["http", "ws"])
+def test_libsql_client_of_npm(url: str, scheme: str) -> None:
+    url = url.replace("http", scheme)
     folder = npm()
     program = folder / "released_clients.mjs"
     program.write_text((HERE / "released_clients.mjs").read_text())
@@ -117,10 +119,44 @@ def test_libsql_client_of_npm(url: str) -> None:
         "missing": "SQLITE_ERROR",
         "unique": "SQLITE_CONSTRAINT",
         "arguments": "ARGS_INVALID",
-        "unauthorized": "UNAUTHORIZED",
+        "unauthorized": {"http": "UNAUTHORIZED", "ws": "AUTH_JWT_INVALID"}[scheme],
     }
     assert "no such table: nowhere" in failures["missing"]["message"]
     assert "The token is not the right one" in failures["unauthorized"]["message"]
+
+
+@pytest.mark.xdist_group("released-clients")
+@pytest.mark.parametrize("scheme", ["http", "ws"])
+def test_hrana_client_of_npm_speaks_version_3_in_protobuf(url: str, scheme: str) -> None:
+    folder = npm()
+    program = folder / "released_hrana.mjs"
+    program.write_text((HERE / "released_hrana.mjs").read_text())
+    address = url.replace("http", scheme)
+    seen: dict[str, Any] = json.loads(run("node", str(program), address, TOKEN, cwd=folder))
+    failures = {name: seen.pop(name) for name in ("syntax", "unique", "arguments", "unauthorized")}
+    batch = [["1", "2", "3"], "SQLITE_ERROR", "3", None]
+    numbers = ["9223372036854775807", "-9223372036854775808"]
+    assert seen == {
+        "version": 3,
+        "inserted": [1, "1"],
+        "row": ["1", "héllo😀", 1.5, [0, 255], None, *numbers, "infinite"],
+        "columns": [["a", "b", "c"], ["INTEGER", None, "REAL", "BLOB"]],
+        "named": "ab",
+        "empty": 0,
+        "described": [[":p", None], [{"name": "x", "decltype": "INTEGER"}], False, True],
+        "autocommit": [True, False],
+        "stored": "3",
+        "batch": batch,
+        "cursor": batch,
+        "large": [30000, "30000", "number 30000"],
+        "after": "23",
+    }
+    assert {name: code for name, (code, _) in failures.items()} == {
+        "syntax": "SQL_INPUT_ERROR",
+        "unique": "SQLITE_CONSTRAINT",
+        "arguments": "ARGS_INVALID",
+        "unauthorized": {"http": "UNAUTHORIZED", "ws": "AUTH_JWT_INVALID"}[scheme],
+    }
 
 
 @pytest.mark.xdist_group("released-clients")
@@ -159,6 +195,24 @@ def test_libsql_client_of_pypi_without_streams(url: str) -> None:
 
 
 # ---------------------------------------------------------------- signed tokens, TLS
+
+
+@pytest.mark.xdist_group("released-clients")
+def test_libsql_client_of_pypi_over_a_websocket(url: str) -> None:
+    folder = pip_installed("pypi-client", PYPI_OLD_CLIENT)
+    program = str(HERE / "released_libsql_client_sockets.py")
+    address = url.replace("http", "ws")
+    answer = run(sys.executable, program, address, TOKEN, cwd=folder, PYTHONPATH=str(folder))
+    assert json.loads(answer) == {
+        "inserted": [1, 1],
+        "rows": [[1, "one"], [2, 2.5]],
+        "outside": 2,
+        "inside": 3,
+        "after": 3,
+        "unique": "SQLITE_CONSTRAINT",
+        "syntax": "SQL_INPUT_ERROR",
+        "unauthorized": "AUTH_JWT_INVALID",
+    }
 
 
 def signed_tokens(folder: Path) -> tuple[str, list[str]]:

@@ -64,6 +64,7 @@ def cold_paths() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         Route("/v1", _hello),
         Route("/v2", _hello),
         Route("/v3", _hello),
+        Route("/v3-protobuf", _hello),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_exception})
 

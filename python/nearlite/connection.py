@@ -75,6 +75,11 @@ class _Transport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    @property
+    def plain(self) -> Any:
+        """The transport itself."""
+        return self._transport
+
     def write(self, data: bytes) -> None:
         head = self._head
         if head is None:
@@ -280,6 +285,16 @@ class _Connection(HttpToolsProtocol):
                     return
                 self._taken = None
         self._parse(data)
+
+    def handle_websocket_upgrade(self) -> None:
+        if not self._beyond:
+            self._done()
+            self.delivery.end(failed=False)
+            self.transport = self.transport.plain
+            super().handle_websocket_upgrade()
+        else:
+            self.transport.whole(_NO_ROOM.told)
+            self.transport.close()
 
     def _may_shorten(self) -> bool:
         return not self._beyond and not self.flow.write_paused and not self.transport.is_closing()
@@ -491,15 +506,19 @@ class _Connection(HttpToolsProtocol):
             self._due = None
 
 
-async def _full(_scope: Scope, _receive: Receive, send: Send) -> None:
-    """Answers on a connection that there is no room for."""
-    error = HttpError(
+_NO_ROOM: Final = refused(
+    HttpError(
         503,
         "TOO_MANY_CONNECTIONS",
         "The server has as many connections as it may; nothing was carried out",
         ((b"retry-after", b"1"), (b"connection", b"close")),
     )
-    told = refused(error)
+)
+
+
+async def _full(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """Answers on a connection that there is no room for."""
+    told = _NO_ROOM
     fields = [(b"content-type", told.content_type), (b"content-length", b"%d" % len(told.body))]
     fields += [CORS, *told.headers]
     await send({"type": "http.response.start", "status": told.status, "headers": fields})

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http import HTTPStatus
@@ -93,6 +95,33 @@ def refused(error: HttpError) -> Whole:
     body = hrana.error_body(error.message, error.code)
     # Caches may keep some of them (404, 405, 410) as they like if nothing is said (RFC 9110, 15.1).
     return Whole(error.status, body, JSON, (NO_STORE, *error.headers))
+
+
+async def load_protobuf() -> Any:
+    """The module `hrana.protobuf`, imported when somebody speaks it: it takes 0.1 s."""
+    name = "nearlite.hrana.protobuf"
+    found = sys.modules.get(name)
+    if found is None or not hasattr(found, "Protobuf"):  # a thread may be at it
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(None, importlib.import_module, name)
+    return found
+
+
+async def refuse_socket(scope: Scope, send: Send, error: HttpError) -> None:
+    """Answer an upgrade with an error body, if the server can, and not with 403 alone."""
+    with contextlib.suppress(ClientGoneError, OSError, RuntimeError):  # it is open, or gone
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+            return
+        told = refused(error)
+        fields = [
+            (b"content-type", told.content_type),
+            (b"content-length", b"%d" % len(told.body)),
+            *told.headers,
+        ]
+        kind = "websocket.http.response"
+        await send({"type": f"{kind}.start", "status": told.status, "headers": fields})
+        await send({"type": f"{kind}.body", "body": told.body})
 
 
 class ClientGoneError(Exception):

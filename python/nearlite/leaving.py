@@ -20,7 +20,7 @@ class Leaving:
         self._receive = receive
         self._task: asyncio.Task[None] | None = None
 
-    def task(self) -> asyncio.Task[None]:
+    def task(self) -> asyncio.Future[None]:
         """Done when the client has disconnected."""
         if self._task is None:
             self._task = asyncio.ensure_future(self._watch())
@@ -36,6 +36,25 @@ class Leaving:
         """End the watch."""
         if self._task is not None:
             self._task.cancel()
+
+
+class Departure(Leaving):
+    """The same for all requests of one connection, which tells when it ends."""
+
+    def __init__(self) -> None:
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def task(self) -> asyncio.Future[None]:
+        """See `Leaving`."""
+        return self._gone
+
+    def leave(self) -> None:
+        """The client has disconnected."""
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def close(self) -> None:
+        """Others may still be watching."""
 
 
 async def either(

@@ -283,6 +283,7 @@ _PATHS: Final[dict[str, _Schema]] = {
     "/v1": _told("Whether Hrana 1 over HTTP is supported", _HELLO),
     "/v2": _told("Whether Hrana 2 over HTTP is supported", _HELLO),
     "/v3": _told("Whether Hrana 3 over HTTP is supported", _HELLO),
+    "/v3-protobuf": _told("Whether Hrana 3 over HTTP is supported in protobuf", _HELLO),
     "/openapi.json": _told("This description", _json("OpenAPI 3.1", {"type": "object"})),
     "/v1/execute": _alone("One statement", _object({"stmt": _ref("Stmt")}), "StmtResult"),
     "/v1/batch": _alone("A batch", _object({"batch": _ref("Batch")}), "BatchResult"),
@@ -297,6 +298,23 @@ _PATHS: Final[dict[str, _Schema]] = {
                 "application/json",
                 _object({"batch": _ref("Batch")}, {"baton": _or_null(_TEXT)}),
             ),
+        )
+    },
+    "/v3-protobuf/pipeline": {
+        "post": _operation(
+            "Requests in order on one stream, in protobuf; the content type is not looked at",
+            {200: _answer("A result for each of them", **{"application/x-protobuf": _BINARY})},
+            *_SQL_ERRORS,
+            body=(_BYTES, _BINARY),
+            parameters=_OURS,
+        )
+    },
+    "/v3-protobuf/cursor": {
+        "post": _operation(
+            "A batch whose rows are streamed, in protobuf",
+            {200: _answer("Entries, each behind its length", **{_BYTES: _BINARY})},
+            *_SQL_ERRORS,
+            body=(_BYTES, _BINARY),
         )
     },
     "/nl/v1/sql": {

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from nearlite.exchange import (
     Scope,
     Send,
     expecting,
+    load_protobuf,
     read_body,
 )
 from nearlite.http import Deadline, Response, Sent, Transport
@@ -49,6 +51,8 @@ _GLANCE: Final = 256 << 10
 _WHOLE: Final = 1 << 20
 """Bytes of an answer that is taken in one piece."""
 _PIECE: Final = 256 << 10
+_PROTOBUF: Final = "/v3-protobuf/"
+_BatonOf = Callable[[bytes], "str | None"]
 _UP: Final = frozenset(
     [
         b"content-type",
@@ -77,6 +81,14 @@ class _Refusal(msgspec.Struct):
     code: str = ""
 
 
+def _baton_of(body: bytes) -> str | None:
+    """The baton in a request or an answer as JSON."""
+    try:
+        return msgspec.json.decode(body, type=_Baton).baton
+    except msgspec.MsgspecError:  # a cursor's answer, line by line, or what is no request at all
+        return None
+
+
 class Passing:
     """Hands requests on to an upstream. Event loop thread only.
 
@@ -99,12 +111,14 @@ class Passing:
     async def pipeline(
         self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
-        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``."""
+        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST v3-protobuf/pipeline``, ``POST nl/v1/sql``."""
         await self._pass(path, scope, receive, send, access)
 
-    async def cursor(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
-        """``POST v3/cursor``."""
-        await self._pass("/v3/cursor", scope, receive, send, access)
+    async def cursor(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
+        """``POST v3/cursor``, ``POST v3-protobuf/cursor``."""
+        await self._pass(path, scope, receive, send, access)
 
     async def alone(
         self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
@@ -117,6 +131,21 @@ class Passing:
     ) -> bool:
         """Nothing is answered at once: there is another server to be asked."""
         return False
+
+    async def socket(
+        self,
+        _scope: Scope,
+        _receive: Receive,
+        _send: Send,
+        _grant: Callable[[str | None], Access],
+    ) -> None:
+        """A WebSocket is not accepted. Raises HttpError 501."""
+        raise HttpError(
+            501,
+            "NOT_SERVED",
+            "A replica that serves replicas hands SQL on over HTTP alone; ask the primary, or use a URL "
+            "that begins with http",
+        )
 
     async def close(self) -> None:
         """Let what is under way end; its answers go to nobody once the transport is closed."""
@@ -136,11 +165,14 @@ class Passing:
             for name, value in scope["headers"]
             if name in _UP
         } | _rights(access)
+        baton_of = _baton_of
+        if path.startswith(_PROTOBUF):
+            baton_of = (await load_protobuf()).baton_of
         leaving = Leaving(receive)
         try:
-            response, whole = await self._ask(target, body, headers, leaving, access)
+            response, whole = await self._ask(target, body, headers, leaving, access, baton_of)
             try:
-                baton = await self._answer(response, whole, send, access)
+                baton = await self._answer(response, whole, send, access, baton_of)
             finally:
                 await self._close(response)
         finally:
@@ -156,6 +188,7 @@ class Passing:
         headers: dict[str, str],
         leaving: Leaving,
         access: Access,
+        baton_of: _BatonOf = _baton_of,
     ) -> tuple[Response, bytes | None]:
         """The head of the answer, and its body if it is small.
 
@@ -178,7 +211,7 @@ class Passing:
                 return response, response.read(_WHOLE)
             return response, None
 
-        goes_on = len(body) > _GLANCE or _baton_of(body) is not None
+        goes_on = len(body) > _GLANCE or baton_of(body) is not None
         threads = self._of_streams if goes_on else self._threads
         try:
             asked = asyncio.get_running_loop().run_in_executor(threads, work)
@@ -189,7 +222,7 @@ class Passing:
                 left.set()
                 for sent in under_way:
                     sent.abort()
-                asked.add_done_callback(lambda done: self._forget(done, access))
+                asked.add_done_callback(partial(self._forget, access=access, baton_of=baton_of))
                 raise GoneError
             if asked.cancelled():  # it was still waiting for a thread
                 raise _shutting_down()
@@ -206,13 +239,18 @@ class Passing:
         return response, whole
 
     async def _answer(
-        self, response: Response, whole: bytes | None, send: Send, access: Access
+        self,
+        response: Response,
+        whole: bytes | None,
+        send: Send,
+        access: Access,
+        baton_of: _BatonOf,
     ) -> str | None:
         """Send it on; the baton in it, if it is in memory as a whole."""
         kind = response.header("content-type").encode("latin-1")
         headers = _down(response)
         if whole is not None:
-            baton = _baton_in(response, whole)
+            baton = _baton_in(response, whole, baton_of)
             try:
                 await self._answering.whole(send, response.status, whole, kind, headers)
             except BaseException:
@@ -244,13 +282,19 @@ class Passing:
 
     # ------------------------------------------------------------------ streams up there
 
-    def _forget(self, asked: asyncio.Future[tuple[Response, bytes | None]], access: Access) -> None:
+    def _forget(
+        self,
+        asked: asyncio.Future[tuple[Response, bytes | None]],
+        *,
+        access: Access,
+        baton_of: _BatonOf,
+    ) -> None:
         """Nobody wants what comes of it."""
         if asked.cancelled() or asked.exception() is not None:
             return
         response, whole = asked.result()
         response.close()
-        baton = None if whole is None else _baton_in(response, whole)
+        baton = None if whole is None else _baton_in(response, whole, baton_of)
         if baton is not None:  # it was quicker than its end
             self._soon(self._abandon(baton, access))
 
@@ -302,21 +346,13 @@ def _down(response: Response) -> Headers:
     return tuple((name.encode(), value.encode("latin-1")) for name, value in found if value)
 
 
-def _baton_in(response: Response, body: bytes) -> str | None:
+def _baton_in(response: Response, body: bytes, baton_of: _BatonOf) -> str | None:
     """The baton in the answer to a pipeline."""
     if response.status != 200:
         return None
     if response.header("content-type") == ANSWER_TYPE:
         body = body[4 : 4 + int.from_bytes(body[:4], "big")]
-    return _baton_of(body)
-
-
-def _baton_of(body: bytes) -> str | None:
-    """The baton in a request or an answer as JSON."""
-    try:
-        return msgspec.json.decode(body, type=_Baton).baton
-    except msgspec.MsgspecError:  # a cursor's answer, line by line, or what is no request at all
-        return None
+    return baton_of(body)
 
 
 def _shutting_down() -> HttpError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from nearlite import hrana
 from nearlite.access import Access
@@ -25,6 +25,7 @@ from nearlite.exchange import (
     expecting,
     failed,
     header,
+    load_protobuf,
     read_body,
 )
 from nearlite.hrana import Planner, ProtocolError, Refused
@@ -32,17 +33,24 @@ from nearlite.leaving import Leaving
 from nearlite.pipeline import Executor
 from nearlite.running import Ran, Running, begin
 from nearlite.shown import Shown
+from nearlite.sockets import Sockets
 from nearlite.streams import Stream
 
 log = logging.getLogger("nearlite.server")
 
+_T = TypeVar("_T")
+
 _CURSOR_TYPE: Final = b"text/plain"
+_PROTOBUF_TYPE: Final = b"application/x-protobuf"
+_PROTOBUF_CURSOR_TYPE: Final = b"application/octet-stream"
 _LARGE_BODY: Final = 256 << 10  # bytes; decoding more would hold up the event loop
 CURSOR: Final = "/v3/cursor"
 SQL: Final = "/nl/v1/sql"
 REPAIR: Final = "/nl/v1/repair"
 VERSIONS: Final = {"/v2/pipeline": 2, "/v3/pipeline": 3, SQL: 3}
 """Paths of pipelines, and the Hrana version that is spoken there."""
+PROTOBUF: Final = "/v3-protobuf/pipeline"
+PROTOBUF_CURSOR: Final = "/v3-protobuf/cursor"
 ALONE: Final = {"/v1/execute": hrana.decode_execute, "/v1/batch": hrana.decode_batch}
 """Paths of Hrana 1 over HTTP: one request on a stream of its own."""
 _STATUS: Final = {
@@ -81,6 +89,7 @@ class Routes:
         self._delivered = Delivered()
         self._short_bytes = min(_LARGE_BODY, executor.limits.max_request_bytes)
         self._working: set[asyncio.Task[None]] = set()
+        self._sockets = Sockets(executor, deadlines)
 
     @property
     def displaced(self) -> bool:
@@ -89,23 +98,29 @@ class Routes:
 
     async def close(self) -> None:
         """Finish what is queued, roll back what is open."""
+        await self._sockets.close()
         await self._executor.close()
+
+    async def socket(
+        self, scope: Scope, receive: Receive, send: Send, grant: Callable[[str | None], Access]
+    ) -> None:
+        """A WebSocket, from its upgrade to its end. Raises HttpError: it is not accepted."""
+        await self._sockets.answer(scope, receive, send, grant)
 
     # ------------------------------------------------------------------ pipelines
 
     async def pipeline(
         self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
-        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``: `path` is one of VERSIONS."""
+        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``: `path` is one of VERSIONS, or PROTOBUF."""
         replica = self.shown.replica(scope) if path == SQL else None
         body = await read_body(scope, receive, self._deadlines)
-        if len(body) <= _LARGE_BODY:
-            request = hrana.decode_pipeline(body)
-        else:
-            loop = asyncio.get_running_loop()
-            request = await loop.run_in_executor(None, hrana.decode_pipeline, body)
+        decode = hrana.decode_pipeline
+        if path == PROTOBUF:
+            decode = (await load_protobuf()).decode_pipeline
+        request = await _aside(decode, body)
         number = self._delivered.number(scope)
-        running = Running(self._executor, VERSIONS[path], request, scope, access)
+        running = Running(self._executor, VERSIONS.get(path, 3), request, scope, access)
         self._delivered.note(number)
         await _Run(self, running, path, scope, replica).whole(receive, send)
 
@@ -201,6 +216,9 @@ class Routes:
             if path == SQL:
                 known = replica if ran.outside else None
                 await self.shown.answer(send, ran.answer, known, ran.headers)
+            elif path == PROTOBUF:
+                told = await _aside((await load_protobuf()).pipeline_answer, ran.answer)
+                await self._answering.whole(send, 200, told, _PROTOBUF_TYPE, headers=self.told(ran))
             else:
                 await self._answering.whole(send, 200, ran.answer, headers=self.told(ran))
         except BaseException:
@@ -256,11 +274,23 @@ class Routes:
 
     # ------------------------------------------------------------------ cursors
 
-    async def cursor(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
-        """``POST v3/cursor``."""
+    async def cursor(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
+        """``POST v3/cursor``: `path` is CURSOR or PROTOBUF_CURSOR."""
         executor = self._executor
         body = await read_body(scope, receive, self._deadlines)
-        request = hrana.decode_cursor(body)
+        decode, tell_head, tell, content_type = (
+            hrana.decode_cursor,
+            _as_it_is,
+            _as_it_is,
+            _CURSOR_TYPE,
+        )
+        if path == PROTOBUF_CURSOR:
+            protobuf = await load_protobuf()
+            decode, tell_head = protobuf.decode_cursor, protobuf.cursor_head
+            tell, content_type = protobuf.cursor_lines, _PROTOBUF_CURSOR_TYPE
+        request = await _aside(decode, body)
         streams = executor.streams
         stream = begin(streams, request.baton, scope, access)
         kept = False
@@ -273,18 +303,19 @@ class Routes:
                 entries = executor.cursor_at_once(stream, plan)
             if entries is not None:
                 kept = True
-                answer = hrana.cursor_head(streams.give(stream)) + entries
-                await self._answering.whole(send, 200, answer, _CURSOR_TYPE)
+                head = tell_head(hrana.cursor_head(streams.give(stream)))
+                answer = head + await _aside(tell, entries)
+                await self._answering.whole(send, 200, answer, content_type)
                 return
             assert not isinstance(plan, Refused)
             # The baton goes out before the batch has run, which may leave something behind.
             uncertain = executor.may_keep(stream, plan)
-            head = hrana.cursor_head(streams.give(stream, uncertain=uncertain))
-            await self._answering.start(send, 200, _CURSOR_TYPE)
+            head = tell_head(hrana.cursor_head(streams.give(stream, uncertain=uncertain)))
+            await self._answering.start(send, 200, content_type)
             pieces = executor.cursor(stream, plan, leaving)
             try:
                 async for piece in pieces:
-                    await self._answering.piece(send, head + piece)
+                    await self._answering.piece(send, head + await _aside(tell, piece))
                     head = b""
                 if head:
                     await self._answering.piece(send, head)
@@ -296,6 +327,17 @@ class Routes:
             leaving.close()
             await self.leave(stream, kept=kept)
         self.expect(stream, expecting(scope))
+
+
+def _as_it_is(data: bytes) -> bytes:
+    return data
+
+
+async def _aside(work: Callable[[bytes], _T], data: bytes) -> _T:
+    """Decode or transcribe something, in a thread if that takes a while."""
+    if len(data) <= _LARGE_BODY:
+        return work(data)
+    return await asyncio.get_running_loop().run_in_executor(None, work, data)
 
 
 class _Run:

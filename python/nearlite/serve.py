@@ -9,6 +9,7 @@ import resource
 import socket
 import ssl
 import threading
+from functools import partial
 from typing import Final
 
 import uvicorn
@@ -19,6 +20,7 @@ from nearlite.exchange import Scope
 from nearlite.http import is_loopback
 from nearlite.limits import Limits
 from nearlite.server import App
+from nearlite.websocket import WebSocket
 
 log = logging.getLogger("nearlite.server")
 
@@ -146,15 +148,16 @@ def room() -> int:
 
 def server(app: App, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     """The configured server, not yet running."""
+    limits = getattr(app, "limits", None) or Limits()
     config = uvicorn.Config(
         app,
         http=protocol(
             getattr(app, "shortcut", _no_shortcut),
             most=room(),
-            limits=getattr(app, "limits", None) or Limits(),
+            limits=limits,
         ),
         backlog=BACKLOG,
-        ws="none",
+        ws=partial(WebSocket, limits=limits),  # type: ignore[arg-type]
         lifespan="on",
         log_config=None,
         access_log=False,

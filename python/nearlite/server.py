@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import time as now
 from typing import Final, Protocol
 
-from nearlite.access import Access, Authority, Open
+from nearlite.access import Access, Authority, Open, bearer
 from nearlite.changes import CHANGES, Feed
 from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
@@ -34,16 +34,18 @@ from nearlite.exchange import (
     failed,
     header,
     read_body,
+    refuse_socket,
 )
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.libsql import is_asked
 from nearlite.limits import Limits
-from nearlite.routes import ALONE, CURSOR, REPAIR, VERSIONS
+from nearlite.routes import ALONE, CURSOR, PROTOBUF, PROTOBUF_CURSOR, REPAIR, VERSIONS
 from nearlite.source import Source, Upstream
 
 log = logging.getLogger("nearlite.server")
 
+_CURSORS: Final = (CURSOR, PROTOBUF_CURSOR)
 _SLASHES: Final = re.compile(r"/{2,}")
 _ACCESS: Final = b"nearlite-access"
 _READ: Final = b"read"
@@ -73,10 +75,12 @@ class SqlRoutes(Protocol):
     async def pipeline(
         self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
-        """One of VERSIONS."""
+        """One of VERSIONS, or PROTOBUF."""
 
-    async def cursor(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
-        """CURSOR."""
+    async def cursor(
+        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+    ) -> None:
+        """CURSOR or PROTOBUF_CURSOR."""
 
     async def alone(
         self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
@@ -85,6 +89,11 @@ class SqlRoutes(Protocol):
 
     def short(self, path: str, scope: Scope, body: bytes, client: Client, access: Access) -> bool:
         """A pipeline that has come whole; False when nothing was done."""
+
+    async def socket(
+        self, scope: Scope, receive: Receive, send: Send, grant: Callable[[str | None], Access]
+    ) -> None:
+        """A WebSocket; `grant` is what the holder of a token may do. Raises HttpError: not accepted."""
 
     async def close(self) -> None:
         """Finish or end what is under way."""
@@ -203,9 +212,8 @@ class App:
         if kind == "lifespan":
             await self._lifespan(receive, send)
             return
-        if kind != "http":
-            await receive()
-            await send({"type": "websocket.close", "code": 1000})
+        if kind == "websocket":
+            await self._socket(scope, receive, send)
             return
         await self._guard(scope, send, self._handle(scope, receive, send))
 
@@ -238,24 +246,19 @@ class App:
             cut_off(send)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        root: str = scope.get("root_path", "")
-        if root and path.startswith(root):
-            path = path[len(root) :]
-        if "//" in path:
-            path = _SLASHES.sub("/", path)
+        path = _path(scope)
         method = scope["method"]
         if method == "OPTIONS":
             await self._preflight(scope, send)
-        elif path in VERSIONS or path == CURSOR or path in ALONE:
+        elif path in VERSIONS or path in _CURSORS or path in ALONE or path == PROTOBUF:
             access = self._admit(scope)
             if method != "POST":
                 raise _not_allowed(b"POST, OPTIONS")
             routes = self._routes
             if routes is None:
-                raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
-            if path == CURSOR:
-                await routes.cursor(scope, receive, send, access)
+                raise _shutting_down()
+            if path in _CURSORS:
+                await routes.cursor(path, scope, receive, send, access)
             elif path in ALONE:
                 await routes.alone(path, scope, receive, send, access)
             else:
@@ -266,7 +269,7 @@ class App:
                 raise _not_allowed(b"POST, OPTIONS")
             feed = self._feed
             if feed is None:
-                raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
+                raise _shutting_down()
             await feed.repair(scope, send, await read_body(scope, receive, self._deadlines))
         elif path == AUTHORIZED and method in ("GET", "HEAD"):
             self._authority.access(scope, self._name)
@@ -297,6 +300,37 @@ class App:
                 "carried out. Restart the server to serve what is there now",
             )
         return access
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket, which is accepted at the root alone."""
+        await receive()
+        try:
+            self._authority.meet(scope)
+            if self._routes is None:
+                await self.startup()
+            routes = self._routes
+            if routes is None:
+                raise _shutting_down()
+            if _path(scope) not in ("", "/"):
+                raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
+            given = bearer(scope) if header(scope, b"authorization") is not None else None
+            if given is not None:
+                self._admit(scope)
+
+            reads = header(scope, _ACCESS) == _READ
+
+            def grant(token: str | None) -> Access:
+                access = self._authority.of_token(token or given, self._name)
+                return access.reading() if reads else access
+
+            await routes.socket(scope, receive, send, grant)
+        except HttpError as error:
+            await refuse_socket(scope, send, error)
+        except (ClientGoneError, OSError):
+            pass
+        except Exception:
+            log.exception("a WebSocket failed")
+            await refuse_socket(scope, send, failed())
 
     async def _preflight(self, scope: Scope, send: Send) -> None:
         wanted = header(scope, b"access-control-request-headers") or b"*"
@@ -362,6 +396,19 @@ class App:
             await feed.snapshot(scope, send)
         else:
             raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
+
+
+def _path(scope: Scope) -> str:
+    """Below where the application is mounted."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root):
+        path = path[len(root) :]
+    return _SLASHES.sub("/", path) if "//" in path else path
+
+
+def _shutting_down() -> HttpError:
+    return HttpError(503, "SHUTTING_DOWN", "The server is about to end")
 
 
 def _not_allowed(methods: bytes) -> HttpError:

@@ -83,8 +83,8 @@ from nearlite.hrana.messages import (
     shorten,
 )
 from nearlite.hrana.plans import (
-    MAX_STORED,
-    MAX_STORED_SIZE,
+    SOCKET_STORE,
+    STREAM_STORE,
     Answered,
     Describe,
     Execute,
@@ -95,15 +95,16 @@ from nearlite.hrana.plans import (
     RunBatch,
     Script,
     Step,
+    Store,
     arrange,
 )
 
 __all__ = [
     "MAX_STATEMENT",
-    "MAX_STORED",
-    "MAX_STORED_SIZE",
     "NOTHING",
     "PRIMARY_NAMES",
+    "SOCKET_STORE",
+    "STREAM_STORE",
     "AndCond",
     "Answered",
     "Batch",
@@ -142,6 +143,7 @@ __all__ = [
     "StatementError",
     "Step",
     "Stmt",
+    "Store",
     "StoreSqlRequest",
     "StreamRequest",
     "Text",

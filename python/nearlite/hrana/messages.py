@@ -7,13 +7,15 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from nearlite.hrana.failures import ProtocolError, StatementError
 
 SqlValue = int | float | str | bytes | None
+Id = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+"""A number that a client has chosen for something."""
 
 # ---------------------------------------------------------------------------- values
 
@@ -161,7 +163,7 @@ class Stmt(msgspec.Struct, frozen=True):
     """One statement as it comes over the wire."""
 
     sql: str | None = None
-    sql_id: int | None = None
+    sql_id: Id | None = None
     args: list[Value] | None = None
     named_args: list[NamedArg] | None = None
     want_rows: bool | None = None
@@ -200,27 +202,27 @@ class SequenceRequest(msgspec.Struct, tag="sequence", frozen=True):
     """Run a script, ignoring rows."""
 
     sql: str | None = None
-    sql_id: int | None = None
+    sql_id: Id | None = None
 
 
 class DescribeRequest(msgspec.Struct, tag="describe", frozen=True):
     """Compile a statement and tell its parameters and columns."""
 
     sql: str | None = None
-    sql_id: int | None = None
+    sql_id: Id | None = None
 
 
 class StoreSqlRequest(msgspec.Struct, tag="store_sql", frozen=True):
     """Keep a text on the stream under a number."""
 
-    sql_id: int
+    sql_id: Id
     sql: str
 
 
 class CloseSqlRequest(msgspec.Struct, tag="close_sql", frozen=True):
     """Forget a stored text."""
 
-    sql_id: int
+    sql_id: Id
 
 
 class GetAutocommitRequest(msgspec.Struct, tag="get_autocommit", frozen=True):
@@ -261,7 +263,7 @@ class _BatchBody(msgspec.Struct, frozen=True):
     batch: Batch
 
 
-_Body = TypeVar("_Body", PipelineBody, CursorBody, _ExecuteBody, _BatchBody)
+_Body = TypeVar("_Body")
 
 _pipeline = msgspec.json.Decoder(PipelineBody)
 _cursor = msgspec.json.Decoder(CursorBody)
@@ -271,36 +273,36 @@ _batch = msgspec.json.Decoder(_BatchBody)
 
 def decode_pipeline(body: bytes) -> PipelineBody:
     """Decode a pipeline; ProtocolError when it is not one."""
-    return _decode(_pipeline, PipelineBody, body)
+    return decode(_pipeline, PipelineBody, body)
 
 
 def decode_cursor(body: bytes) -> CursorBody:
     """Decode a cursor request; ProtocolError when it is not one."""
-    return _decode(_cursor, CursorBody, body)
+    return decode(_cursor, CursorBody, body)
 
 
 def decode_execute(body: bytes) -> PipelineBody:
     """Hrana 1 over HTTP: one statement on a stream of its own. ProtocolError when it is not one."""
-    return PipelineBody(
-        [ExecuteRequest(_decode(_execute, _ExecuteBody, body).stmt), CloseRequest()]
-    )
+    return PipelineBody([ExecuteRequest(decode(_execute, _ExecuteBody, body).stmt), CloseRequest()])
 
 
 def decode_batch(body: bytes) -> PipelineBody:
     """The same of a batch."""
-    return PipelineBody([BatchRequest(_decode(_batch, _BatchBody, body).batch), CloseRequest()])
+    return PipelineBody([BatchRequest(decode(_batch, _BatchBody, body).batch), CloseRequest()])
 
 
-def _decode(decoder: msgspec.json.Decoder[_Body], kind: type[_Body], body: bytes) -> _Body:
+def decode(decoder: msgspec.json.Decoder[_Body], kind: Any, body: bytes) -> _Body:
+    """What a client has sent; ProtocolError when it is not a `kind`, which is what the decoder is of."""
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         if "out of range" in str(error):
-            return _decode_infinite(kind, body)
+            made: _Body = _decode_infinite(kind, body)
+            return made
         raise _undecodable(error) from None
 
 
-def _decode_infinite(kind: type[_Body], body: bytes) -> _Body:
+def _decode_infinite(kind: Any, body: bytes) -> Any:
     """A double may be infinite, which JSON can only write as a number that is too large (1e999)."""
     try:
         return msgspec.convert(json.loads(body, parse_constant=_no_constant), kind)

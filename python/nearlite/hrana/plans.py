@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,10 +32,26 @@ from nearlite.hrana.messages import (
 
 MAX_STATEMENTS = 50_000
 """Statements of one pipeline or batch, where nobody says otherwise."""
-MAX_STORED = 50
-"""SQL texts that one stream may store."""
-MAX_STORED_SIZE = 5_000
-"""Bytes of one stored text."""
+
+
+class Store(NamedTuple):
+    """Limits of stored SQL texts.
+
+    Attributes:
+      texts: how many.
+      size: bytes of one.
+      room: bytes of all.
+    """
+
+    texts: int
+    size: int
+    room: int
+
+
+STREAM_STORE = Store(50, 5_000, 250_000)
+"""Of a stream over HTTP."""
+SOCKET_STORE = Store(150, 1 << 20, 16 << 20)
+"""Of a WebSocket, whose streams share them."""
 
 
 class Step(msgspec.Struct, gc=False):
@@ -107,20 +124,28 @@ class Planner:
 
     Args:
       version: of Hrana.
-      stored: the stream's stored texts.
+      stored: texts that are stored already.
       most: statements in all.
+      store: limits of stored texts.
 
     Attributes:
       stored: the stream's stored texts after the pipeline (a copy when anything changed).
       closes: whether a `close` was among the requests.
     """
 
-    def __init__(self, version: int, stored: Mapping[int, str], most: int = MAX_STATEMENTS) -> None:
+    def __init__(
+        self,
+        version: int,
+        stored: Mapping[int, str],
+        most: int = MAX_STATEMENTS,
+        store: Store = STREAM_STORE,
+    ) -> None:
         self.version = version
         self._most = most
         self._left = most
         self.stored = stored
         self.closes = False
+        self._store_limits = store
 
     def plan(self, requests: Sequence[StreamRequest]) -> list[Plan]:
         """Plans in the order of the requests; raises ProtocolError before anything has run."""
@@ -151,6 +176,11 @@ class Planner:
             413,
         )
 
+    def one(self, request: StreamRequest) -> Plan:
+        """Plan of a request that comes alone; raises ProtocolError."""
+        self._left = self._most - 1
+        return self._plan_one(request)
+
     def _plan_one(self, request: StreamRequest) -> Plan:
         if isinstance(request, ExecuteRequest):
             planned = self._step(request.stmt, None)
@@ -177,20 +207,14 @@ class Planner:
     def _store(self, request: StoreSqlRequest) -> Plan:
         if request.sql_id in self.stored:
             raise ProtocolError(f"SQL text {request.sql_id} already exists")
-        if len(self.stored) >= MAX_STORED:
-            return Refused(
-                StatementError(
-                    f"The stream already stores {MAX_STORED} SQL texts, which is the limit",
-                    "SQL_STORE_TOO_MANY",
-                )
-            )
-        if len(request.sql.encode()) > MAX_STORED_SIZE:
-            return Refused(
-                StatementError(
-                    f"A stored SQL text may have at most {MAX_STORED_SIZE} bytes",
-                    "SQL_STORE_TOO_LARGE",
-                )
-            )
+        most, longest, room = self._store_limits
+        if len(self.stored) >= most:
+            return _refused(f"{most} SQL texts are stored already, which is the limit", "MANY")
+        size = _size(request.sql)
+        if size > longest:
+            return _refused(f"A stored SQL text may have at most {longest} bytes", "LARGE")
+        if size + sum(map(_size, self.stored.values())) > room:
+            return _refused(f"Stored SQL texts may have at most {room} bytes in all", "LARGE")
         self.stored = {**self.stored, request.sql_id: request.sql}
         return _SQL_STORED
 
@@ -222,6 +246,14 @@ class Planner:
                 )
             named = tuple((arg.name, native(arg.value)) for arg in stmt.named_args)
         return Step(sql, args, named, condition, stmt.want_rows is not False)
+
+
+def _refused(why: str, what: str) -> Refused:
+    return Refused(StatementError(why, f"SQL_STORE_TOO_{what}"))
+
+
+def _size(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 _PREFIXES = ":@$"

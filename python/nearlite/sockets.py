@@ -1,0 +1,209 @@
+"""WebSockets of one server: which version of Hrana is spoken, and messages as ASGI has them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from nearlite.access import Access
+from nearlite.conversation import GOING_AWAY, Conversation
+from nearlite.exchange import (
+    ClientGoneError,
+    Deadlines,
+    HttpError,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    load_protobuf,
+)
+from nearlite.hrana.sockets import Codec, Json
+from nearlite.lanes import Peer
+from nearlite.pipeline import Executor
+
+SOCKET: Final = "nearlite.socket"
+"""ASGI extension of our own server: a `Direct` to the client."""
+_PROTOBUF: Final = "hrana3-protobuf"
+_VERSIONS: Final = {_PROTOBUF: 3, "hrana3": 3, "hrana2": 2, "hrana1": 1}
+"""Subprotocols, the best one first."""
+_END_SECONDS: Final = 5.0
+"""Seconds that what is under way may take to end, when the database is closed."""
+
+
+class Direct(Peer, Protocol):
+    """A client whose messages come without events."""
+
+    def take(self, conversation: Conversation) -> None:
+        """From now on messages go there."""
+
+
+def choose(offered: Sequence[str]) -> str | None:
+    """The subprotocol to speak; None when none was asked for, which is hrana1.
+
+    Raises:
+      HttpError: only unknown ones were.
+    """
+    for known in _VERSIONS:
+        if known in offered:
+            return known
+    if offered:
+        raise HttpError(
+            400,
+            "BAD_REQUEST",
+            f"Only these WebSocket subprotocols are supported: {', '.join(_VERSIONS)}",
+        )
+    return None
+
+
+class Sockets:
+    """Runs the requests of WebSockets on an executor. Event loop thread only.
+
+    Args:
+      executor: runs SQL.
+      deadlines: of answers.
+    """
+
+    def __init__(self, executor: Executor, deadlines: Deadlines) -> None:
+        self._executor = executor
+        self._deadlines = deadlines
+        self._open: set[Conversation] = set()
+
+    async def answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        grant: Callable[[str | None], Access],
+    ) -> None:
+        """Accept a WebSocket and talk until it is closed.
+
+        Args:
+          scope: of its upgrade, whose first message has been received.
+          receive, send: ASGI's.
+          grant: what the holder of a token may do; raises HttpError.
+
+        Raises:
+          HttpError: it is not accepted.
+        """
+        subprotocol = choose(scope.get("subprotocols") or ())
+        codec: Codec = Json()
+        if subprotocol == _PROTOBUF:
+            codec = (await load_protobuf()).Protobuf()
+        await send({"type": "websocket.accept", "subprotocol": subprotocol})
+        direct: Direct | None = (scope.get("extensions") or {}).get(SOCKET)
+        peer: Peer = _Outgoing() if direct is None else direct
+        version = _VERSIONS[subprotocol or "hrana1"]
+        conversation = Conversation(self._executor, codec, version, peer, grant)
+        self._open.add(conversation)
+        try:
+            if direct is None:
+                assert isinstance(peer, _Outgoing)
+                await peer.run(conversation, receive, send, self._deadlines)
+            else:
+                direct.take(conversation)
+            await conversation.ended
+        finally:
+            conversation.left()
+            self._open.discard(conversation)
+
+    async def close(self) -> None:
+        """Close all of them: what is under way has a moment to end."""
+        for conversation in list(self._open):
+            conversation.drain()
+        ended = [conversation.ended for conversation in self._open]
+        if ended:
+            await asyncio.wait(ended, timeout=_END_SECONDS)
+        for conversation in list(self._open):
+            conversation.end(GOING_AWAY, "The server is about to end")
+
+
+class _Outgoing:
+    """A client under another server than ours: messages to it wait here until ASGI takes them."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._size = 0
+        self._ready = asyncio.Event()
+        self._reading = asyncio.Event()
+        self._reading.set()
+        self._binary = False
+        self._conversation: Conversation | None = None
+
+    def send(self, data: bytes) -> None:
+        """See `Peer`."""
+        kind, content = ("bytes", data) if self._binary else ("text", data.decode())
+        self._put({"type": "websocket.send", kind: content}, len(data))
+
+    def close(self, code: int, reason: str) -> None:
+        """See `Peer`."""
+        self._put({"type": "websocket.close", "code": code, "reason": shorten(reason)}, 0)
+
+    def hold(self, holding: bool) -> None:
+        """See `Peer`."""
+        if holding:
+            self._reading.clear()
+        else:
+            self._reading.set()
+
+    def _put(self, message: Message, size: int) -> None:
+        self._messages.append(message)
+        self._size += size
+        self._ready.set()
+        if self._size > _UNSENT and self._conversation is not None:
+            self._conversation.pause()
+
+    async def run(
+        self, conversation: Conversation, receive: Receive, send: Send, deadlines: Deadlines
+    ) -> None:
+        """Talk until the WebSocket is closed."""
+        self._binary = conversation.binary
+        self._conversation = conversation
+        tasks = [
+            asyncio.ensure_future(self._receive(conversation, receive)),
+            asyncio.ensure_future(self._send(conversation, send, deadlines)),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            conversation.left()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self, conversation: Conversation, receive: Receive) -> None:
+        while True:
+            await self._reading.wait()
+            message = await receive()
+            if message["type"] != "websocket.receive":
+                return
+            text = message.get("text")
+            if text is not None:
+                conversation.receive(text.encode(), binary=False)
+            else:
+                conversation.receive(message["bytes"], binary=True)
+
+    async def _send(self, conversation: Conversation, send: Send, deadlines: Deadlines) -> None:
+        while True:
+            await self._ready.wait()
+            while self._messages:
+                message = self._messages.popleft()
+                with contextlib.suppress(ClientGoneError):
+                    await deadlines.wait(send(message))
+                if message["type"] == "websocket.close":
+                    return
+            self._ready.clear()
+            if self._size > _UNSENT:
+                self._size = 0
+                conversation.resume()
+            self._size = 0
+
+
+_UNSENT: Final = 64 << 10  # bytes; more of them are not asked for
+
+
+def shorten(reason: str) -> str:
+    """A reason as far as a close frame can take it: 123 bytes of UTF-8."""
+    return reason.encode(errors="replace")[:123].decode(errors="ignore")

@@ -50,7 +50,8 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     limits = Limits(client_seconds=PATIENCE, contended_seconds=0.2, max_request_bytes=1 << 20)
     folder = tmp_path_factory.mktemp("openapi")
     try:
-        with serving(app_of(folder / "data.db", durability="normal", limits=limits)) as port:
+        options = {"durability": "normal", "limits": limits, "allow_push": True}
+        with serving(app_of(folder / "data.db", **options)) as port:
             Client(port).run(
                 "CREATE TABLE t(a INTEGER PRIMARY KEY, b)", "INSERT INTO t VALUES(1,2)"
             )

@@ -167,6 +167,7 @@ _MESSAGES: Final = {
     409: "The position, the lineage or the state is another one",
     410: "What was asked for is not kept any more",
     413: "The request is larger than the server takes",
+    422: "What is pushed makes no sound database, or that takes too long to find out; nothing was changed",
     429: "The client has too many streams",
     500: "The statement failed in SQLite; with the code INTERNAL_ERROR the server did",
     501: "This is not supported",
@@ -276,6 +277,13 @@ def _told(summary: str, answer: _Schema, status: int = 200) -> _Schema:
 
 
 _HELLO: Final = _answer("It is supported", **{"text/plain": _TEXT})
+
+_PUSH: Final = _operation(
+    "Push frames, with a token that may",
+    {200: _json("Whether they were taken", _ref("Pushed"))},
+    *(408, 409, 410, 413, 422, 501, 507),
+    body=(_BYTES, _BINARY),
+)
 
 _PATHS: Final[dict[str, _Schema]] = {
     "/health": _told("Whether the server serves", _answer("It does")),
@@ -421,12 +429,16 @@ _PATHS: Final[dict[str, _Schema]] = {
             },
             *(409, 410, 501, 507),
         ),
-        "post": _operation(
-            "Push frames, with a token that may",
-            {200: _json("Whether they were taken", _ref("Pushed"))},
-            *(408, 409, 410, 413, 501, 507),
-            body=(_BYTES, _BINARY),
-        ),
+        "post": _PUSH,
+    },
+    "/sync/{generation}/{start}/{end}/{baton}": {
+        "parameters": [
+            _in_path("generation", "Whose frames", _NUMBER),
+            _in_path("start", "The first frame, from 1", _NUMBER),
+            _in_path("end", "The one behind the last", _NUMBER),
+            _in_path("baton", "What the push before was answered", {"type": "string"}),
+        ],
+        "post": _PUSH,
     },
 }
 

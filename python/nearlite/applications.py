@@ -9,8 +9,10 @@ from typing import Protocol
 
 from nearlite.access import Authority
 from nearlite.changes import Feed
+from nearlite.exposition import Sample
 from nearlite.libsql import Frames, Libsql, Taking
 from nearlite.limits import Limits
+from nearlite.meters import Meters
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
@@ -44,6 +46,7 @@ class PrimaryApp(App):
       foreign_keys: enforcement on every connection from the beginning.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of the server.
+      metrics: ``GET /metrics`` tells what was counted.
     """
 
     def __init__(
@@ -56,9 +59,15 @@ class PrimaryApp(App):
         foreign_keys: bool = False,
         shared_cache: bool = False,
         limits: Limits | None = None,
+        metrics: bool = False,
     ) -> None:
         super().__init__(
-            path, authority=authority, name=name, shared_cache=shared_cache, limits=limits
+            path,
+            authority=authority,
+            name=name,
+            shared_cache=shared_cache,
+            limits=limits,
+            metrics=metrics,
         )
         self._open_owner = open_owner
         self._foreign_keys = foreign_keys
@@ -84,6 +93,17 @@ class PrimaryApp(App):
             raise
         return owner, feed, routes
 
+    def _sample(self, meters: Meters, served: Served, feed: Feed) -> Sample:
+        sample = super()._sample(meters, served, feed)
+        if isinstance(self._routes, Routes):
+            executor = self._routes.executor
+            sample.counts = executor.counts
+            sample.gauges += [
+                ("streams_open", "Streams that are kept", float(len(executor.streams))),
+                ("transactions_open", "Streams in a transaction", float(executor.transactions)),
+            ]
+        return sample
+
 
 class RelayApp(App):
     """One replica behind HTTP: its changes, and its primary's SQL. Build it with `nearlite.asgi`.
@@ -95,6 +115,7 @@ class RelayApp(App):
       name: of the database, where tokens name one.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of the server; those of streams are the primary's.
+      metrics: ``GET /metrics`` tells what was counted.
     """
 
     def __init__(
@@ -106,9 +127,15 @@ class RelayApp(App):
         name: str = "default",
         shared_cache: bool = False,
         limits: Limits | None = None,
+        metrics: bool = False,
     ) -> None:
         super().__init__(
-            path, authority=authority, name=name, shared_cache=shared_cache, limits=limits
+            path,
+            authority=authority,
+            name=name,
+            shared_cache=shared_cache,
+            limits=limits,
+            metrics=metrics,
         )
         self._open_relay = open_relay
 

@@ -19,6 +19,7 @@ from typing import Final
 from nearlite import hrana
 from nearlite.group import Group, Job, LostError
 from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, StatementError, Step
+from nearlite.meters import SIZES, size_bucket
 from nearlite.routing import FEW_STEPS
 from nearlite.session import NotSharedError, OverrunError, Session
 from nearlite.statements import Kind
@@ -42,6 +43,7 @@ class AtOnce:
       small: whether a statement carries little, and has not been seen to last.
       committed: called after each commit.
       hand_over: gives a job to the writing thread.
+      counted: groups by size, as `Counts` has them.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class AtOnce:
         small: Callable[[Step], bool],
         committed: Callable[[], None],
         hand_over: Callable[[Job], None],
+        counted: list[int] | None = None,
     ) -> None:
+        self._counted = counted if counted is not None else [0] * SIZES
         self._session = session
         self._session.database.set_busy_timeout(0)
         session.hurry(steps)  # BEGIN, COMMIT and ROLLBACK are a few of them
@@ -86,6 +90,7 @@ class AtOnce:
         try:
             result = self._run_alone(stream, plan)
             if result is not None:
+                self._counted[0] += 1
                 self._committed()
             return result
         finally:
@@ -167,6 +172,7 @@ class AtOnce:
             done = 0
         try:
             if done:
+                self._counted[size_bucket(done)] += 1
                 self._committed()
         finally:
             with contextlib.suppress(StatementError):

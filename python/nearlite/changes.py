@@ -79,6 +79,10 @@ class Feed:
         self.polls = Polls(source, self._sending)
         self.shown = Shown(source, self._sending, answering, self._seen)
 
+    def replicas(self) -> int:
+        """How many have asked for something lately."""
+        return self._seen.count()
+
     async def status(self, scope: Scope, send: Send) -> None:
         """``GET status?from=``."""
         text, behind = query_of(scope.get("query_string", b"")).get("from"), None

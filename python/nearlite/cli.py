@@ -145,6 +145,11 @@ def cli(*, verbose: bool) -> None:
     help="Let an HTTP cache in front answer many live replicas with what one was answered. It has to "
     "check tokens itself.",
 )
+@click.option(
+    "--metrics",
+    is_flag=True,
+    help="Count requests, and tell what was counted at GET /metrics, for Prometheus; the token is asked for.",
+)
 @limit_options
 @takes_key
 @network_options
@@ -168,6 +173,7 @@ def serve(
     upstream_token_file: Path | None,
     sync_interval: float | Literal["live"],
     shared_cache: bool,
+    metrics: bool,
     limits: Limits,
     encryption_key: Key | None,
     network: Network,
@@ -210,6 +216,7 @@ def serve(
                 authority=knows,
                 shared_cache=shared_cache,
                 limits=limits,
+                metrics=metrics,
             )
             what = str(database)
         else:
@@ -228,6 +235,7 @@ def serve(
                 authority=knows,
                 shared_cache=shared_cache,
                 limits=limits,
+                metrics=metrics,
             )
             what = f"{database}, a replica of {relay.upstream.transport.url},"
         http_server.raise_limit()

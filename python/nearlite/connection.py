@@ -13,6 +13,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter_ns
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -35,6 +36,7 @@ from nearlite.exchange import (
     refused,
 )
 from nearlite.limits import Limits
+from nearlite.meters import Meter, Meters
 
 _BEYOND: Final = 16  # connections that are heard to be told so; more are closed at once
 _HEAD_BYTES: Final = 64 << 10
@@ -64,13 +66,14 @@ class _Transport:
     the next group of writes begins when the first client of the last one has heard.
     """
 
-    __slots__ = ("_head", "_loop", "_transport", "delivery")
+    __slots__ = ("_head", "_loop", "_transport", "delivery", "status")
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self.delivery = Delivery(transport)
         self._head: bytes | None = None
+        self.status = b""  # of the latest answer that began here
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -85,6 +88,7 @@ class _Transport:
         if head is None:
             if data.startswith(_HEAD_BEGINS):  # or a body that looks so: it is a little late
                 self._head = data
+                self.status = data[9:12]
                 self._loop.call_soon(self._flush)
                 return
         else:
@@ -120,6 +124,7 @@ class _Known:
 
     def __init__(self) -> None:
         self._heads: dict[tuple[bytes, ...], Shortcut] = {}
+        self.meters: dict[Shortcut, Meter] = {}
 
     def find(self, data: bytes) -> tuple[Shortcut, bytes, Headers, bytes] | None:
         """What answers a request that is complete, its target, its varying headers, and its body.
@@ -154,6 +159,7 @@ class _Known:
             return
         if len(self._heads) >= _KNOWN:
             self._heads.clear()
+            self.meters.clear()
         if head.startswith(_POLL):
             key: tuple[bytes, ...] = _POLL, head[head.find(b" ", len(_POLL)) :]
         else:
@@ -166,13 +172,20 @@ def _key(parts: list[bytes]) -> tuple[bytes, ...]:
     return (*parts[::3], *parts[1::3])
 
 
-def protocol(shortcut_of: Callable[[Scope], Shortcut | None], *, most: int, limits: Limits) -> Any:
+def protocol(
+    shortcut_of: Callable[[Scope], Shortcut | None],
+    *,
+    most: int,
+    limits: Limits,
+    meters: Meters | None = None,
+) -> Any:
     """What uvicorn makes of each connection of a server.
 
     Args:
       shortcut_of: the short cut of requests with a head, if there is one.
       most: connections that there are descriptors for.
       limits: of the server.
+      meters: count its requests.
     """
     return partial(
         _Connection,
@@ -180,6 +193,7 @@ def protocol(shortcut_of: Callable[[Scope], Shortcut | None], *, most: int, limi
         shortcut_of=shortcut_of,
         most=min(most, limits.max_connections),
         limits=limits,
+        meters=meters,
     )
 
 
@@ -194,6 +208,7 @@ class _Connection(HttpToolsProtocol):
       shortcut_of: the short cut of requests with a head, if there is one.
       most: connections of the server at a time.
       limits: of the server.
+      meters: count its requests; None: nobody does.
     """
 
     app: Any
@@ -206,12 +221,17 @@ class _Connection(HttpToolsProtocol):
         shortcut_of: Callable[[Scope], Shortcut | None],
         most: int,
         limits: Limits,
+        meters: Meters | None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self._known = known
         self._shortcut_of = shortcut_of
         self._most = most
+        self._meters = meters
+        self._meter: Meter | None = None  # of the request that is being answered
+        self._came = 0  # clock, nanoseconds, when that was begun
+        self._sent = 0  # bytes that have been counted
         self._patience = limits.client_seconds
         # Bytes of an answer that have to arrive within that time, if there is more.
         self._least = max(1, int(limits.min_bytes_per_second * limits.client_seconds))
@@ -241,6 +261,9 @@ class _Connection(HttpToolsProtocol):
         self.delivery = gathering.delivery
         self._extensions = {DELIVERY: self.delivery}
         super().connection_made(gathering)  # type: ignore[arg-type]
+        if self._meters is not None:
+            self._meters.connections += 1
+            self._meters.accepted += 1
         beyond = len(self.connections) - self._most
         self._beyond = beyond > 0
         if beyond > _BEYOND:
@@ -249,6 +272,10 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._done()
+        if self._meters is not None:
+            self._meters.connections -= 1
+            if self._meter is not None:
+                self._meter.left += 1
         self.delivery.end(exc is not None)
         if self._left is not None:
             left, self._left = self._left, None
@@ -268,6 +295,8 @@ class _Connection(HttpToolsProtocol):
     # ------------------------------------------------------------------ requests
 
     def data_received(self, data: bytes) -> None:
+        if self._meters is not None:
+            self._meters.received += len(data)
         if self._taken is not None:
             self._held += data
             if len(self._held) > _HELD:
@@ -281,6 +310,9 @@ class _Connection(HttpToolsProtocol):
                     self._done()
                     self._in_head = True
                 self._taken = data
+                if self._meters is not None:
+                    self._meter = self._known.meters.get(shortcut)
+                    self._came = perf_counter_ns()
                 if shortcut(target, varying, body, self):
                     return
                 self._taken = None
@@ -291,6 +323,9 @@ class _Connection(HttpToolsProtocol):
             self._done()
             self.delivery.end(failed=False)
             self.transport = self.transport.plain
+            if self._meters is not None:  # from here on it is another protocol's
+                self._meters.connections -= 1
+                self._meters.sockets += 1
             super().handle_websocket_upgrade()
         else:
             self.transport.whole(_NO_ROOM.told)
@@ -320,6 +355,9 @@ class _Connection(HttpToolsProtocol):
                 super()._start_asgi_task(cycle, app)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if self._meters is not None and self._instead is None:
+            self._meter = self._meters.meter(cycle.scope["path"])
+            self._came = perf_counter_ns()
         if self._beyond:
             super()._start_asgi_task(cycle, _full)  # type: ignore[arg-type]
         elif self._instead is not None:
@@ -342,6 +380,8 @@ class _Connection(HttpToolsProtocol):
         end = data.find(b"\r\n\r\n") + 4
         if data and data[end:] == body:
             self._known.note(data[:end], shortcut)
+            if self._meter is not None:
+                self._known.meters[shortcut] = self._meter
         varying = [field for field in scope["headers"] if field[0].startswith(_OURS)]
         self._cycle = cycle  # behind it there may be others by the time of its answer
         return shortcut(self.url, varying, body, self)
@@ -368,7 +408,7 @@ class _Connection(HttpToolsProtocol):
                 self._watch()
             if ends:
                 transport.close()
-        self._answered()
+        self._answered(200)
 
     def send(self, whole: Whole) -> None:
         """Answer the request that was taken with what others are sent, too."""
@@ -383,7 +423,7 @@ class _Connection(HttpToolsProtocol):
             transport.whole(whole.told)
             if len(whole.told) > _GATHERED:
                 self._watch()
-        self._answered()
+        self._answered(whole.status)
 
     def wait(self, left: Callable[[], None]) -> None:
         """The answer of the request that was taken takes a while; call `left` if the client leaves."""
@@ -393,7 +433,9 @@ class _Connection(HttpToolsProtocol):
         """Whether the connection is to be closed behind the answer of the request that was taken."""
         return self._ends or (self._taken is None and not self._cycle.keep_alive)
 
-    def _answered(self) -> None:
+    def _answered(self, status: int) -> None:
+        if self._meters is not None:
+            self._count(status)
         if self._taken is not None:
             self._taken = None
             self._used = self.loop.time()
@@ -403,6 +445,21 @@ class _Connection(HttpToolsProtocol):
         else:
             self._cycle.response_started = self._cycle.response_complete = True
             self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        if self._meter is not None:  # else it was counted when it was answered here
+            status = self.transport.status
+            self._count(int(status) if status.isdigit() else 0)
+        super().on_response_complete()
+
+    def _count(self, status: int) -> None:
+        """A request has been answered."""
+        if self._meter is not None and self._meters is not None:
+            self._meter.done(status, perf_counter_ns() - self._came)
+            self._meter = None
+            written = self.delivery.written
+            self._meters.sent += written - self._sent
+            self._sent = written
 
     def proceed(self, application: Application) -> None:
         """An ASGI application answers it, in a task."""

@@ -49,6 +49,11 @@ class Delivery:
         self._ends = False  # the client has ended its half
         self._watched: list[tuple[int, Callable[[], None]]] = []  # where each ends; whom to tell
 
+    @property
+    def written(self) -> int:
+        """Bytes that have been written."""
+        return self._written
+
     def wrote(self, count: int) -> None:
         """So many bytes are about to be written."""
         self._written += count

@@ -293,6 +293,12 @@ _PATHS: Final[dict[str, _Schema]] = {
     "/v3": _told("Whether Hrana 3 over HTTP is supported", _HELLO),
     "/v3-protobuf": _told("Whether Hrana 3 over HTTP is supported in protobuf", _HELLO),
     "/openapi.json": _told("This description", _json("OpenAPI 3.1", {"type": "object"})),
+    "/metrics": {
+        "get": _operation(
+            "With --metrics: what was counted, for Prometheus",
+            {200: _answer("Metrics", **{"text/plain": _TEXT})},
+        )
+    },
     "/v1/execute": _alone("One statement", _object({"stmt": _ref("Stmt")}), "StmtResult"),
     "/v1/batch": _alone("A batch", _object({"batch": _ref("Batch")}), "BatchResult"),
     "/v2/pipeline": _pipeline(2),

@@ -29,6 +29,7 @@ from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, Sta
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.lending import Lending
 from nearlite.limits import Limits
+from nearlite.meters import Counts
 from nearlite.owned import Owned, Work
 from nearlite.rolling import Host, Rolls
 from nearlite.routing import Router
@@ -90,12 +91,18 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self.streams = Streams(key, limits)
         self.turn = Turn()
-        self._rolls = Rolls(upstream, self.turn)
+        self.counts = Counts()
+        self._rolls = Rolls(upstream, self.turn, self.counts)
         self._reader = self._open(readonly=True, shared=True)
         self._reader.hurry(INLINE_STEPS)
         self._seen = (0, 0, 0)  # counters the reader has now
         self._writer = Writer(
-            self._open(shared=True), self._committed, self.turn, self._deliver, limits.wait_seconds
+            self._open(shared=True),
+            self._committed,
+            self.turn,
+            self._deliver,
+            limits.wait_seconds,
+            self.counts.grouped,
         )
         self._router = Router(self._reader, self._writer.lasts)
         self._owned = Owned(self.turn, self._committed)
@@ -118,6 +125,7 @@ class Executor:
             small=self._router.is_small,
             committed=self._committed,
             hand_over=self._writer.submit,
+            counted=self.counts.at_once,
         )
         self._writer.start()
         self._rolls.start()
@@ -132,6 +140,7 @@ class Executor:
             shared=shared,
             readonly=readonly,
             limits=self.limits,
+            failed=self.counts.failed,
         )
 
     async def _open_in_thread(self, readonly: bool) -> Session:
@@ -611,6 +620,7 @@ class Executor:
         if session is None:
             return
         log.warning("a transaction was rolled back: it was open too long")
+        self.counts.timeouts += 1
         stream.ending = (
             "Transaction timed out: it was open too long and has been rolled back",
             "TRANSACTION_TIMEOUT",
@@ -619,6 +629,11 @@ class Executor:
             session.database.interrupt()  # its thread rolls back
         else:
             self._owned.end_transaction(stream)
+
+    @property
+    def transactions(self) -> int:
+        """Streams that are in a transaction now."""
+        return sum(stream.in_transaction for stream in self._lending.owners)
 
     def want_roll(self) -> None:
         """End the running generation as soon as nobody is in the way."""

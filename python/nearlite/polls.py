@@ -163,6 +163,10 @@ class Polls:
             if not group.polls:
                 self._close(group)
 
+    def standing(self) -> list[tuple[Position, int]]:
+        """Where those stand who wait, and how many of them at each place."""
+        return [(group.replica.start, len(group.polls)) for group in self._groups.values()]
+
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
         self._stopped = True

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Protocol
 
+from nearlite.meters import Counts
 from nearlite.streams import Turn
 
 log = logging.getLogger("nearlite.rolling")
@@ -43,9 +45,11 @@ class Rolls:
     Args:
       host: the primary.
       turn: shared with all who write.
+      work: counts rolls.
     """
 
-    def __init__(self, host: Host, turn: Turn) -> None:
+    def __init__(self, host: Host, turn: Turn, work: Counts | None = None) -> None:
+        self._work = work or Counts()
         self._host = host
         self._turn = turn
         self._wake = threading.Event()
@@ -91,7 +95,10 @@ class Rolls:
         ticket = self._turn.request(self._granted.set)
         self._granted.wait()
         self._granted.clear()
+        began = time.monotonic()
         try:
-            self._host.roll()
+            if self._host.roll():
+                self._work.rolls += 1
+                self._work.roll_seconds += time.monotonic() - began
         finally:
             self._turn.release(ticket)

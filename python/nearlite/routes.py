@@ -96,6 +96,11 @@ class Routes:
         """Whether the database's file was replaced or removed under the server."""
         return self._executor.displaced
 
+    @property
+    def executor(self) -> Executor:
+        """Runs SQL."""
+        return self._executor
+
     async def close(self) -> None:
         """Finish what is queued, roll back what is open."""
         await self._sockets.close()

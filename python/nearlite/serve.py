@@ -155,6 +155,7 @@ def server(app: App, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
             getattr(app, "shortcut", _no_shortcut),
             most=room(),
             limits=limits,
+            meters=getattr(app, "meters", None),
         ),
         backlog=BACKLOG,
         ws=partial(WebSocket, limits=limits),  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -36,10 +37,12 @@ from nearlite.exchange import (
     read_body,
     refuse_socket,
 )
+from nearlite.exposition import Sample, text_of
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.libsql import is_asked
 from nearlite.limits import Limits
+from nearlite.meters import Meters
 from nearlite.routes import ALONE, CURSOR, PROTOBUF, PROTOBUF_CURSOR, REPAIR, VERSIONS
 from nearlite.source import Source, Upstream
 
@@ -50,6 +53,7 @@ _SLASHES: Final = re.compile(r"/{2,}")
 _ACCESS: Final = b"nearlite-access"
 _READ: Final = b"read"
 AUTHORIZED: Final = "/nl/v1/authorized"
+METRICS: Final = "/metrics"
 AUTHORIZED_SECONDS: Final = 10
 """For so long a cache in front may take a token for good."""
 _FOR_THE_TOKEN: Final = (
@@ -120,9 +124,11 @@ class App:
       name: of the database, where tokens name one.
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of the server.
+      metrics: ``GET /metrics`` tells what was counted.
 
     Attributes:
       limits: the same.
+      meters: count requests; whoever runs the connections uses them. None: nobody asked for them.
     """
 
     def __init__(
@@ -133,7 +139,9 @@ class App:
         name: str = "default",
         shared_cache: bool = False,
         limits: Limits | None = None,
+        metrics: bool = False,
     ) -> None:
+        self.meters = Meters() if metrics else None
         self.limits = limits or Limits()
         self._path = path
         self._name = name
@@ -237,6 +245,8 @@ class App:
             await self._error(scope, send, failed())
 
     async def _error(self, scope: Scope, send: Send, error: HttpError) -> None:
+        if self.meters is not None:
+            self.meters.errors[error.code] += 1
         try:
             await self._answering.error(send, error, head=scope["method"] == "HEAD")
         except ClientGoneError:
@@ -280,6 +290,9 @@ class App:
             if method not in ("GET", "HEAD"):
                 raise _not_allowed(b"GET, HEAD, OPTIONS")
             await self._native(path[7:], scope, receive, send)
+        elif path == METRICS and self.meters is not None and method in ("GET", "HEAD"):
+            self._admit(scope)
+            await self._metrics(scope, send, self.meters)
         elif self._pulls is not None and is_asked(path):
             access = self._admit(scope)
             await self._pulls.answer(path, scope, receive, send, access)
@@ -331,6 +344,42 @@ class App:
         except Exception:
             log.exception("a WebSocket failed")
             await refuse_socket(scope, send, failed())
+
+    async def _metrics(self, scope: Scope, send: Send, meters: Meters) -> None:
+        feed, served = self._feed, self._served
+        if feed is None or served is None:
+            raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
+        sample = self._sample(meters, served, feed)
+        text, kind = await asyncio.get_running_loop().run_in_executor(None, text_of, sample)
+        head = scope["method"] == "HEAD"
+        await self._answering.whole(send, 200, text, kind, (NO_STORE,), head=head)
+
+    def _sample(self, meters: Meters, served: Served, feed: Feed) -> Sample:
+        """What there is now of a server that has just been asked."""
+        latest, standing = served.latest, feed.polls.standing()
+        behind = [(start, count) for start, count in standing if start != latest]
+        near = [start for start, _ in behind if start.generation == latest.generation]
+        lag = max((latest.frame - start.frame for start in near), default=0)
+        gauges = [
+            ("http_connections_open", "Connections", float(meters.connections)),
+            ("generation", "Generation of the position", float(latest.generation)),
+            ("frame", "Frame of the position", float(latest.frame)),
+            ("replicas_seen", "Replicas that asked lately", float(feed.replicas())),
+            ("replicas_waiting", "Replicas in a long poll", float(feed.polls.waiting)),
+            (
+                "replicas_behind",
+                "Of those, the ones that lack something",
+                float(sum(count for _, count in behind)),
+            ),
+            (
+                "replica_lag_frames",
+                "Frames that the last of them lacks, in this generation",
+                float(lag),
+            ),
+            ("wal_bytes", "Size of the database's WAL", float(_size(f"{self._path}-wal"))),
+            ("database_bytes", "Size of the database file", float(_size(str(self._path)))),
+        ]
+        return Sample(meters, None, {"version": program_version()}, gauges)
 
     async def _preflight(self, scope: Scope, send: Send) -> None:
         wanted = header(scope, b"access-control-request-headers") or b"*"
@@ -409,6 +458,13 @@ def _path(scope: Scope) -> str:
 
 def _shutting_down() -> HttpError:
     return HttpError(503, "SHUTTING_DOWN", "The server is about to end")
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _not_allowed(methods: bytes) -> HttpError:

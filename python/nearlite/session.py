@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -92,9 +92,11 @@ class Session:
         shared: bool = False,
         readonly: bool = False,
         limits: Limits | None = None,
+        failed: Callable[[str], None] | None = None,
     ) -> None:
         limits = limits or Limits()
         self.shared = shared
+        self._told = failed
         self.readonly = readonly
         self.most = self.room = limits.max_response_bytes
         self.database = database
@@ -147,7 +149,7 @@ class Session:
             except SqlError as failure:
                 if len(piece) > hrana.MAX_STATEMENT:
                     hrana.check_length(piece.decode("utf-8", "replace"))
-                raise _compile_failure(failure) from None
+                raise self._counted(_compile_failure(failure)) from None
             end = start + max(statement.tail, 1)
             if not statement.flags & flags.EMPTY:
                 own = piece[: statement.tail]
@@ -195,7 +197,7 @@ class Session:
                 statement = self._newest(text, persistent=persistent)
             except SqlError as failure:
                 if not hrana.is_readonly_begin(sql):
-                    raise _compile_failure(failure) from None
+                    raise self._counted(_compile_failure(failure)) from None
                 prepared, _ = self._compile("BEGIN", b"BEGIN", persistent=persistent)
                 prepared.begins_readonly = True
                 return prepared, b""
@@ -261,18 +263,23 @@ class Session:
         return result
 
     def _excess(self) -> StatementError | OverrunError:
-        return OverrunError() if self._hurried else hrana.too_large(self.most)
+        return OverrunError() if self._hurried else self._counted(hrana.too_large(self.most))
 
     def translate(self, failure: SqlError) -> StatementError | OverrunError:
         """What a failure while running means to the client."""
         if failure.over_budget or (self._hurried and failure.sqlite_rc & 0xFF == _TOO_BIG):
             return OverrunError()
         if failure.too_many_rows:
-            return hrana.too_many_rows(self.native.most_rows)
+            return self._counted(hrana.too_many_rows(self.native.most_rows))
         if failure.too_big:
             return self._excess()
         self.room -= len(failure.text)
-        return hrana.sqlite_error(failure.text, failure.sqlite_rc)
+        return self._counted(hrana.sqlite_error(failure.text, failure.sqlite_rc))
+
+    def _counted(self, error: StatementError) -> StatementError:
+        if self._told is not None:
+            self._told(error.code)
+        return error
 
     def hurry(self, steps: int) -> None:
         """Serve the event loop: what takes more steps, or makes larger values, is an OverrunError.

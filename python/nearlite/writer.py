@@ -36,6 +36,7 @@ from nearlite.group import Group, Job, LostError
 from nearlite.hrana import (
     StatementError,
 )
+from nearlite.meters import SIZES, size_bucket
 from nearlite.session import Session
 from nearlite.streams import Turn
 
@@ -64,8 +65,10 @@ class Writer:
         turn: Turn,
         deliver: Callable[[list[Job]], None],
         wait: float,
+        counted: list[int] | None = None,
     ) -> None:
         self._wait = wait
+        self._counted = counted if counted is not None else [0] * SIZES
         self._session = session
         self._committed = committed
         self._turn = turn
@@ -195,6 +198,7 @@ class Writer:
             except StatementError:
                 log.exception("rollback failed")
             return self._failed(group, error)
+        self._counted[size_bucket(len(group))] += 1
         self._committed()
         return group
 

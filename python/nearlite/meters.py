@@ -1,0 +1,136 @@
+"""What a server counts, in plain numbers: a request costs some hundred nanoseconds, and nothing where nobody counts.
+
+Times are counted in powers of two: microseconds' `bit_length` is the number of their bucket.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from typing import Final
+
+BUCKETS: Final = 26
+"""Of times: the last one is of 33 seconds and more."""
+SIZES: Final = 12
+"""Of groups of writes: 1, 2, 4 ... and more than 1,024 in the last one."""
+_OTHER: Final = "other"
+_ROUTES: Final = frozenset(
+    f"/{path}"
+    for path in (
+        *("health", "version", "v1", "v2", "v3", "openapi.json", "metrics", "dump", "beta/listen"),
+        *("v1/execute", "v1/batch", "v2/pipeline", "v3/pipeline", "v3/cursor", "info"),
+        *("v3-protobuf/pipeline", "v3-protobuf/cursor"),
+        *("nl/v1/sql", "nl/v1/status", "nl/v1/authorized", "nl/v1/snapshot", "nl/v1/repair"),
+    )
+)
+_PLACES: Final = (
+    (re.compile(r"/nl/v1/changes/[^/]*"), "/nl/v1/changes/{position}"),
+    (re.compile(r"/export/[^/]*"), "/export/{generation}"),
+    (re.compile(r"/sync/.*"), "/sync/{generation}/{start}/{end}"),
+)
+
+
+def route_of(path: str) -> str:
+    """The name of a path's route; there are not many, whatever clients ask for."""
+    if path in _ROUTES:
+        return path
+    return next((name for place, name in _PLACES if place.fullmatch(path)), _OTHER)
+
+
+class Meter:
+    """Requests of one route.
+
+    Attributes:
+      statuses: answers by status.
+      times: how long they took, by bucket.
+      microseconds: all of them together.
+      left: requests whose clients left before they had the answer.
+    """
+
+    __slots__ = ("left", "microseconds", "statuses", "times")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {200: 0}
+        self.times = [0] * BUCKETS
+        self.microseconds = 0
+        self.left = 0
+
+    def done(self, status: int, nanoseconds: int) -> None:
+        """One was answered."""
+        statuses = self.statuses
+        if status in statuses:
+            statuses[status] += 1
+        else:
+            statuses[status] = 1
+        microseconds = nanoseconds // 1000
+        self.microseconds += microseconds
+        bucket = microseconds.bit_length()
+        self.times[bucket if bucket < BUCKETS else BUCKETS - 1] += 1
+
+
+class Meters:
+    """What one server counts of its connections and requests. Event loop thread only.
+
+    Attributes:
+      routes: by name.
+      errors: error bodies by code.
+      connections: open ones.
+      accepted: connections since it began.
+      sockets: those of them that have become WebSockets.
+      received, sent: bytes of requests and answers, before TLS.
+    """
+
+    def __init__(self) -> None:
+        self.routes: dict[str, Meter] = {}
+        self.errors: Counter[str] = Counter()
+        self.connections = 0
+        self.accepted = 0
+        self.sockets = 0
+        self.received = 0
+        self.sent = 0
+
+    def meter(self, path: str) -> Meter:
+        """Of the route of a path."""
+        name = route_of(path)
+        found = self.routes.get(name)
+        if found is None:
+            found = self.routes[name] = Meter()
+        return found
+
+
+class Counts:
+    """What one database's server has done. Each number has one thread that changes it.
+
+    Attributes:
+      grouped: groups of writes by size, committed in the writing thread.
+      at_once: the same on the event loop.
+      rolls: generations that were ended.
+      roll_seconds: how long that held up those who write, in all.
+      timeouts: transactions that were rolled back because they were open too long.
+    """
+
+    def __init__(self) -> None:
+        self.grouped = [0] * SIZES
+        self.at_once = [0] * SIZES
+        self.rolls = 0
+        self.roll_seconds = 0.0
+        self.timeouts = 0
+        self._lock = threading.Lock()
+        self._failures: Counter[str] = Counter()
+
+    def failed(self, code: str) -> None:
+        """A statement failed with that code. Any thread."""
+        with self._lock:
+            self._failures[code] += 1
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Statements that failed, by code."""
+        with self._lock:
+            return dict(self._failures)
+
+
+def size_bucket(size: int) -> int:
+    """The bucket of a group: 0 is 1, 1 is 2, 2 is up to 4, and so on."""
+    return min((size - 1).bit_length(), SIZES - 1)

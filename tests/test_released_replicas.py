@@ -211,14 +211,15 @@ def taking(path: Path) -> Any:
     return app_of(path, durability="normal", auth_token=TOKEN, allow_push=True)
 
 
-def test_what_is_written_offline_is_pushed(path: Path, tmp_path: Path) -> None:
+@KINDS
+def test_what_is_written_offline_is_pushed(kind: Any, path: Path, tmp_path: Path) -> None:
     """Also one transaction in many batches, and after restarts of both, each of which ends a generation."""
     file = tmp_path / "replica.db"
     with closing(serve.bind("127.0.0.1", 0)) as at:
         url = f"http://127.0.0.1:{at.getsockname()[1]}"
         with (
             serving(taking(path), at) as port,
-            closing(pypi(url, file, offline=True)) as replica,
+            closing(kind(url, file, offline=True)) as replica,
             closing(nearlite.connect(tmp_path / "ours.db", sync_url=url, auth_token=TOKEN)) as ours,
         ):
             Client(port, TOKEN).pipeline(execute(CREATE))
@@ -236,7 +237,7 @@ def test_what_is_written_offline_is_pushed(path: Path, tmp_path: Path) -> None:
             assert replica("read", COUNT) == [[504, 1_509_001]]
         with (
             serving(taking(path), at) as port,
-            closing(pypi(url, file, offline=True)) as replica,
+            closing(kind(url, file, offline=True)) as replica,
         ):
             replica("open")
             replica("write", "DELETE FROM t WHERE id > 100")

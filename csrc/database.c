@@ -147,12 +147,10 @@ int nl_db_enter(nl_db *db, nl_error *err)
     if (__atomic_load_n(&db->caller, __ATOMIC_RELAXED) == (uintptr_t)pthread_self()) {
         return database_enter_again(db, err);
     }
-    if (nl_call_inside(db)) {
-        return nl_fail(err, NL_E_MISUSE,
-            "the connection cannot be used here: it is in the middle of a step, which waits for this callback");
-    }
     if (!database_claim_for_call(db)) {
-        return nl_fail(err, NL_E_MISUSE, "the connection is in use by another call");
+        return nl_fail(err, NL_E_MISUSE, "%s", nl_call_inside(db)
+            ? "the connection cannot be used here: it is in the middle of a step, which waits for this callback"
+            : "the connection is in use by another call");
     }
     if (!db->sqlite) {
         database_exit(db);

@@ -48,7 +48,9 @@ int nl_stmt_reset(nl_stmt *s)
     if (s->running) return NL_E_MISUSE;
     if (s->db->sqlite && s->active) {
         if (nl_db_enter(s->db, NULL)) return nl_call_inside(s->db) ? NL_E_MISUSE : NL_OK;
+        s->running = 1; /* an aggregate of it may end here, and come back */
         nl_stmt_finish(s);
+        s->running = 0;
         nl_db_leave(s->db);
     }
     s->failed = 0;

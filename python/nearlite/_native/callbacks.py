@@ -361,9 +361,10 @@ def _on_group(number: int, group: int, what: int, n: int) -> int:
             if instance is None:
                 return _first_step(callback, group, n)  # type: ignore[arg-type]
             return _take(callback, instance, what, n)  # type: ignore[arg-type]
-        if what == _VALUE:
-            return _give(groups[group].value)
-        return _give(groups.pop(group).finalize)
+        instance = groups.get(group) if what == _VALUE else groups.pop(group, None)
+        if instance is None:  # it could not be made
+            return _NULL
+        return _answer((instance.value if what == _VALUE else instance.finalize)())
     except BaseException as error:  # noqa: BLE001
         answer = _failed(callback, error)
         # For rows, what the method itself raised was seen to in _take.
@@ -389,10 +390,6 @@ def _take(callback: Callback, instance: Any, what: int, n: int) -> int:
     except BaseException as error:  # noqa: BLE001
         return _failed(callback, error)
     return _NULL
-
-
-def _give(method: Any) -> int:
-    return _answer(method())
 
 
 @ffi.def_extern(name="nl_on_compare", error=_CARRY, onerror=_interrupted)  # type: ignore[untyped-decorator]

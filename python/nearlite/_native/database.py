@@ -330,6 +330,9 @@ class Database:
             self.fail()
         if self._callbacks is not None:
             self._callbacks.end()
+            raised = carried.pop(threading.get_ident(), None)
+            if raised is not None:  # by an aggregate that ended with its statement
+                raise raised
 
     def fail(self) -> None:
         """Raise what the last C call on this connection reported."""

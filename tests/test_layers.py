@@ -13,7 +13,7 @@ CSRC = ROOT / "csrc"
 
 # From the bottom up; a room imports from rooms before it and from itself.
 ROOMS = [
-    "errors position durations beats zstd spawn script delivery limits openapi meters exposition",
+    "errors position durations beats zstd spawn script delivery limits openapi hooks logs meters exposition",
     "_native",
     "keys",
     "message wire sync btree",

@@ -70,6 +70,7 @@ from nearlite.keys import EncryptionKey, key_of
 from nearlite.position import Change, Position
 
 if TYPE_CHECKING:
+    from nearlite.hooks import Hooks
     from nearlite.limits import Limits
     from nearlite.pool import Replica
     from nearlite.server import App
@@ -185,6 +186,7 @@ def asgi(
     sync_interval: float | Literal["live"] = "live",
     encryption_key: EncryptionKey | None = None,
     limits: Limits | None = None,
+    hooks: Hooks | None = None,
     **network: Any,
 ) -> App:
     """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
@@ -214,6 +216,7 @@ def asgi(
       encryption_key: the file is sealed, and created so, and what lies beside it as well
         (docs/encryption.md): see :func:`nearlite.keys.key_of` for what may be given.
       limits: what clients are allowed: sizes, numbers, times.
+      hooks: are told of requests, commits and rolls (:class:`nearlite.hooks.Hooks`).
       network: how the upstream is reached: ``verify``, ``cert``, ``proxy``, ``headers`` as for `connect`.
     """
     from pathlib import Path
@@ -249,6 +252,7 @@ def asgi(
             authority=knows,
             shared_cache=shared_cache,
             limits=limits,
+            hooks=hooks,
         )
     if network:
         raise ProgrammingError(f"{min(network)} says how an upstream is reached, and there is none")
@@ -262,6 +266,7 @@ def asgi(
         foreign_keys=foreign_keys,
         shared_cache=shared_cache,
         limits=limits,
+        hooks=hooks,
     )
 
 

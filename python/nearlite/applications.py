@@ -10,6 +10,7 @@ from typing import Protocol
 from nearlite.access import Authority
 from nearlite.changes import Feed
 from nearlite.exposition import Sample
+from nearlite.hooks import Hooks
 from nearlite.libsql import Frames, Libsql, Taking
 from nearlite.limits import Limits
 from nearlite.meters import Meters
@@ -47,6 +48,7 @@ class PrimaryApp(App):
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of the server.
       metrics: ``GET /metrics`` tells what was counted.
+      hooks: are told of requests, commits, rolls.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class PrimaryApp(App):
         shared_cache: bool = False,
         limits: Limits | None = None,
         metrics: bool = False,
+        hooks: Hooks | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -68,6 +71,7 @@ class PrimaryApp(App):
             shared_cache=shared_cache,
             limits=limits,
             metrics=metrics,
+            hooks=hooks,
         )
         self._open_owner = open_owner
         self._foreign_keys = foreign_keys
@@ -77,7 +81,13 @@ class PrimaryApp(App):
         owner = await loop.run_in_executor(None, self._open_owner)
         try:
             key = await loop.run_in_executor(None, baton_key, Path(f"{self._path}-nearlite"))
-            executor = Executor(owner, key=key, limits=self.limits, foreign_keys=self._foreign_keys)
+            executor = Executor(
+                owner,
+                key=key,
+                limits=self.limits,
+                foreign_keys=self._foreign_keys,
+                hooks=self._hooks,
+            )
             feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
             self._pulls = Libsql(
@@ -116,6 +126,7 @@ class RelayApp(App):
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of the server; those of streams are the primary's.
       metrics: ``GET /metrics`` tells what was counted.
+      hooks: are told of requests, commits, rolls.
     """
 
     def __init__(
@@ -128,6 +139,7 @@ class RelayApp(App):
         shared_cache: bool = False,
         limits: Limits | None = None,
         metrics: bool = False,
+        hooks: Hooks | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -136,6 +148,7 @@ class RelayApp(App):
             shared_cache=shared_cache,
             limits=limits,
             metrics=metrics,
+            hooks=hooks,
         )
         self._open_relay = open_relay
 

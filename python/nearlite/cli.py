@@ -24,6 +24,7 @@ from nearlite import errors, inspection
 from nearlite._native import _lib
 from nearlite._native.sealing import Key
 from nearlite.following import Download, follow_primary, say_synced
+from nearlite.hooks import Lines
 from nearlite.keys import new_key, write_new
 from nearlite.limits import Limits
 from nearlite.network import Network
@@ -38,6 +39,7 @@ from nearlite.options import (
     is_url,
     jwt_options,
     limit_options,
+    log_options,
     needs_key,
     network_options,
     new_key_option,
@@ -150,6 +152,7 @@ def cli(*, verbose: bool) -> None:
     is_flag=True,
     help="Count requests, and tell what was counted at GET /metrics, for Prometheus; the token is asked for.",
 )
+@log_options
 @limit_options
 @takes_key
 @network_options
@@ -174,6 +177,7 @@ def serve(
     sync_interval: float | Literal["live"],
     shared_cache: bool,
     metrics: bool,
+    lines: Lines | None,
     limits: Limits,
     encryption_key: Key | None,
     network: Network,
@@ -217,6 +221,7 @@ def serve(
                 shared_cache=shared_cache,
                 limits=limits,
                 metrics=metrics,
+                hooks=lines,
             )
             what = str(database)
         else:
@@ -236,6 +241,7 @@ def serve(
                 shared_cache=shared_cache,
                 limits=limits,
                 metrics=metrics,
+                hooks=lines,
             )
             what = f"{database}, a replica of {relay.upstream.transport.url},"
         http_server.raise_limit()

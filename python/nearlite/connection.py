@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from time import perf_counter_ns
 from typing import Any, Final
@@ -35,8 +36,9 @@ from nearlite.exchange import (
     Whole,
     refused,
 )
+from nearlite.hooks import Hooks
 from nearlite.limits import Limits
-from nearlite.meters import Meter, Meters
+from nearlite.meters import Meter, Meters, request_of
 
 _BEYOND: Final = 16  # connections that are heard to be told so; more are closed at once
 _HEAD_BYTES: Final = 64 << 10
@@ -232,6 +234,7 @@ class _Connection(HttpToolsProtocol):
         self._meter: Meter | None = None  # of the request that is being answered
         self._came = 0  # clock, nanoseconds, when that was begun
         self._sent = 0  # bytes that have been counted
+        self._asked: Scope | None = None  # what it asks, where its head was parsed
         self._patience = limits.client_seconds
         # Bytes of an answer that have to arrive within that time, if there is more.
         self._least = max(1, int(limits.min_bytes_per_second * limits.client_seconds))
@@ -276,6 +279,9 @@ class _Connection(HttpToolsProtocol):
             self._meters.connections -= 1
             if self._meter is not None:
                 self._meter.left += 1
+                if self._meters.hooks is not None:
+                    took = perf_counter_ns() - self._came
+                    self._tell(self._meters.hooks, self._meter, 0, took)
         self.delivery.end(exc is not None)
         if self._left is not None:
             left, self._left = self._left, None
@@ -313,6 +319,7 @@ class _Connection(HttpToolsProtocol):
                 if self._meters is not None:
                     self._meter = self._known.meters.get(shortcut)
                     self._came = perf_counter_ns()
+                    self._asked = None
                 if shortcut(target, varying, body, self):
                     return
                 self._taken = None
@@ -355,9 +362,11 @@ class _Connection(HttpToolsProtocol):
                 super()._start_asgi_task(cycle, app)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if self._meters is not None and self._instead is None:
-            self._meter = self._meters.meter(cycle.scope["path"])
-            self._came = perf_counter_ns()
+        if self._meters is not None:
+            self._asked = cycle.scope
+            if self._instead is None:
+                self._meter = self._meters.meter(cycle.scope["path"])
+                self._came = perf_counter_ns()
         if self._beyond:
             super()._start_asgi_task(cycle, _full)  # type: ignore[arg-type]
         elif self._instead is not None:
@@ -455,11 +464,20 @@ class _Connection(HttpToolsProtocol):
     def _count(self, status: int) -> None:
         """A request has been answered."""
         if self._meter is not None and self._meters is not None:
-            self._meter.done(status, perf_counter_ns() - self._came)
+            took = perf_counter_ns() - self._came
+            self._meter.done(status, took)
+            if self._meters.hooks is not None:
+                self._tell(self._meters.hooks, self._meter, status, took)
             self._meter = None
             written = self.delivery.written
             self._meters.sent += written - self._sent
             self._sent = written
+
+    def _tell(self, hooks: Hooks, meter: Meter, status: int, took: int) -> None:
+        request = request_of(self._asked, self._taken, meter.route, status, took)
+        if self._asked is None and self.client:
+            request = replace(request, client=f"{self.client[0]}:{self.client[1]}")
+        hooks.request(request)
 
     def proceed(self, application: Application) -> None:
         """An ASGI application answers it, in a task."""

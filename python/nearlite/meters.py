@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
+
+from nearlite.hooks import Hooks, Request
 
 BUCKETS: Final = 26
 """Of times: the last one is of 33 seconds and more."""
@@ -30,6 +34,8 @@ _PLACES: Final = (
     (re.compile(r"/sync/.*"), "/sync/{generation}/{start}/{end}"),
 )
 
+_TRACEPARENT: Final = re.compile(rb"\r\ntraceparent:[ \t]*([!-~]*)[ \t]*\r\n", re.IGNORECASE)
+
 
 def route_of(path: str) -> str:
     """The name of a path's route; there are not many, whatever clients ask for."""
@@ -42,15 +48,17 @@ class Meter:
     """Requests of one route.
 
     Attributes:
+      route: its name.
       statuses: answers by status.
       times: how long they took, by bucket.
       microseconds: all of them together.
       left: requests whose clients left before they had the answer.
     """
 
-    __slots__ = ("left", "microseconds", "statuses", "times")
+    __slots__ = ("left", "microseconds", "route", "statuses", "times")
 
-    def __init__(self) -> None:
+    def __init__(self, route: str = _OTHER) -> None:
+        self.route = route
         self.statuses: dict[int, int] = {200: 0}
         self.times = [0] * BUCKETS
         self.microseconds = 0
@@ -79,9 +87,11 @@ class Meters:
       accepted: connections since it began.
       sockets: those of them that have become WebSockets.
       received, sent: bytes of requests and answers, before TLS.
+      hooks: are told of each request.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hooks: Hooks | None = None) -> None:
+        self.hooks = hooks
         self.routes: dict[str, Meter] = {}
         self.errors: Counter[str] = Counter()
         self.connections = 0
@@ -95,8 +105,35 @@ class Meters:
         name = route_of(path)
         found = self.routes.get(name)
         if found is None:
-            found = self.routes[name] = Meter()
+            found = self.routes[name] = Meter(name)
         return found
+
+
+def request_of(
+    scope: Mapping[str, Any] | None, head: bytes | None, route: str, status: int, nanoseconds: int
+) -> Request:
+    """What hooks are told of a request: by its scope, or by its head where there was no need of one."""
+    seconds = nanoseconds / 1e9
+    began = time.time() - seconds
+    if scope is None:
+        method, _, rest = (head or b"").partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0].decode("latin-1")
+        traced = _TRACEPARENT.search(head or b"")
+        known = traced[1].decode("latin-1") if traced else ""
+        return Request(method.decode("latin-1"), path, route, status, began, seconds, "", known)
+    parent = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+    client = scope.get("client")
+    address = f"{client[0]}:{client[1]}" if client else ""
+    return Request(
+        scope["method"],
+        scope["path"],
+        route,
+        status,
+        began,
+        seconds,
+        address,
+        parent.decode("latin-1"),
+    )
 
 
 class Counts:
@@ -108,9 +145,11 @@ class Counts:
       rolls: generations that were ended.
       roll_seconds: how long that held up those who write, in all.
       timeouts: transactions that were rolled back because they were open too long.
+      hooks: are told of commits and rolls.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hooks: Hooks | None = None) -> None:
+        self.hooks = hooks
         self.grouped = [0] * SIZES
         self.at_once = [0] * SIZES
         self.rolls = 0
@@ -118,6 +157,13 @@ class Counts:
         self.timeouts = 0
         self._lock = threading.Lock()
         self._failures: Counter[str] = Counter()
+
+    def rolled(self, seconds: float) -> None:
+        """A generation was ended, which took so long. In the thread of rolls."""
+        self.rolls += 1
+        self.roll_seconds += seconds
+        if self.hooks is not None:
+            self.hooks.roll(seconds)
 
     def failed(self, code: str) -> None:
         """A statement failed with that code. Any thread."""

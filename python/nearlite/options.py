@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
+from nearlite import logs
 from nearlite._native.sealing import Key
 from nearlite.errors import ProgrammingError, WrongKeyError
+from nearlite.hooks import Lines
 from nearlite.keys import key_of
 from nearlite.limits import Limits
 from nearlite.network import Network
@@ -259,6 +262,49 @@ def limit_options(command: Command) -> Command:
             help=f"Limit: {unit} {field.metadata['text']}.",
         )(limited)
     return limited  # type: ignore[return-value]
+
+
+def log_options(command: Command) -> Command:
+    """Give a command --log-format, --log-level, --access-log and --log-slow; it gets one `lines`."""
+
+    @functools.wraps(command)
+    def logged(
+        *args: Any,
+        log_format: Literal["human", "json"],
+        log_level: str | None,
+        access_log: bool,
+        log_slow: float | None,
+        **options: Any,
+    ) -> Any:
+        # Without the option, what -v has chosen.
+        level = logging.getLogger().level if log_level is None else log_level.upper()
+        logs.configure(log_format, level, requests=access_log)
+        lines = Lines(every=access_log, slow=log_slow)
+        return command(*args, lines=lines if access_log or log_slow else None, **options)
+
+    for option in (
+        click.option(
+            "--log-slow",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Log requests that take so long; what they carry is not logged.",
+        ),
+        click.option("--access-log", is_flag=True, help="Log every request, one line each."),
+        click.option(
+            "--log-level",
+            type=click.Choice(["debug", "info", "warning", "error"]),
+            help="What is logged, from there on. Default: warning, with -v info.",
+        ),
+        click.option(
+            "--log-format",
+            type=click.Choice(["human", "json"]),
+            default="human",
+            show_default=True,
+            help="Of the lines on standard error; json: one object each.",
+        ),
+    ):
+        logged = option(logged)
+    return logged  # type: ignore[return-value]
 
 
 class _KeyFile(click.Path):

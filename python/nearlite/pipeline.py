@@ -25,12 +25,14 @@ from nearlite._native.database import Database
 from nearlite._native.hrana import CURSOR
 from nearlite.atonce import AtOnce
 from nearlite.group import Job
+from nearlite.hooks import Hooks
 from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, StatementError
 from nearlite.leaving import GoneError, Leaving, either
 from nearlite.lending import Lending
 from nearlite.limits import Limits
 from nearlite.meters import Counts
 from nearlite.owned import Owned, Work
+from nearlite.position import Position
 from nearlite.rolling import Host, Rolls
 from nearlite.routing import Router
 from nearlite.session import OverrunError, Session
@@ -65,6 +67,10 @@ class Upstream(Host, Protocol):
     def connect(self, *, readonly: bool = False, busy_ms: int = BUSY_MS) -> Database:
         """A connection that never checkpoints and syncs as the durability says."""
 
+    @property
+    def latest(self) -> Position:
+        """Where it was last seen to stand."""
+
     def displaced(self) -> bool:
         """Whether the path names another file than the one that is open."""
 
@@ -80,10 +86,17 @@ class Executor:
       key: secret of the batons.
       limits: of the server.
       foreign_keys: enforcement on every connection from the beginning.
+      hooks: are told of commits and rolls.
     """
 
     def __init__(
-        self, upstream: Upstream, *, key: bytes, limits: Limits, foreign_keys: bool = False
+        self,
+        upstream: Upstream,
+        *,
+        key: bytes,
+        limits: Limits,
+        foreign_keys: bool = False,
+        hooks: Hooks | None = None,
     ) -> None:
         self._upstream = upstream
         self.limits = limits
@@ -91,7 +104,7 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self.streams = Streams(key, limits)
         self.turn = Turn()
-        self.counts = Counts()
+        self.counts = Counts(hooks)
         self._rolls = Rolls(upstream, self.turn, self.counts)
         self._reader = self._open(readonly=True, shared=True)
         self._reader.hurry(INLINE_STEPS)
@@ -396,6 +409,8 @@ class Executor:
         """After a commit. In the thread that committed."""
         try:
             self._upstream.after_commit()
+            if self.counts.hooks is not None:
+                self.counts.hooks.commit(str(self._upstream.latest))
             if self._upstream.roll_due:
                 self._rolls.look()
         except Exception:  # the commit is durable whatever becomes of its announcement

@@ -98,7 +98,6 @@ class Rolls:
         began = time.monotonic()
         try:
             if self._host.roll():
-                self._work.rolls += 1
-                self._work.roll_seconds += time.monotonic() - began
+                self._work.rolled(time.monotonic() - began)
         finally:
             self._turn.release(ticket)

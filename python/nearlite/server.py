@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from time import perf_counter_ns
 from time import time as now
 from typing import Final, Protocol
 
@@ -20,6 +21,7 @@ from nearlite.changes import CHANGES, Feed
 from nearlite.cold import cold_paths, program_version
 from nearlite.exchange import (
     CORS,
+    DELIVERY,
     NO_STORE,
     Answering,
     Client,
@@ -27,6 +29,7 @@ from nearlite.exchange import (
     Deadlines,
     Headers,
     HttpError,
+    Message,
     Receive,
     Scope,
     Send,
@@ -38,11 +41,12 @@ from nearlite.exchange import (
     refuse_socket,
 )
 from nearlite.exposition import Sample, text_of
+from nearlite.hooks import Guarded, Hooks
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError, Leaving
 from nearlite.libsql import is_asked
 from nearlite.limits import Limits
-from nearlite.meters import Meters
+from nearlite.meters import Meters, request_of
 from nearlite.routes import ALONE, CURSOR, PROTOBUF, PROTOBUF_CURSOR, REPAIR, VERSIONS
 from nearlite.source import Source, Upstream
 
@@ -125,6 +129,7 @@ class App:
       shared_cache: polls of live replicas may be answered by a cache that stands in front.
       limits: of the server.
       metrics: ``GET /metrics`` tells what was counted.
+      hooks: are told of requests, commits, rolls.
 
     Attributes:
       limits: the same.
@@ -140,8 +145,11 @@ class App:
         shared_cache: bool = False,
         limits: Limits | None = None,
         metrics: bool = False,
+        hooks: Hooks | None = None,
     ) -> None:
-        self.meters = Meters() if metrics else None
+        self._hooks = None if hooks is None else Guarded(hooks)
+        self.meters = Meters(self._hooks) if metrics or hooks is not None else None
+        self._tells = metrics
         self.limits = limits or Limits()
         self._path = path
         self._name = name
@@ -223,7 +231,26 @@ class App:
         if kind == "websocket":
             await self._socket(scope, receive, send)
             return
-        await self._guard(scope, send, self._handle(scope, receive, send))
+        if self.meters is None or DELIVERY in (scope.get("extensions") or {}):
+            await self._guard(scope, send, self._handle(scope, receive, send))
+        else:  # under another server than ours, which counts where connections are
+            await self._measured(scope, receive, send, self.meters)
+
+    async def _measured(self, scope: Scope, receive: Receive, send: Send, meters: Meters) -> None:
+        began, status = perf_counter_ns(), 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        await self._guard(scope, noted, self._handle(scope, receive, noted))
+        took = perf_counter_ns() - began
+        meter = meters.meter(_path(scope))
+        meter.done(status, took)
+        if meters.hooks is not None:
+            meters.hooks.request(request_of(scope, None, meter.route, status, took))
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._routes is None:
@@ -290,7 +317,12 @@ class App:
             if method not in ("GET", "HEAD"):
                 raise _not_allowed(b"GET, HEAD, OPTIONS")
             await self._native(path[7:], scope, receive, send)
-        elif path == METRICS and self.meters is not None and method in ("GET", "HEAD"):
+        elif (
+            path == METRICS
+            and self.meters is not None
+            and self._tells
+            and method in ("GET", "HEAD")
+        ):
             self._admit(scope)
             await self._metrics(scope, send, self.meters)
         elif self._pulls is not None and is_asked(path):

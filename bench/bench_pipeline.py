@@ -25,7 +25,7 @@ INSERT = pipeline("INSERT INTO note(text) VALUES (?)", "hello from one of sixtee
 
 
 @contextmanager
-def _notes(serve: Serve, folder: Path) -> Iterator[Server]:
+def notes(serve: Serve, folder: Path) -> Iterator[Server]:
     with serve(folder) as server:
         server.run(
             "CREATE TABLE note(id INTEGER PRIMARY KEY, text TEXT NOT NULL)",
@@ -40,7 +40,7 @@ def reads(serve: Serve, folder: Path) -> Open:
     """Point selects by primary key: requests per second, and their p99 in seconds."""
     select = "SELECT id, text FROM note WHERE id = ?"
     bodies = [pipeline(select, 1 + i * 97 % ROWS) for i in range(64)]
-    with _notes(serve, folder) as server:
+    with notes(serve, folder) as server:
 
         def sample() -> Sample:
             run = load(
@@ -54,7 +54,7 @@ def reads(serve: Serve, folder: Path) -> Open:
 @contextmanager
 def writes(serve: Serve, folder: Path) -> Open:
     """Single-row autocommit inserts: requests per second."""
-    with _notes(serve, folder) as server:
+    with notes(serve, folder) as server:
 
         def rows() -> int:
             return int(str(server.run("SELECT count(*) FROM note")[0][0][0]))

@@ -268,6 +268,14 @@ FIGURES = (
     Figure(
         "reads_p99", "pipeline reads, 16 connections, p99", MILLISECONDS, "sqld", (_of_peer(0.5),)
     ),
+    Figure("socket_reads", "WebSocket reads, 16 connections", PER_SECOND, "sqld", (_times(1.3),)),
+    Figure(
+        "socket_reads_p99",
+        "WebSocket reads, 16 connections, p99",
+        MILLISECONDS,
+        "sqld",
+        (_of_peer(1),),
+    ),
     Figure(
         "writes_normal",
         "pipeline writes, 16 connections, durability normal",

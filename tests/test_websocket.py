@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -11,10 +12,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jwt
 import pytest
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import Client, app_of, rows, serving
@@ -381,6 +385,43 @@ def test_tokens(tmp_path: Path) -> None:
             pass
         assert refused.value.response.status_code == 401
         assert json.loads(refused.value.response.body or b"")["code"] == "UNAUTHORIZED"
+
+
+def test_rights_are_those_of_the_latest_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    public = base64.urlsafe_b64encode(key.public_key().public_bytes_raw()).decode()
+    reader = jwt.encode({"a": "ro", "exp": 1 << 33}, key, "EdDSA")
+    writer = jwt.encode({"a": "rw"}, key, "EdDSA")
+    app = app_of(tmp_path / "data.db", durability="normal", auth_jwt_key=public)
+    with serving(app) as port, talking(port, hello=False) as talker:
+        assert talker.hello(writer) == {"type": "hello_ok"}
+        talker.open()
+        talker.execute("CREATE TABLE t(a)")
+        talker.execute("BEGIN IMMEDIATE")
+        assert talker.hello(reader) == {"type": "hello_ok"}
+        assert talker.execute("COMMIT")["code"] == "FORBIDDEN"
+        opened = talker.ask("open_cursor", stream_id=0, cursor_id=1, batch=steps("COMMIT"))
+        assert opened["code"] == "FORBIDDEN"
+        talker.open(1)
+        insert = "INSERT INTO t VALUES(1)"
+        assert talker.execute(insert, stream=1)["code"] == "SQLITE_READONLY"
+        assert talker.ask("sequence", stream_id=1, sql=insert)["code"] == "SQLITE_READONLY"
+        told = talker.ask("batch", stream_id=1, batch=steps(insert))
+        assert told["result"]["step_errors"][0]["code"] == "SQLITE_READONLY"
+        talker.ask("open_cursor", stream_id=1, cursor_id=2, batch=steps(insert, "SELECT 1"))
+        (error, *_) = talker.ask("fetch_cursor", cursor_id=2, max_count=9)["entries"]
+        assert error["error"]["code"] == "SQLITE_READONLY"
+        talker.ask("close_cursor", cursor_id=2)
+        assert rows(talker.execute("SELECT count(*) FROM t", stream=1)) == [[0]]
+        late = SimpleNamespace(time=lambda: float(1 << 34))
+        with monkeypatch.context() as later:
+            later.setattr(conversation, "time", late)
+            assert talker.execute("SELECT 1", stream=1)["code"] == "AUTH_JWT_EXPIRED"
+            assert talker.hello(writer) == {"type": "hello_ok"}
+            assert rows(talker.execute("SELECT 1", stream=1)) == [[1]]
+        assert "result" in talker.ask("execute", stream_id=0, stmt=statement("COMMIT"))
 
 
 def test_a_hello_has_to_come_first_and_once_in_version_1(port: int) -> None:

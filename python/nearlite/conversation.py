@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -117,17 +118,17 @@ class Conversation:
             talk.hold()
             talk.spawn(self._decode_large(data))
         else:
-            self._decode(data, self._codec.decode)
+            try:
+                message = self._codec.decode(data)
+            except ProtocolError as broken:
+                self.end(UNDECODABLE, broken.message)
+            else:
+                self._decoded(message, len(data))
 
-    def _decode(self, data: bytes, decode: Callable[[bytes], Hello | Request]) -> None:
-        try:
-            message = decode(data)
-        except ProtocolError as broken:
-            self.end(UNDECODABLE, broken.message)
-            return
+    def _decoded(self, message: Hello | Request, size: int) -> None:
         try:
             if type(message) is Request:
-                self._request(message.request_id, message.request, len(data))
+                self._request(message.request_id, message.request, size)
             else:
                 assert isinstance(message, Hello)
                 self._hello(message)
@@ -149,15 +150,12 @@ class Conversation:
 
         talk = self._talk
         found = await talk.loop.run_in_executor(None, decode)
-
-        def tell(_: bytes) -> Hello | Request:
-            if isinstance(found, ProtocolError):
-                raise found
-            return found
-
         behind, talk.behind = talk.behind, None
         if not talk.over:
-            self._decode(data, tell)
+            if isinstance(found, ProtocolError):
+                self.end(UNDECODABLE, found.message)
+            else:
+                self._decoded(found, len(data))
         for message in behind or ():
             self.receive(message, binary=self.binary)
         talk.release()
@@ -238,12 +236,21 @@ class Conversation:
             self._peer.send(self._codec.hello_ok())
 
     def _request(self, number: int, request: SocketRequest, size: int) -> None:
-        if self._until is None:
+        until = self._until
+        if until is None:
             raise ProtocolError("The first message has to be a hello message")
         if type(request) is not OnStreamExecute:
             check_version(request, self._version)
-        if self._executor.displaced or time.time() >= self._until:
+        if self._executor.displaced or (until != math.inf and time.time() >= until):
             self._refuse(number)
+            return
+        if type(request) is OnStreamExecute:
+            statement = self._planner.statement(request.stmt)
+            lane = self._streams.get(request.stream_id)
+            if lane is None:
+                self._not_open(number, request.stream_id)
+            else:
+                lane.put(size, lane.execute, number, statement)
             return
         other = self._others.get(type(request))
         if other is not None:

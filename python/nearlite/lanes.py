@@ -267,7 +267,10 @@ class Lane:
         left = talk.executor.now(stream, plans, results)
         if left is None:
             stream.busy = False
-            self._answer(number, results[0])
+            if talk.codec.binary:
+                self._answer(number, results[0])
+            else:
+                talk.peer.send(talk.codec.answer(number, results[0]))
             return
         self._running = True
 

@@ -20,7 +20,7 @@ from nearlite.exchange import Scope
 from nearlite.http import is_loopback
 from nearlite.limits import Limits
 from nearlite.server import App
-from nearlite.websocket import WebSocket
+from nearlite.websocket import Outbox, WebSocket
 
 log = logging.getLogger("nearlite.server")
 
@@ -158,7 +158,7 @@ def server(app: App, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
             meters=getattr(app, "meters", None),
         ),
         backlog=BACKLOG,
-        ws=partial(WebSocket, limits=limits),  # type: ignore[arg-type]
+        ws=partial(WebSocket, limits=limits, outbox=Outbox()),  # type: ignore[arg-type]
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -39,7 +39,8 @@ _quiet = logging.getLogger("nearlite.server.websocket")
 _quiet.setLevel(logging.WARNING)  # the library notes every connection
 
 PING_SECONDS: Final = 30.0
-"""A client from which nothing has come for so long is asked, and dropped when it stays silent as long again."""
+"""A client from which nothing has come for so long (and less than twice that) is asked, and dropped when it stays
+silent as long again."""
 _CLOSE_SECONDS: Final = 2.0  # for the client to close in its turn
 _TURN_SECONDS: Final = 0.002  # of messages of one client in a row
 _GATHERED: Final = 32 << 10  # bytes: copying more costs as much as a system call
@@ -48,8 +49,31 @@ _WHOLE_BINARY: Final = 0x82
 _NORMAL: Final = 1000
 _QUEUED: Final = 16  # messages for an application that takes them one by one
 _OPEN: Final = State.OPEN
+_MASKED_MEDIUM: Final = 0x80 | 126
 _MEDIUM: Final = struct.Struct(">BBH")
 _LONG: Final = struct.Struct(">BBQ")
+
+
+class Outbox:
+    """Messages to clients that are handed to the system together, once what has arrived is worked on.
+
+    Each would otherwise wake its client by itself, which costs the server more than the message (measured with
+    16 clients in one process: 13 us of system time a request).
+    """
+
+    def __init__(self) -> None:
+        self._senders: list[WebSocket] = []
+
+    def add(self, sender: WebSocket, loop: asyncio.AbstractEventLoop) -> None:
+        """It has something to send."""
+        if not self._senders:
+            loop.call_soon(self._send)
+        self._senders.append(sender)
+
+    def _send(self) -> None:
+        senders, self._senders = self._senders, []
+        for sender in senders:
+            sender.send_now()
 
 
 class WebSocket(asyncio.Protocol):
@@ -57,17 +81,26 @@ class WebSocket(asyncio.Protocol):
 
     Args:
       limits: of the server.
+      outbox: of the server.
     """
 
     transport: Any
 
     def __init__(
-        self, config: Any, server_state: Any, app_state: dict[str, Any], *, limits: Limits
+        self,
+        config: Any,
+        server_state: Any,
+        app_state: dict[str, Any],
+        *,
+        limits: Limits,
+        outbox: Outbox,
     ) -> None:
         self._config = config
         self._state = server_state
         self._app_state = app_state
         self._loop = asyncio.get_running_loop()
+        self._outbox = outbox
+        self._unsent: list[bytes] = []
         self._most = limits.max_request_bytes
         self._patience = limits.client_seconds
         # Bytes of answers that have to arrive within that time, if there is more.
@@ -88,7 +121,8 @@ class WebSocket(asyncio.Protocol):
         self._fragments: bytearray | None = None
         self._fragments_binary = False
         self._later: asyncio.Handle | None = None
-        self._heard = self._loop.time()
+        self._open = False
+        self._heard = True
         self._asked = False
         self._ticks: asyncio.TimerHandle | None = None
         self._closing: asyncio.TimerHandle | None = None
@@ -110,6 +144,7 @@ class WebSocket(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._held.clear()
+        self._unsent.clear()
         self._writable.set()
         self._over()
 
@@ -144,9 +179,22 @@ class WebSocket(asyncio.Protocol):
             self._library.receive_data(data)
             self._handshake()
             return
-        if self._asked:
-            self._asked = False
-        self._heard = self._loop.time()
+        self._heard = True
+        taken = self._taken
+        if taken is not None and self._ready():
+            # Most often it is one whole message.
+            first, size = data[0], len(data)
+            coded = data[1] if size > 7 else 0
+            if coded == _MASKED_MEDIUM:
+                head, size = 8, size - 8
+                whole = size == data[2] << 8 | data[3] and size <= self._most
+            else:
+                head, size = 6, size - 6
+                whole = size | 0x80 == coded and size < 126
+            if whole and first in (_WHOLE_TEXT, _WHOLE_BINARY):
+                content = apply_mask(data[head:], data[head - 4 : head])
+                taken.receive(content, binary=first == _WHOLE_BINARY)
+                return
         if self._held:
             self._held += data
             if self._holding or self._later is not None:
@@ -157,6 +205,16 @@ class WebSocket(asyncio.Protocol):
             return
         self._frames(data)
 
+    def _ready(self) -> bool:
+        """Nothing is in the way of the next frame."""
+        return (
+            not self._held
+            and self._open
+            and not self._holding
+            and self._later is None
+            and self._fragments is None
+        )
+
     def _frames(self, data: bytes) -> None:
         """Hand on the frames that are complete."""
         at, end = 0, len(data)
@@ -164,7 +222,7 @@ class WebSocket(asyncio.Protocol):
         while at < end:
             if self._holding:
                 break
-            if self._library.state is not _OPEN:
+            if not self._open:
                 self._feed(data[at:])
                 return
             if at and not began:
@@ -268,10 +326,9 @@ class WebSocket(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """A message, of the kind that the conversation speaks."""
-        taken = self._taken
-        assert taken is not None
-        if self._library.state is _OPEN:
-            self._send(_WHOLE_BINARY if taken.binary else _WHOLE_TEXT, data)
+        if self._open:
+            assert self._taken is not None
+            self._send(_WHOLE_BINARY if self._taken.binary else _WHOLE_TEXT, data)
 
     def _send(self, first: int, data: bytes) -> None:
         size = len(data)
@@ -281,14 +338,24 @@ class WebSocket(asyncio.Protocol):
             head = _MEDIUM.pack(first, 126, size)
         else:
             head = _LONG.pack(first, 127, size)
-        transport = self.transport
-        if transport.is_closing():
-            return
         if size <= _GATHERED:
-            transport.write(head + data)
+            if not self._unsent:
+                self._outbox.add(self, self._loop)
+            self._unsent.append(head)
+            self._unsent.append(data)
         else:
-            transport.write(head)
-            transport.write(data)
+            self.send_now()
+            if not self.transport.is_closing():
+                self.transport.write(head)
+                self.transport.write(data)
+
+    def send_now(self) -> None:
+        """Hand to the system what waits for others."""
+        unsent = self._unsent
+        if unsent:
+            self._unsent = []
+            if not self.transport.is_closing():
+                self.transport.write(b"".join(unsent))
 
     def close(self, code: int, reason: str) -> None:
         """Close it; the client has a moment to do so, too."""
@@ -314,6 +381,8 @@ class WebSocket(asyncio.Protocol):
 
     def _flush(self) -> None:
         """Send what the library has to say."""
+        self._open = self._library.state is _OPEN
+        self.send_now()
         transport = self.transport
         for data in self._library.data_to_send():
             if transport.is_closing():
@@ -333,7 +402,8 @@ class WebSocket(asyncio.Protocol):
 
     def _tick(self) -> None:
         self._ticks = self._loop.call_later(PING_SECONDS, self._tick)
-        if self._holding or self._loop.time() - self._heard < PING_SECONDS:
+        if self._holding or self._heard:
+            self._heard = self._asked = False
             return
         if self._asked or not self._accepted:
             self.transport.abort()

@@ -181,10 +181,14 @@ class Planner:
         self._left = self._most - 1
         return self._plan_one(request)
 
+    def statement(self, stmt: Stmt) -> Execute | Refused:
+        """Plan of an `execute`; raises ProtocolError."""
+        planned = self._step(stmt, None)
+        return planned if isinstance(planned, Refused) else Execute(planned)
+
     def _plan_one(self, request: StreamRequest) -> Plan:
         if isinstance(request, ExecuteRequest):
-            planned = self._step(request.stmt, None)
-            return planned if isinstance(planned, Refused) else Execute(planned)
+            return self.statement(request.stmt)
         if isinstance(request, CloseRequest):
             self.closes = True
             return _CLOSED

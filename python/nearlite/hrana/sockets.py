@@ -6,8 +6,8 @@ envelope is another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Final, Protocol
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
@@ -175,7 +175,8 @@ class Codec(Protocol):
         """Of a `fetch_cursor`; entries as JSON."""
 
 
-_message = msgspec.json.Decoder(Hello | Request)
+_MESSAGE: Final[Any] = Hello | Request  # made once: it takes longer than to decode one
+_message = msgspec.json.Decoder(_MESSAGE)
 _OK: Final = len(b'{"type":"ok"')
 _ERROR: Final = len(b'{"type":"error"')
 
@@ -184,9 +185,12 @@ class Json:
     """The encoding of hrana1, hrana2 and hrana3."""
 
     binary = False
-    decode: Callable[[bytes], Hello | Request] = staticmethod(
-        lambda data: decode(_message, Hello | Request, data)
-    )
+
+    @staticmethod
+    def decode(data: bytes) -> Hello | Request:
+        """See `Codec`."""
+        found: Hello | Request = decode(_message, _MESSAGE, data)
+        return found
 
     @staticmethod
     def hello_ok() -> bytes:

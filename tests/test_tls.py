@@ -173,20 +173,20 @@ def test_a_client_that_has_its_answer_may_go_on_over_another_connection(
 
 
 def test_a_client_that_does_not_take_its_answer_is_dropped(
-    client: Client, port: int, client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, certificates: Path, client_tls: ssl.SSLContext
 ) -> None:
-    from nearlite import connection
-
-    monkeypatch.setattr(connection, "DEADLINE", 0.1)
-    raw = socket.socket()
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    raw.settimeout(20)
-    raw.connect(("127.0.0.1", port))
-    with client_tls.wrap_socket(raw, server_hostname="127.0.0.1") as sock:
-        sock.sendall(message(client, *[execute("SELECT hex(zeroblob(400000))")] * 12))
-        with pytest.raises(OSError, match=r"reset|pipe|EOF"):
-            while True:  # until the server has dropped it
-                sock.send(b"\r\n")
+    app = app_of(tmp_path / "slow.db", limits=nearlite.Limits(client_seconds=0.1))
+    with serving(app, tls=server_context(certificates / "server.pem")) as port:
+        asks = Client(port, tls=client_tls)
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(20)
+        raw.connect(("127.0.0.1", port))
+        with client_tls.wrap_socket(raw, server_hostname="127.0.0.1") as sock:
+            sock.sendall(message(asks, *[execute("SELECT hex(zeroblob(400000))")] * 12))
+            with pytest.raises(OSError, match=r"reset|pipe|EOF"):
+                while True:  # until the server has dropped it
+                    sock.send(b"\r\n")
 
 
 # ---------------------------------------------------------------- certificates

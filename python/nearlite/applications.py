@@ -9,6 +9,7 @@ from typing import Protocol
 
 from nearlite.access import Authority
 from nearlite.changes import Feed
+from nearlite.dumping import Dumping
 from nearlite.exposition import Sample
 from nearlite.hooks import Hooks
 from nearlite.libsql import Frames, Libsql, Taking
@@ -90,6 +91,7 @@ class PrimaryApp(App):
             )
             feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
+            self._dumping = Dumping(lambda: owner.connect(readonly=True), self._answering)
             self._pulls = Libsql(
                 owner.pulls,
                 owner.pushes,
@@ -154,6 +156,7 @@ class RelayApp(App):
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
         relay = await asyncio.get_running_loop().run_in_executor(None, self._open_relay)
+        self._dumping = Dumping(relay.connect, self._answering)
         feed = self._feed_of(relay, relay)
         routes = Passing(relay.upstream.transport, self._answering, self._deadlines)
         return relay, feed, routes

@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 from nearlite import errors
 from nearlite._native._lib import HashError, NotReplicaError, SealBrokenError
+from nearlite._native.database import Database
 from nearlite._native.sealing import Key
 from nearlite._native.tail import FRAME_HEADER_SIZE, BusyError, Tail, WalResetError
 from nearlite.answers import Answer
@@ -135,6 +136,12 @@ class Relay(Origin):
         return relay
 
     # ------------------------------------------------------------ its upstream
+
+    def connect(self) -> Database:
+        """A connection that reads the replica."""
+        return Database(
+            self.path, readonly=True, create=False, checkpoint=False, key=self._replica.key
+        )
 
     @property
     def upstream(self) -> Replica:

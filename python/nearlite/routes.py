@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from nearlite import hrana
+from nearlite import compression, hrana
 from nearlite.access import Access
 from nearlite.asked import ReplicaOf
 from nearlite.delivered import Delivered
@@ -149,7 +149,8 @@ class Routes:
         except hrana.StatementError as error:
             sqlite = 500 if error.code.startswith("SQLITE_") else 400
             raise HttpError(_STATUS.get(error.code, sqlite), error.code, error.message) from None
-        await self._answering.whole(send, 200, answer)
+        answer, headers = await compression.compressed(scope, answer, ())
+        await self._answering.whole(send, 200, answer, headers=headers)
 
     def short(self, path: str, scope: Scope, body: bytes, client: Client, access: Access) -> bool:
         """Run a pipeline that has come whole, without a task unless it has to wait for a thread.
@@ -223,9 +224,11 @@ class Routes:
                 await self.shown.answer(send, ran.answer, known, ran.headers)
             elif path == PROTOBUF:
                 told = await _aside((await load_protobuf()).pipeline_answer, ran.answer)
-                await self._answering.whole(send, 200, told, _PROTOBUF_TYPE, headers=self.told(ran))
+                body, headers = await compression.compressed(scope, told, self.told(ran))
+                await self._answering.whole(send, 200, body, _PROTOBUF_TYPE, headers)
             else:
-                await self._answering.whole(send, 200, ran.answer, headers=self.told(ran))
+                body, headers = await compression.compressed(scope, ran.answer, self.told(ran))
+                await self._answering.whole(send, 200, body, headers=headers)
         except BaseException:
             await self._abandon(ran.stream, sequence)
             raise
@@ -310,20 +313,24 @@ class Routes:
                 kept = True
                 head = tell_head(hrana.cursor_head(streams.give(stream)))
                 answer = head + await _aside(tell, entries)
-                await self._answering.whole(send, 200, answer, content_type)
+                answer, headers = await compression.compressed(scope, answer, ())
+                await self._answering.whole(send, 200, answer, content_type, headers)
                 return
             assert not isinstance(plan, Refused)
             # The baton goes out before the batch has run, which may leave something behind.
             uncertain = executor.may_keep(stream, plan)
             head = tell_head(hrana.cursor_head(streams.give(stream, uncertain=uncertain)))
-            await self._answering.start(send, 200, content_type)
+            encoding = compression.accepted(scope)
+            headers = () if encoding is None else compression.told(encoding)
+            await self._answering.start(send, 200, content_type, headers)
+            smaller = compression.stream(encoding)
             pieces = executor.cursor(stream, plan, leaving)
             try:
                 async for piece in pieces:
-                    await self._answering.piece(send, head + await _aside(tell, piece))
+                    told = smaller.piece(head + await _aside(tell, piece))
+                    await self._answering.piece(send, told)
                     head = b""
-                if head:
-                    await self._answering.piece(send, head)
+                await self._answering.piece(send, smaller.piece(head) + smaller.end())
             finally:
                 await pieces.aclose()
             await self._answering.end(send)
@@ -343,6 +350,20 @@ async def _aside(work: Callable[[bytes], _T], data: bytes) -> _T:
     if len(data) <= _LARGE_BODY:
         return work(data)
     return await asyncio.get_running_loop().run_in_executor(None, work, data)
+
+
+def _smaller(
+    encoding: str | None, body: bytes, content_type: bytes, headers: Headers
+) -> tuple[bytes, bytes, Headers] | None:
+    """An answer on the short cut, compressed; None: that would take too long there."""
+    if encoding is None:
+        return body, content_type, headers
+    if len(body) > compression.AT_ONCE:
+        return None
+    made = compression.compress(encoding, body)
+    if len(made) >= len(body):
+        return body, content_type, headers
+    return made, content_type, (*headers, *compression.told(encoding))
 
 
 class _Run:
@@ -409,6 +430,8 @@ class _Run:
                 whole = routes.shown.answer_now(ran.answer, known, ran.headers)
             else:
                 whole = ran.answer, JSON, routes.told(ran)
+                if len(ran.answer) >= compression.LEAST:
+                    whole = _smaller(compression.accepted(self._scope), *whole)
             if whole is not None:
                 client.answer(*whole)
                 routes.expect(stream, client)

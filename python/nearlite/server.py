@@ -19,6 +19,8 @@ from typing import Final, Protocol
 from nearlite.access import Access, Authority, Open, bearer
 from nearlite.changes import CHANGES, Feed
 from nearlite.cold import cold_paths, program_version
+from nearlite.compression import ACCEPTED, accepted
+from nearlite.dumping import DUMP, Dumping
 from nearlite.exchange import (
     CORS,
     DELIVERY,
@@ -162,6 +164,7 @@ class App:
         self._starting: asyncio.Lock | None = None
         self._routes: SqlRoutes | None = None
         self._pulls: PullRoutes | None = None
+        self._dumping: Dumping | None = None
         self._cold = cold_paths()
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
@@ -203,6 +206,8 @@ class App:
         self.stop_waiting()
         if pulls is not None:
             pulls.close()
+        if self._dumping is not None:
+            self._dumping.close()
         if routes is not None:
             await routes.close()
         if served is not None:
@@ -325,6 +330,11 @@ class App:
         ):
             self._admit(scope)
             await self._metrics(scope, send, self.meters)
+        elif path == DUMP and self._dumping is not None:
+            self._admit(scope)
+            if method != "GET":
+                raise _not_allowed(b"GET, OPTIONS")
+            await self._dumping.answer(scope, send)
         elif self._pulls is not None and is_asked(path):
             access = self._admit(scope)
             await self._pulls.answer(path, scope, receive, send, access)
@@ -436,7 +446,7 @@ class App:
             access = self._admit(scope)
         except HttpError:
             return None
-        until = access.until
+        until, encoding = access.until, accepted(scope)
 
         def poll(target: bytes, _varying: Headers, body: bytes, client: Client) -> bool:
             feed, routes = self._feed, self._routes
@@ -453,6 +463,7 @@ class App:
                 "query_string": query,
                 "headers": varying,
                 "client": client.address,
+                ACCEPTED: encoding,
             }
             return routes.short(path, head, body, client, access)
 

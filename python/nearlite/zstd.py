@@ -41,6 +41,20 @@ if sys.version_info >= (3, 14):
             raise ZstdError(f"not one whole frame of {size} bytes")
         return out
 
+    class Stream:
+        """One frame that is made piece by piece, each of which can be read when it has come."""
+
+        def __init__(self, level: int) -> None:
+            self._made = _zstd.ZstdCompressor(level)
+
+        def piece(self, data: Buffer) -> bytes:
+            """The next piece."""
+            return self._made.compress(data, _zstd.ZstdCompressor.FLUSH_BLOCK)
+
+        def end(self) -> bytes:
+            """What is left."""
+            return self._made.flush()
+
 else:
     import zstandard as _zstandard
 
@@ -65,3 +79,18 @@ else:
         if len(out) != size:
             raise ZstdError(f"not one whole frame of {size} bytes")
         return out
+
+    class Stream:
+        """One frame that is made piece by piece, each of which can be read when it has come."""
+
+        def __init__(self, level: int) -> None:
+            self._made = _zstandard.ZstdCompressor(level=level).compressobj()
+
+        def piece(self, data: Buffer) -> bytes:
+            """The next piece."""
+            made = self._made.compress(data)
+            return made + self._made.flush(_zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+
+        def end(self) -> bytes:
+            """What is left."""
+            return self._made.flush()

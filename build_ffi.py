@@ -86,6 +86,7 @@ SOURCES = [
     "ofd.c",
     "sqlite_unit.c",
     "database.c",
+    "watch.c",
     "buffer.c",
     "encode.c",
     "bind.c",

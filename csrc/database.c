@@ -61,6 +61,7 @@ static void database_unref(nl_db *db)
     pthread_mutex_destroy(&db->guard);
     nl_key_free(db->sealing.key);
     free(db->message);
+    free(db->watch);
     free(db->area);
     free(db);
 }

@@ -863,6 +863,24 @@ void nl_bootstrap_close(nl_bootstrap *b);
 /* What last_insert_rowid(), changes() and total_changes() answer next. No statement may be under way. */
 int nl_db_set_counters(nl_db *db, int64_t last_rowid, int64_t changes, int64_t total_changes);
 
+/* ------------------------------------------------------------------ what a transaction changed (watch.c) */
+
+#define NL_CHANGED_TABLES 64 /* tables of one transaction that are told apart */
+#define NL_CHANGED_NAME 128  /* bytes of a name, its end included */
+
+typedef struct nl_changed {
+    int64_t inserted;            /* rows */
+    int64_t updated;
+    int64_t deleted;
+    char table[NL_CHANGED_NAME]; /* of the main database, as it was created */
+} nl_changed;
+
+/* Count the rows that each transaction changes from now on. */
+int nl_db_watch(nl_db *db, nl_error *err);
+/* Those of the last transaction, if it was committed and has not been asked for: n tables, and `lost` rows of
+** tables beyond the room. Nothing may run on the connection until the answer has been read. */
+const nl_changed *nl_db_changed(nl_db *db, uint32_t *n, uint32_t *lost);
+
 /* ------------------------------------------------------------------ hrana (hrana.c) */
 
 #define NL_HRANA_RESULT 0    /* one StmtResult object */

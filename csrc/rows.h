@@ -65,6 +65,7 @@ struct nl_db {
     nl_error error;          /* of nl_stmt_go */
     nl_status status;        /* what the last statement did */
     char *message;           /* SQLite's whole text of the last failure (nl_error cuts it); or NULL */
+    struct nl_watch *watch;  /* what its last transaction changed (watch.c); NULL: nobody counts */
 };
 
 struct nl_stmt {

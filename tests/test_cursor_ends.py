@@ -24,7 +24,7 @@ def test_a_cursor_that_is_given_up_keeps_no_statement_open(tmp_path: Path) -> No
     for pieces in (1, 2):
         stream = Stream(1, 0.0)
         stream.session = Session(database)
-        work = Owned(Turn(), lambda: None).cursor(stream, RunBatch([Step(MANY)]))
+        work = Owned(Turn(), lambda _: None).cursor(stream, RunBatch([Step(MANY)]))
         for _ in range(pieces):
             assert next(work)
         assert database.has_snapshot

@@ -52,7 +52,9 @@ class Bench:
         self.done: dict[int, threading.Event] = {}
         self.primary.subscribe(self.commits.append)
         self.turn = Turn()
-        self.writer = Writer(session, self.primary.after_commit, self.turn, self._deliver, 30.0)
+        self.writer = Writer(
+            session, lambda _: self.primary.after_commit(), self.turn, self._deliver, 30.0
+        )
         self.writer.start()
 
     def _deliver(self, jobs: list[Job]) -> None:

@@ -61,7 +61,7 @@ class Bench:
                 self.turn,
                 steps=50_000,
                 small=lambda _step: True,
-                committed=self.primary.after_commit,
+                committed=lambda _: self.primary.after_commit(),
                 hand_over=self.handed.append,
             )
             for job in jobs:
@@ -195,7 +195,7 @@ def test_large_requests_are_not_tried(bench: Bench) -> None:
             bench.turn,
             steps=1,
             small=lambda step: len(step.sql) < 100,
-            committed=bench.primary.after_commit,
+            committed=lambda _: bench.primary.after_commit(),
             hand_over=bench.handed.append,
         )
         return at_once.takes(bench.job(*requests).plans)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from nearlite.access import Authority
+from nearlite.announcing import LISTEN
 from nearlite.changes import Feed
 from nearlite.dumping import Dumping
+from nearlite.exchange import NO_STORE, Receive, Scope, Send
 from nearlite.exposition import Sample
 from nearlite.hooks import Hooks
 from nearlite.libsql import Frames, Libsql, Taking
@@ -91,6 +93,7 @@ class PrimaryApp(App):
             )
             feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
+            self._announcing = executor.announcing
             self._dumping = Dumping(lambda: owner.connect(readonly=True), self._answering)
             self._pulls = Libsql(
                 owner.pulls,
@@ -153,9 +156,18 @@ class RelayApp(App):
             hooks=hooks,
         )
         self._open_relay = open_relay
+        self._above = ""
+
+    async def _listen(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Clients listen to the primary, or to the one above, which says so again."""
+        query = scope["query_string"].decode("latin-1")
+        where = self._above.rstrip("/") + LISTEN + (f"?{query}" if query else "")
+        told = ((b"location", where.encode("latin-1")), NO_STORE)
+        await self._answering.whole(send, 307, b"", headers=told)
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
         relay = await asyncio.get_running_loop().run_in_executor(None, self._open_relay)
+        self._above = relay.upstream.transport.url
         self._dumping = Dumping(relay.connect, self._answering)
         feed = self._feed_of(relay, relay)
         routes = Passing(relay.upstream.transport, self._answering, self._deadlines)

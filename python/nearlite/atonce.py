@@ -53,7 +53,7 @@ class AtOnce:
         *,
         steps: int,
         small: Callable[[Step], bool],
-        committed: Callable[[], None],
+        committed: Callable[[Session], object],
         hand_over: Callable[[Job], None],
         counted: list[int] | None = None,
     ) -> None:
@@ -91,7 +91,7 @@ class AtOnce:
             result = self._run_alone(stream, plan)
             if result is not None:
                 self._counted[0] += 1
-                self._committed()
+                self._committed(self._session)
             return result
         finally:
             self._turn.release(ticket)
@@ -173,7 +173,7 @@ class AtOnce:
         try:
             if done:
                 self._counted[size_bucket(done)] += 1
-                self._committed()
+                self._committed(self._session)
         finally:
             with contextlib.suppress(StatementError):
                 self._session.rollback()  # of what was not committed

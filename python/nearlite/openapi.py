@@ -406,6 +406,32 @@ _PATHS: Final[dict[str, _Schema]] = {
             parameters=[_COMPRESS],
         )
     },
+    "/beta/listen": {
+        "get": _operation(
+            "Commits that change a table, as server-sent events, for as long as the client listens",
+            {
+                200: _answer("Events", **{"text/event-stream": _TEXT}),
+                307: _answer("A replica that serves replicas: where the primary is"),
+            },
+            parameters=[
+                _query("table", "Its name", _TEXT),
+                _query("action", "insert, update, delete; may be repeated", _list(_TEXT)),
+            ],
+        )
+    },
+    "/dump": {
+        "get": _operation(
+            "The database as SQL text",
+            {200: _answer("Statements that make an equal one", **{"text/plain": _TEXT})},
+            parameters=[
+                _query(
+                    "preserve_row_ids",
+                    "Also the rowids that no column names",
+                    {"enum": ["true", "false", "1", "0"]},
+                )
+            ],
+        )
+    },
     "/info": {
         "get": _operation(
             "A generation that a libSQL replica may begin with",

@@ -48,7 +48,7 @@ class Owned:
       committed: called after each commit of a write, where it ran, before the turn is given on.
     """
 
-    def __init__(self, turn: Turn, committed: Callable[[], None]) -> None:
+    def __init__(self, turn: Turn, committed: Callable[[Session], object]) -> None:
         self._turn = turn
         self._committed = committed
 
@@ -286,7 +286,7 @@ class Owned:
         if stream.turn is not None and not (inside and native.writing):
             ticket, stream.turn = stream.turn, None
             try:
-                self._committed()
+                self._committed(_session(stream))
             finally:
                 self._turn.release(ticket)
 

@@ -23,6 +23,7 @@ from typing import Final, Literal, Protocol, TypeVar
 from nearlite import hrana
 from nearlite._native.database import Database
 from nearlite._native.hrana import CURSOR
+from nearlite.announcing import Announcing
 from nearlite.atonce import AtOnce
 from nearlite.group import Job
 from nearlite.hooks import Hooks
@@ -106,6 +107,7 @@ class Executor:
         self.turn = Turn()
         self.counts = Counts(hooks)
         self._rolls = Rolls(upstream, self.turn, self.counts)
+        self.announcing = Announcing()
         self._reader = self._open(readonly=True, shared=True)
         self._reader.hurry(INLINE_STEPS)
         self._seen = (0, 0, 0)  # counters the reader has now
@@ -147,7 +149,7 @@ class Executor:
 
     def _open(self, *, readonly: bool = False, shared: bool = False) -> Session:
         database = self._upstream.connect(readonly=readonly)
-        return Session(
+        session = Session(
             database,
             foreign_keys=self._foreign_keys,
             shared=shared,
@@ -155,6 +157,9 @@ class Executor:
             limits=self.limits,
             failed=self.counts.failed,
         )
+        if not readonly:
+            session.native.watch()
+        return session
 
     async def _open_in_thread(self, readonly: bool) -> Session:
         return await self._loop.run_in_executor(self._pool, lambda: self._open(readonly=readonly))
@@ -405,8 +410,10 @@ class Executor:
         with contextlib.suppress(RuntimeError):  # the loop has been closed
             self._loop.call_soon_threadsafe(_resolve, jobs)
 
-    def _committed(self) -> None:
-        """After a commit. In the thread that committed."""
+    def _committed(self, session: Session | None = None) -> None:
+        """After a commit. In the thread that committed; `session`: where, if it was one of ours."""
+        if session is not None and self.announcing.any:
+            self.announcing.committed(*session.native.changed())
         try:
             self._upstream.after_commit()
             if self.counts.hooks is not None:

@@ -17,6 +17,7 @@ from time import time as now
 from typing import Final, Protocol
 
 from nearlite.access import Access, Authority, Open, bearer
+from nearlite.announcing import LISTEN, Announcing
 from nearlite.changes import CHANGES, Feed
 from nearlite.cold import cold_paths, program_version
 from nearlite.compression import ACCEPTED, accepted
@@ -165,6 +166,7 @@ class App:
         self._routes: SqlRoutes | None = None
         self._pulls: PullRoutes | None = None
         self._dumping: Dumping | None = None
+        self._announcing: Announcing | None = None
         self._cold = cold_paths()
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
@@ -198,6 +200,8 @@ class App:
         """Answer long polls now: the server is about to end."""
         if self._feed is not None:
             self._feed.stop()
+        if self._announcing is not None:
+            self._announcing.close()
 
     async def shutdown(self) -> None:
         """Finish what is queued, roll back what is open, close the database; idempotent."""
@@ -330,6 +334,11 @@ class App:
         ):
             self._admit(scope)
             await self._metrics(scope, send, self.meters)
+        elif path == LISTEN:
+            self._admit(scope)
+            if method != "GET":
+                raise _not_allowed(b"GET, OPTIONS")
+            await self._listen(scope, receive, send)
         elif path == DUMP and self._dumping is not None:
             self._admit(scope)
             if method != "GET":
@@ -422,6 +431,12 @@ class App:
             ("database_bytes", "Size of the database file", float(_size(str(self._path)))),
         ]
         return Sample(meters, None, {"version": program_version()}, gauges)
+
+    async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``GET /beta/listen``."""
+        if self._announcing is None:
+            raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
+        await self._announcing.answer(scope, receive, send, self._answering)
 
     async def _preflight(self, scope: Scope, send: Send) -> None:
         wanted = header(scope, b"access-control-request-headers") or b"*"

@@ -61,7 +61,7 @@ class Writer:
     def __init__(
         self,
         session: Session,
-        committed: Callable[[], object],
+        committed: Callable[[Session], object],
         turn: Turn,
         deliver: Callable[[list[Job]], None],
         wait: float,
@@ -199,7 +199,7 @@ class Writer:
                 log.exception("rollback failed")
             return self._failed(group, error)
         self._counted[size_bucket(len(group))] += 1
-        self._committed()
+        self._committed(session)
         return group
 
     def _failed(self, group: list[Job], error: StatementError) -> list[Job]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from nearlite._native._lib import ffi, lib, new_error
+from nearlite._native._lib import check, ffi, lib, new_error
 from nearlite._native.database import Database
 
 INSERT: Final[int] = lib.NL_STMT_INSERT
@@ -44,6 +44,21 @@ class SqlError(Exception):
         super().__init__(text)
 
 
+_ACTIONS = ("insert", "update", "delete")
+
+
+class Changed(NamedTuple):
+    """Rows of one table that a transaction has changed.
+
+    Attributes:
+      table: its name.
+      counts: how many for each of "insert", "update", "delete", where there are any.
+    """
+
+    table: str
+    counts: dict[str, int]
+
+
 class HranaConnection:
     """A Database whose statements are run through csrc/hrana.c. One thread at a time.
 
@@ -73,6 +88,25 @@ class HranaConnection:
         report = self.report
         report.last_rowid, report.changes = last_rowid, changes
         report.total_changes = total_changes
+
+    def watch(self) -> None:
+        """Count the rows that its transactions change."""
+        check(lib.nl_db_watch(self.handle, self.error), self.error)
+
+    def changed(self) -> tuple[list[Changed], bool]:
+        """What its last transaction changed, if it was committed and has not been asked for.
+
+        Returns:
+          Its tables, and whether there were more of them than are told apart.
+        """
+        count, lost = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        found = lib.nl_db_changed(self.handle, count, lost)
+        changes = []
+        for one in found[0 : count[0]] if count[0] else ():
+            numbers = zip(_ACTIONS, (one.inserted, one.updated, one.deleted), strict=True)
+            name = ffi.string(one.table).decode("utf-8", "replace")
+            changes.append(Changed(name, {action: rows for action, rows in numbers if rows}))
+        return changes, lost[0] > 0
 
     def set_budget(self, steps: int) -> None:
         """Limit statements to `steps` virtual machine steps; negative: no limit."""

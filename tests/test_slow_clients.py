@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import select
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from serving import Client, app_of, batch, execute, serving
 from test_connection import Answers, request
 
+import nearlite
 from nearlite.limits import Limits
 from nearlite.server import App
 
@@ -235,3 +240,42 @@ def test_what_slow_clients_held_is_let_go(app: App, port: int) -> None:
     while executor._lending.owners or any(stream.busy for stream in executor.streams):
         assert time.monotonic() < limit
     assert not executor.turn.wanted
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_a_server_that_is_told_to_end_does_whoever_is_still_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nearlite", "serve", "data.db", "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    port = int(re.findall(r":(\d+)$", process.stdout.readline())[0])
+    client = Client(port)
+    client.run("CREATE TABLE t(b)", "INSERT INTO t VALUES (randomblob(40000000))")
+    position = client.request("GET", "/nl/v1/status").json["position"]
+    generation = client.request("GET", "/info").json["current_generation"]
+    steps = ["BEGIN IMMEDIATE", "INSERT INTO t VALUES (1)", *["SELECT b FROM t"] * 3]
+    asked = [
+        get(f"/nl/v1/changes/{position}?wait=25"),
+        get("/nl/v1/snapshot"),
+        get(f"/export/{generation}"),
+        post("/v3/cursor", {"batch": batch(*steps)["batch"]}),
+        post("/v3/pipeline", {"requests": [execute("BEGIN IMMEDIATE"), execute("DELETE FROM t")]}),
+        b"POST /v3/pipeline HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n{",
+        b"GET / HT",
+        b"",
+    ]
+    with contextlib.ExitStack() as stack:
+        for data in asked:
+            stack.enter_context(sleepy(port, data))
+        assert client.request("GET", "/health").status == 200  # all of that has arrived
+        process.terminate()
+        began = time.monotonic()
+        _, told = process.communicate(timeout=3 * LONG)
+        assert time.monotonic() - began < LONG
+    assert process.returncode == 0
+    assert "Traceback" not in told, told
+    with contextlib.closing(nearlite.connect(tmp_path / "data.db")) as database:
+        assert database.execute("SELECT count(*) FROM t").fetchone() == (1,)

@@ -369,12 +369,17 @@ class Answering:
             raise ClientGoneError from None
 
 
-def cut_off(send: Send) -> None:
-    """Drop the connection. ASGI has no word for it: an application can only leave an answer unfinished,
-    and what waits in the transport's buffer then stays there for as long as the client likes.
+def cut_off(send: Send) -> bool:
+    """Drop the connection; False under another server than uvicorn.
+
+    ASGI has no word for it: an application can only leave an answer unfinished, and what waits in the
+    transport's buffer then stays there for as long as the client likes.
     """
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
-    abort = getattr(transport, "abort", None)
-    if abort is not None:
-        with contextlib.suppress(Exception):
-            abort()
+    cycle = getattr(send, "__self__", None)
+    abort = getattr(getattr(cycle, "transport", None), "abort", None)
+    if abort is None:
+        return False
+    with contextlib.suppress(Exception):
+        abort()
+        cycle.disconnected = True  # type: ignore[union-attr]  # nobody is to be told that it is unfinished
+    return True

@@ -276,6 +276,10 @@ class App:
             await self._error(scope, send, HttpError(broken.status, broken.code, broken.message))
         except (ClientGoneError, GoneError):
             pass
+        except asyncio.CancelledError:
+            # The server ends, and has waited for this client for long enough.
+            if not cut_off(send):
+                raise
         except Exception:
             log.exception("a request failed")
             await self._error(scope, send, failed())

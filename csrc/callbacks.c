@@ -51,9 +51,9 @@ int nl_call_begin(nl_call *call, nl_db *db, sqlite3_context *context, int use)
     *call = (nl_call){.db = db, .context = context, .outer = callbacks_current, .caller = db->caller};
     callbacks_current = call;
     db->depth++;
-    /* A function may run while SQLite compiles, for its planner to know the result; an aggregate may end with
-    ** its connection. */
-    if (db->depth > CALLBACKS_DEPTH || !db->sqlite || nl_sqlite_compiling(db->sqlite)) use = NL_CALL_BARRED;
+    /* A function may run while SQLite compiles, for its planner to know the result, or in VACUUM, for an index;
+    ** an aggregate may end with its connection. */
+    if (db->depth > CALLBACKS_DEPTH || !db->sqlite || nl_sqlite_occupied(db->sqlite)) use = NL_CALL_BARRED;
     uintptr_t caller = use == NL_CALL_FREE ? (uintptr_t)pthread_self() : 0;
     __atomic_store_n(&db->caller, caller, __ATOMIC_RELAXED);
     return 1;

@@ -29,7 +29,8 @@ int nl_sqlite_forget_schema(sqlite3 *db)
     return 1;
 }
 
-int nl_sqlite_compiling(sqlite3 *db)
+int nl_sqlite_occupied(sqlite3 *db)
 {
-    return db->pParse != 0;
+    /* VACUUM holds pointers into the list of databases while it runs statements of its own. */
+    return db->pParse != 0 || db->init.busy || (db->mDbFlags & DBFLAG_Vacuum) != 0;
 }

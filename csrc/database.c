@@ -456,7 +456,10 @@ static int database_authorize(
 
     database_note(db, action, a, b, place, trigger);
     if (!db->authorizer || db->own) return SQLITE_OK;
-    const int answer = nl_call_authorizer(db, action, strings);
+    int answer = nl_call_authorizer(db, action, strings);
+    /* VACUUM takes for granted that what it has attached is there: SQLite would follow a null pointer. */
+    const int vacuums = action == SQLITE_ATTACH && !db->collect && !(db->step_flags & NL_STMT_ATTACH);
+    if (vacuums && answer == SQLITE_IGNORE) answer = SQLITE_DENY;
     if (answer == SQLITE_IGNORE && db->collect) *db->collect |= NL_STMT_IGNORED;
     if (answer != SQLITE_IGNORE && answer != SQLITE_OK) db->denied = 1;
     return answer;

@@ -123,8 +123,9 @@ int nl_call_inside(const nl_db *db);
 /* Frees what nl_stmt_prepare allocated; the statement is finalised and in no list. (statement.c) */
 void nl_stmt_release(nl_stmt *s);
 
-/* Whether SQL is being compiled: a callback must not change what the compiler looks at. (counters.c) */
-int nl_sqlite_compiling(sqlite3 *db);
+/* Whether SQL is being compiled, a schema read, or the database vacuumed: a callback must not change what
+** is looked at there. (counters.c) */
+int nl_sqlite_occupied(sqlite3 *db);
 /* Lets a connection read its schema again; 0: not now, a statement of it is half read. (counters.c) */
 int nl_sqlite_forget_schema(sqlite3 *db);
 

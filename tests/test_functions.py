@@ -398,6 +398,7 @@ def test_collations_may_not_use_their_connection(way):
         lambda: c.create_function("g", 1, abs),
         lambda: c.backup(nearlite.connect(":memory:")),
         c.serialize,
+        lambda: c.deserialize(b""),
     ]
     found = []
 
@@ -411,6 +412,35 @@ def test_collations_may_not_use_their_connection(way):
     assert {name for _, name, *_ in found} <= {"ProgrammingError", "MisuseError"}
     assert all("callback" in text or "Recursive" in text for _, _, text, _ in found)
     assert c.execute("SELECT count(*) FROM t").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "sql", ["VACUUM", "SELECT a FROM t WHERE a = f(5)", "ALTER TABLE t RENAME a TO b", "REINDEX"]
+)
+def test_a_function_may_not_pull_the_ground_away_under_its_statement(sql, way):
+    """SQLite runs it for an index in VACUUM, and for its planner while it compiles."""
+    c = nearlite.connect(":memory:", isolation_level=None)
+    found = []
+    tries = [
+        "DROP TABLE t",
+        "ATTACH ':memory:' AS x",
+        "VACUUM",
+        "CREATE TEMP TABLE u (a)",
+        "COMMIT",
+    ]
+
+    def uses(x):
+        found.extend(outcome(lambda one=one: c.execute(one))[0] for one in tries)
+        return x
+
+    c.create_function("f", 1, uses, deterministic=True)
+    c.executescript("CREATE TABLE t (a, UNIQUE (a)); CREATE INDEX i ON t (f(a))")
+    c.executemany("INSERT INTO t VALUES (?)", [(i,) for i in range(50)])
+    c.execute("ANALYZE")
+    found.clear()
+    outcome(lambda: c.execute(sql).fetchall())
+    assert c.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    c.close()
 
 
 def test_a_function_in_a_query_in_a_collation_of_a_function(way):
@@ -563,6 +593,7 @@ def test_a_connection_that_its_functions_refer_to_is_garbage(way):
         half_read.fetchone()
         return weakref.ref(c), weakref.ref(c._database), half_read.description
 
+    gc.collect()
     before = len(callbacks._live)
     made = [make() for _ in range(5)]
     gc.collect()

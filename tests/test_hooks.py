@@ -358,6 +358,16 @@ def test_hooks_in_the_middle_of_a_step_may_not_use_their_connection(hook):
     assert c.execute("SELECT count(*) FROM t").fetchall() == [(7,)]
 
 
+def test_an_authorizer_that_ignores_what_vacuum_attaches():
+    """SQLite itself crashes."""
+    c = table(nearlite)
+    c.commit()
+    c.set_authorizer(lambda action, *_: 2 if action == nearlite.SQLITE_ATTACH else 0)
+    with pytest.raises(nearlite.DatabaseError, match="authoriz"):
+        c.execute("VACUUM")
+    assert c.execute("SELECT count(*) FROM t").fetchall() == [(7,)]
+
+
 def test_instances_of_an_aggregate_go_with_their_group(way):
     c = table(nearlite)
     alive = weakref.WeakSet()

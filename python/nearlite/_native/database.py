@@ -306,9 +306,17 @@ class Database:
 
     def deserialize(self, name: str, data: Any) -> None:
         """Make a copy of those bytes, in memory, the database of that name."""
+        if self.calling:
+            raise errors.ProgrammingError(
+                "a database cannot be replaced by a callback of its own connection"
+            )
         image = ffi.from_buffer(data)
-        if lib.nl_db_deserialize(self._db, name.encode(), image, len(image), self._err):
-            self.fail()
+        try:
+            if lib.nl_db_deserialize(self._db, name.encode(), image, len(image), self._err):
+                self.fail()
+        finally:
+            # A traceback may keep it and the buffer in a cycle, which the collector cannot clear.
+            ffi.release(image)
 
     def attach(self, path: bytes, name: str, key: Key | None, page_size: int = 0) -> None:
         """ATTACH a file with a key of its own; None: a plain one.

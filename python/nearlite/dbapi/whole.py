@@ -183,6 +183,9 @@ class Whole:
                 if rc == _DONE:
                     return
                 if rc != _OK:
+                    if self._database.calling or target._database.calling:
+                        # It is the call that waits for this callback that is in the way.
+                        raise OperationalError("database is locked")
                     time.sleep(sleep)
         finally:
             copying.end()

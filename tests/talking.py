@@ -93,7 +93,8 @@ def talking(
 ) -> Iterator[Talker]:
     """A WebSocket that has said hello and opened stream 0, if not told otherwise."""
     offered = [Subprotocol(protocol) for protocol in protocols or ["hrana3"] if protocol]
-    url = f"ws://127.0.0.1:{port}{path}"
+    scheme = "wss" if "ssl" in options else "ws"
+    url = f"{scheme}://127.0.0.1:{port}{path}"
     options = {
         "compression": None,
         "proxy": None,

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 from sealing import log_file, put_log_file, reader, wal_of
 from serving import Client, execute, serving, transaction
+from talking import talking
 from test_background import eventually
+from websockets.exceptions import InvalidStatus
 
 import nearlite
 from nearlite import errors
@@ -29,6 +31,7 @@ from nearlite._native.frames import SET_HEADER_SIZE
 from nearlite.access import FULL
 from nearlite.applications import PrimaryApp, RelayApp
 from nearlite.exchange import Answering, ClientGoneError, Deadlines, HttpError
+from nearlite.hrana.schema import MESSAGES
 from nearlite.http import Transport
 from nearlite.leaving import Leaving
 from nearlite.passing import Passing
@@ -524,6 +527,33 @@ def test_a_roll_that_fails_is_tried_again_later(tree: Tree) -> None:
     assert not relay._roll_due
     relay.roll = roll  # type: ignore[method-assign]
     assert relay.roll(wait=10)
+
+
+def test_protobuf_is_handed_on_and_a_websocket_is_not_accepted(tree: Tree) -> None:
+    top = tree.primary()
+    middle = tree.below(top)
+    client = Client(middle.port)
+
+    def ask(*texts: str, baton: str | None = None) -> Any:
+        body = MESSAGES["PipelineReqBody"](baton=baton)
+        for text in texts:
+            body.requests.add().execute.stmt.sql = text
+        reply = client.request("POST", "/v3-protobuf/pipeline", body.SerializeToString())
+        assert (reply.status, reply.headers["content-type"]) == (200, "application/x-protobuf")
+        return MESSAGES["PipelineRespBody"].FromString(reply.body)
+
+    told = ask("CREATE TABLE t(a)", "BEGIN IMMEDIATE", "INSERT INTO t VALUES(5)")
+    assert [result.WhichOneof("kind") for result in told.results] == ["ok"] * 3
+    told = ask("COMMIT", "SELECT a FROM t", baton=told.baton)
+    assert told.results[1].ok.execute.result.rows[0].values[0].integer == 5
+    body = MESSAGES["CursorReqBody"]()
+    body.batch.steps.add().stmt.sql = "SELECT a FROM t"
+    reply = client.request("POST", "/v3-protobuf/cursor", body.SerializeToString())
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/octet-stream")
+    with pytest.raises(InvalidStatus) as refused, talking(middle.port):
+        pass
+    assert refused.value.response.status_code == 501
+    assert b"NOT_SERVED" in (refused.value.response.body or b"")
 
 
 def test_what_comes_while_it_ends_is_told_so() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
 import logging
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +32,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import nearlite
 from nearlite import conversation, lanes, serve, websocket
+from nearlite.tls import server_context
 
 SLOW = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {}) SELECT max(i) FROM c"
 ENDLESS = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT i FROM c"
@@ -651,6 +655,55 @@ def test_the_server_ends_in_order_with_open_sockets(tmp_path: Path) -> None:
         assert talker.closed() == (1001, "The server is about to end")
         opened.__exit__(None, None, None)
     with serving(app_of(tmp_path / "data.db", durability="normal")) as port:
+        assert Client(port).rows("SELECT count(*) FROM t") == [[0]]
+
+
+def test_what_lasts_too_long_is_interrupted_when_the_server_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serve, "SHUTDOWN_SECONDS", 1)
+    with ExitStack() as stack:
+        with serving(app_of(tmp_path / "data.db", durability="normal")) as port:
+            talker = stack.enter_context(talking(port))
+            talker.execute("BEGIN IMMEDIATE")
+            talker.begin("execute", stream_id=0, stmt=statement(SLOW.format(10**12)))
+            talker.ask("open_stream", stream_id=1)  # it has been received
+            began = time.monotonic()
+        assert time.monotonic() - began < 15
+        assert talker.closed() == (1001, "The server is about to end")
+    ours = [record for record in caplog.records if record.name.startswith("nearlite")]
+    assert not [record.getMessage() for record in ours if record.levelno >= logging.ERROR]
+
+
+def test_over_tls(tmp_path: Path, certificates: Path) -> None:
+    app = app_of(tmp_path / "data.db", durability="normal")
+    trusted = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+    with serving(app, tls=server_context(certificates / "server.pem")) as port:
+        with talking(port, ssl=trusted) as talker:
+            assert rows(talker.execute("SELECT printf('%.*c', 3000000, 'x')")) == [
+                ["x" * 3_000_000]
+            ]
+            talker.execute("CREATE TABLE t(a)")
+            talker.execute("BEGIN IMMEDIATE")
+            talker.socket.send("no JSON")
+            assert talker.closed()[0] == 1007
+        with talking(port, ssl=trusted) as talker:
+            assert "code" not in talker.execute("INSERT INTO t VALUES(1)")
+            began = time.monotonic()
+            talker.begin("execute", stream_id=0, stmt=statement(SLOW.format(10**12)))
+    assert time.monotonic() - began < 8
+
+
+def test_a_database_that_is_closed_closes_its_websockets(tmp_path: Path) -> None:
+    app = app_of(tmp_path / "data.db", durability="normal")
+    with serving(app) as port, talking(port) as talker:
+        talker.execute("CREATE TABLE t(a)")
+        talker.execute("BEGIN IMMEDIATE")
+        talker.execute("INSERT INTO t VALUES(1)")
+        loop = app._routes._executor._loop  # type: ignore[union-attr]
+        asyncio.run_coroutine_threadsafe(app.shutdown(), loop).result(20)
+        assert talker.closed() == (1001, "The server is about to end")
+        # The next one opens it again.
         assert Client(port).rows("SELECT count(*) FROM t") == [[0]]
 
 

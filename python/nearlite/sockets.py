@@ -29,6 +29,7 @@ SOCKET: Final = "nearlite.socket"
 _PROTOBUF: Final = "hrana3-protobuf"
 _VERSIONS: Final = {_PROTOBUF: 3, "hrana3": 3, "hrana2": 2, "hrana1": 1}
 """Subprotocols, the best one first."""
+_ENDS: Final = "The server is about to end"
 _END_SECONDS: Final = 5.0
 """Seconds that what is under way may take to end, when the database is closed."""
 
@@ -98,6 +99,7 @@ class Sockets:
         version = _VERSIONS[subprotocol or "hrana1"]
         conversation = Conversation(self._executor, codec, version, peer, grant)
         self._open.add(conversation)
+        conversation.ended.add_done_callback(lambda _: self._open.discard(conversation))
         try:
             if direct is None:
                 assert isinstance(peer, _Outgoing)
@@ -106,18 +108,21 @@ class Sockets:
                 direct.take(conversation)
             await conversation.ended
         finally:
-            conversation.left()
-            self._open.discard(conversation)
+            conversation.end(GOING_AWAY, _ENDS)
 
     async def close(self) -> None:
         """Close all of them: what is under way has a moment to end."""
         for conversation in list(self._open):
             conversation.drain()
+        await self._wait()
+        for conversation in list(self._open):
+            conversation.end(GOING_AWAY, _ENDS)
+        await self._wait()
+
+    async def _wait(self) -> None:
         ended = [conversation.ended for conversation in self._open]
         if ended:
             await asyncio.wait(ended, timeout=_END_SECONDS)
-        for conversation in list(self._open):
-            conversation.end(GOING_AWAY, "The server is about to end")
 
 
 class _Outgoing:

@@ -291,6 +291,27 @@ FIGURES = (
         (_times(6),),
     ),
     Figure(
+        "databases_reads",
+        "pipeline reads, 16 connections, 1,000 databases in turn",
+        PER_SECOND,
+        "one of them",
+        (_times(0.5),),
+    ),
+    Figure(
+        "databases_memory",
+        "memory of a server with 1,000 databases open",
+        MEGABYTES,
+        "",
+        (_at_most(350e6),),
+    ),
+    Figure(
+        "databases_open",
+        "first request to a database that is not open, over the next one",
+        MILLISECONDS,
+        "",
+        (_at_most(10e-3),),
+    ),
+    Figure(
         "memory_primary",
         "peak memory of serving a 1 GB bootstrap",
         MEGABYTES,

@@ -17,10 +17,11 @@ from pathlib import Path
 # Requests are formatted once, before the clock starts. `done` reports in microseconds.
 _SCRIPT = """
 local bodies = { %s }
+local paths = { %s }
 local requests, next = {}, 0
 init = function(args)
   for i, body in ipairs(bodies) do
-    requests[i] = wrk.format("POST", nil, { ["Content-Type"] = "application/json" }, body)
+    requests[i] = wrk.format("POST", paths[i], { ["Content-Type"] = "application/json" }, body)
   end
 end
 request = function()
@@ -53,8 +54,17 @@ class Load:
     p99: float
 
 
-def load(url: str, bodies: Sequence[str], *, connections: int, seconds: int) -> Load:
+def load(
+    url: str,
+    bodies: Sequence[str],
+    *,
+    connections: int,
+    seconds: int,
+    paths: Sequence[str] = (),
+) -> Load:
     """POST `bodies` in turn over kept-alive connections, one request at a time on each.
+
+    `paths`: where each of them goes; none: all to that of `url`.
 
     Raises:
       RuntimeError: wrk is missing, or any answer was not 2xx: a rate of errors is no figure.
@@ -64,7 +74,8 @@ def load(url: str, bodies: Sequence[str], *, connections: int, seconds: int) -> 
         raise RuntimeError("wrk is missing: apt-get install wrk (or brew install wrk)")
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "load.lua"
-        script.write_text(_SCRIPT % ", ".join(f"[==[{body}]==]" for body in bodies))
+        lists = (", ".join(f"[==[{text}]==]" for text in texts) for texts in (bodies, paths))
+        script.write_text(_SCRIPT % tuple(lists))
         command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
         answer = subprocess.run(
             [*command, "-s", str(script), url],

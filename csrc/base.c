@@ -84,6 +84,8 @@ static int tail_hash_all(nl_tail *t, uint64_t *table, uint32_t pages, uint64_t *
         rc = tail_read_pages(t, NULL, p, n, t->block, err);
         if (rc == NL_OK) *hash ^= nl_page_hashes(t->block, t->page_size, p, n, table + p - 1);
     }
+    /* Seldom done, and the memory is that of every database that is open. */
+    madvise(t->block, TAIL_BLOCK_ALL, MADV_DONTNEED);
     return rc;
 }
 

@@ -491,6 +491,10 @@ static int database_configure(nl_db *db, int flags, nl_error *err)
     if (rc == SQLITE_OK) {
         rc = sqlite3_db_config(db->sqlite, SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0, NULL);
     }
+    /* SQLite's 40 KiB are had when the connection is opened, whether it compiles anything or not. */
+    if (rc == SQLITE_OK && (flags & NL_OPEN_FRUGAL)) {
+        rc = sqlite3_db_config(db->sqlite, SQLITE_DBCONFIG_LOOKASIDE, NULL, 1200, 10);
+    }
     if (rc == SQLITE_OK && (flags & NL_OPEN_DEFENSIVE)) {
         rc = sqlite3_db_config(db->sqlite, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
     }

@@ -394,6 +394,12 @@ static int hrana_finish(nl_buffer *b, nl_stmt *s, int shape, nl_hrana_report *ou
     int64_t us = (hrana_now() - out->began_ns) / 1000;
     int rc = nl_buffer_reserve(b, 320);
 
+    out->us = us;
+    out->notable = us >= NL_HRANA_NOTABLE_US;
+    out->all++;
+    out->all_rows += out->rows;
+    out->all_written += out->written;
+    out->all_us += us;
     if (rc) return rc;
     if (shape == NL_HRANA_CURSOR) {
         HRANA_PUT(b, "{\"type\":\"step_end\"");
@@ -512,6 +518,10 @@ int nl_hrana_run(
     out->last_rowid = in.last_rowid;
     out->changes = in.changes;
     out->total_changes = in.total_changes;
+    out->all = in.all;
+    out->all_rows = in.all_rows;
+    out->all_written = in.all_written;
+    out->all_us = in.all_us;
     if ((rc = nl_db_enter(s->db, err)) != NL_OK) return rc;
     if (!s->sqlite) {
         nl_db_leave(s->db);

@@ -429,6 +429,7 @@ typedef struct nl_stmt nl_stmt;  /* one compiled statement of it */
 #define NL_OPEN_CREATE 4
 #define NL_OPEN_URI 64
 #define NL_OPEN_NO_CHECKPOINT 256    /* closing it never checkpoints, and no commit does */
+#define NL_OPEN_FRUGAL 1024          /* one of thousands: less memory for compiling, had at once */
 #define NL_OPEN_DEFENSIVE 512        /* SQL cannot damage the file: no raw pages, no shadow tables */
 
 /* What the last statement of a connection did; read in place through nl_db_status(). */
@@ -903,7 +904,14 @@ typedef struct nl_hrana_report {
     int32_t deferred;       /* 1: a deferred foreign key is violated now */
     int32_t over_budget;    /* 1: it was stopped because it used up nl_db_budget() */
     int32_t more;           /* 1: a cursor that goes on with nl_hrana_more */
+    int32_t notable;        /* 1: the statement took NL_HRANA_NOTABLE_US or more */
+    int64_t us;             /* that it took, where it came to its end */
+    int64_t all;            /* statements that came to their end; this and the rest are never set back */
+    int64_t all_rows;       /* that they answered */
+    int64_t all_written;    /* that they changed */
+    int64_t all_us;         /* that they took */
 } nl_hrana_report;
+#define NL_HRANA_NOTABLE_US 1000
 
 /* Bind, step to the end, encode, reset: one call. A result above `target` bytes or `most_rows` is
 ** NL_E_TOO_BIG; a cursor stops behind `target` with `more` set. On failure the rows so far are in nl_stmt_out(). */

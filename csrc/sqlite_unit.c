@@ -23,6 +23,9 @@
 /* KiB (negative: not pages) of pages that a connection keeps at most. SQLite's own 2 MiB date from 2016;
 ** a point select whose pages have to be read again costs 15 % more. PRAGMA cache_size changes it. */
 #define SQLITE_DEFAULT_CACHE_SIZE (-8192)
+/* Pages that a connection allocates with its first one. SQLite's 20 are 87 KiB, the larger half of a connection
+** that reads a few pages now and then, of which a server of many databases has thousands. */
+#define SQLITE_DEFAULT_PCACHE_INITSZ 0
 /* What a C library of this century has. Without USLEEP/NANOSLEEP a busy handler sleeps whole
 ** seconds, without FDATASYNC each sync also writes the inode. */
 #define HAVE_USLEEP 1

@@ -39,12 +39,15 @@
 */
 #include "nl.h"
 
+#include <sys/mman.h>
+
 #include "bytes.h"
 #include "codec_vfs.h"
 #include "fault.h"
 #include "key.h"
 
 #define TAIL_BLOCK (256 * 1024) /* bytes read from the WAL or the database file at a time */
+#define TAIL_BLOCK_ALL (TAIL_BLOCK + NL_FRAME_HEADER_SIZE + 65536)
 #define TAIL_PIECE 126976       /* bytes of one read: 31 pages of 4096, below 2^17 */
 #define TAIL_WAIT_MS 5000       /* for another process's WAL recovery */
 
@@ -471,6 +474,8 @@ static int tail_connect(const char *path, nl_key *key, sqlite3 **out, nl_error *
         sqlite3_wal_autocheckpoint(*out, 0);
         rc = sqlite3_db_config(*out, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
     }
+    /* It compiles next to nothing: 48 KiB for that, three times for each database, are better not had. */
+    if (rc == SQLITE_OK) rc = sqlite3_db_config(*out, SQLITE_DBCONFIG_LOOKASIDE, NULL, 0, 0);
     /* FULL also for a primary of durability `normal`: these connections only checkpoint. The SELECT
     ** opens the WAL, before which snapshot_get() could not keep off READ_LOCK(0). */
     if (rc == SQLITE_OK) {
@@ -504,7 +509,9 @@ int nl_tail_open(const char *path, nl_key *key, nl_tail **out, nl_error *err)
     }
     t->page_size = (uint32_t)sqlite3BtreeGetPageSize(t->db->aDb[0].pBt);
     t->lock_page = nl_lock_page(t->page_size);
-    t->block = sqlite3_malloc64(TAIL_BLOCK + NL_FRAME_HEADER_SIZE + 65536);
+    /* From the system: most of it is seldom touched, and what malloc hands out was somebody's before. */
+    t->block = mmap(NULL, TAIL_BLOCK_ALL, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (t->block == MAP_FAILED) t->block = NULL;
     if (t->block == NULL) rc = nl_fail(err, NL_E_NOMEM, "out of memory");
     if (rc == NL_OK) rc = tail_repin(t, err);
 done:
@@ -534,7 +541,7 @@ void nl_tail_close(nl_tail *t)
     sqlite3_free(t->expected);
     sqlite3_free(t->bits);
     sqlite3_free(t->image);
-    sqlite3_free(t->block);
+    if (t->block != NULL) munmap(t->block, TAIL_BLOCK_ALL);
     sqlite3_free(t->bounce);
     sqlite3_free(t);
 }

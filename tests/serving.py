@@ -178,14 +178,27 @@ def write_against_a_lock(port: int, path: Path, write: Callable[[], Any]) -> Any
     return answer
 
 
+def close_clients(port: int) -> None:
+    """Close those of a server, whatever a test forgot."""
+    for client in [client for client in _clients if client.port == port]:
+        client.close()
+        _clients.remove(client)
+
+
 @contextmanager
 def serving(
-    app: App, at: socket.socket | None = None, tls: ssl.SSLContext | None = None
+    app: Any,
+    at: socket.socket | None = None,
+    tls: ssl.SSLContext | None = None,
+    beside: Any = None,
 ) -> Iterator[int]:
-    """Serve until the block ends; answers the port. `at`: a bound socket, which stays open."""
+    """Serve until the block ends; answers the port. `at`: a bound socket, which stays open.
+
+    `beside`: another application, and where it listens.
+    """
     listening = serve.bind("127.0.0.1", 0) if at is None else at.dup()
     listening.listen(64)
-    server = serve.server(app, tls)
+    server = serve.server(app, tls, beside=beside)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()
     port = listening.getsockname()[1]
@@ -194,9 +207,7 @@ def serving(
         assert client.request("GET", "/health").status == 200
         yield port
     finally:
-        for client in [client for client in _clients if client.port == port]:
-            client.close()
-            _clients.remove(client)
+        close_clients(port)
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not end in time"

@@ -53,7 +53,7 @@ class Bench:
         self.primary.subscribe(self.commits.append)
         self.turn = Turn()
         self.writer = Writer(
-            session, lambda _: self.primary.after_commit(), self.turn, self._deliver, 30.0
+            lambda: session, lambda _: self.primary.after_commit(), self.turn, self._deliver, 30.0
         )
         self.writer.start()
 

@@ -13,7 +13,7 @@ CSRC = ROOT / "csrc"
 
 # From the bottom up; a room imports from rooms before it and from itself.
 ROOMS = [
-    "errors position durations beats zstd spawn script delivery limits openapi hooks logs meters exposition",
+    "errors position durations beats zstd spawn script delivery limits openapi usage configs hooks logs meters exposition",
     "_native",
     "keys",
     "message wire sync btree",
@@ -24,7 +24,7 @@ ROOMS = [
     "dbapi http asgi",
     "bootstrap asking upstream datafile",
     "ahead failing checking receiving arriving applying comparing seeding pulling repair upkeep freshness election telling tally tables",
-    "exchange leaving compression access tokens minting tls",
+    "exchange leaving compression access tokens minting tls guarding names threads administering",
     "listening live background observed replica routing session streams lending",
     "batches",
     "following forwarding replicating placing generation owned writer bases onward pulls pushes roll rolling startup answers announcing pipeline atonce remote",
@@ -36,7 +36,8 @@ ROOMS = [
     "polls shown libsql",
     "sockets",
     "delivered changes running dumping routes server applications inspection watching",
-    "pool connection websocket serve shell microbench demo options resealing token_commands",
+    "making catalog residents hosting administration admin",
+    "pool connection websocket serve shell microbench demo options resealing token_commands database_commands",
     "cli",
     "__main__",
 ]

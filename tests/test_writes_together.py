@@ -57,7 +57,7 @@ class Bench:
     def run(self, *jobs: Job) -> None:
         async def turn() -> None:
             at_once = AtOnce(
-                self.session,
+                lambda: self.session,
                 self.turn,
                 steps=50_000,
                 small=lambda _step: True,
@@ -191,7 +191,7 @@ def test_reads_get_their_turn_between_groups(bench: Bench, monkeypatch: pytest.M
 def test_large_requests_are_not_tried(bench: Bench) -> None:
     async def takes(*requests: Any) -> bool:
         at_once = AtOnce(
-            bench.session,
+            lambda: bench.session,
             bench.turn,
             steps=1,
             small=lambda step: len(step.sql) < 100,

@@ -71,6 +71,7 @@ from nearlite.position import Change, Position
 
 if TYPE_CHECKING:
     from nearlite.hooks import Hooks
+    from nearlite.hosting import Hosting
     from nearlite.limits import Limits
     from nearlite.pool import Replica
     from nearlite.server import App
@@ -172,8 +173,11 @@ def connect(
 
 
 def asgi(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
+    data_dir: str | os.PathLike[str] | None = None,
+    host_suffix: str | None = None,
+    most_open: int = 1000,
     auth_token: str | None = None,
     auth_jwt_key: str | Sequence[str] = (),
     allow_push: bool = False,
@@ -188,8 +192,11 @@ def asgi(
     limits: Limits | None = None,
     hooks: Hooks | None = None,
     **network: Any,
-) -> App:
+) -> App | Hosting:
     """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
+
+    With `data_dir` instead of `path` it serves many, which the admin API or `nearlite db` has made in that folder
+    (docs/databases.md).
 
     With `upstream` the database is a replica of the one there, and serves further replicas: its changes
     are answered here, SQL by the primary.
@@ -200,6 +207,10 @@ def asgi(
 
     Args:
       path: the database; created when missing.
+      data_dir: the folder of many databases; created when missing. A request is for the one that its path
+        (``/db/NAME/...``) names, else the header ``x-namespace``, else the host, else for ``default``.
+      host_suffix: with `data_dir`: requests to the host ``NAME.host_suffix`` are for the database NAME.
+      most_open: with `data_dir`: databases that are open at a time.
       auth_token: what clients send as ``Authorization: Bearer``; None lets everybody in.
       auth_jwt_key: public keys of Ed25519 (PEM, or 32 bytes in URL-safe base64), one text or several: tokens
         (JWT) that one of them has signed are good as well.
@@ -228,8 +239,38 @@ def asgi(
         raise ProgrammingError(f"durability is 'full' or 'normal', not {durability!r}")
     keys = [auth_jwt_key] if isinstance(auth_jwt_key, str) else auth_jwt_key
     knows = authority(auth_token, keys, push=allow_push)
-    where = Path(path)
     key = None if encryption_key is None else key_of(encryption_key)
+    if data_dir is not None:
+        if path is not None or upstream is not None or network:
+            raise ProgrammingError("data_dir is given instead of path, and without upstream")
+        from nearlite.hosting import Hosting, Serving
+        from nearlite.names import Choice
+
+        if most_open < 1:
+            raise ProgrammingError("most_open is at least 1")
+        from nearlite.limits import Limits as _Limits
+
+        serving = Serving(
+            durability,  # type: ignore[arg-type]
+            roll_bytes,
+            key,
+            foreign_keys,
+            shared_cache,
+            limits or _Limits(),
+            hooks,
+        )
+        return Hosting(
+            Path(data_dir),
+            authority=knows,
+            serving=serving,
+            choice=Choice(host_suffix),
+            most_open=most_open,
+        )
+    if path is None:
+        raise ProgrammingError("either path or data_dir is given")
+    if host_suffix is not None:
+        raise ProgrammingError("host_suffix needs data_dir")
+    where = Path(path)
     if upstream is not None:
         from nearlite.background import check_interval
         from nearlite.http import normalise_url

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -27,12 +27,14 @@ class Access:
       push: send pages, which can make anything of the database.
       until: Unix time from which it no longer holds.
       holder: who was given it, as far as a token tells; None: whoever is at an address.
+      refusal: message and code for what would write, where that is not the token's fault.
     """
 
     write: bool = True
     push: bool = False
     until: float = math.inf
     holder: Hashable = field(default=None, compare=False)
+    refusal: tuple[str, str] | None = None
 
     def holder_at(self, client: object) -> Hashable:
         """Whom streams are counted for; `client`: (address, port) as ASGI has it, or None."""
@@ -42,7 +44,7 @@ class Access:
 
     def reading(self) -> Access:
         """What is left when it is to be used for reading only."""
-        return Access(write=False, push=False, until=self.until)
+        return replace(self, write=False, push=False)
 
 
 FULL: Final = Access()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from nearlite._native.database import Database
 from nearlite.access import Authority
 from nearlite.announcing import LISTEN
 from nearlite.changes import Feed
 from nearlite.dumping import Dumping
-from nearlite.exchange import NO_STORE, Receive, Scope, Send
+from nearlite.exchange import NO_STORE, HttpError, Receive, Scope, Send
 from nearlite.exposition import Sample
 from nearlite.hooks import Hooks
 from nearlite.libsql import Frames, Libsql, Taking
@@ -23,6 +25,7 @@ from nearlite.relay import Relay
 from nearlite.routes import Routes
 from nearlite.server import App, Served, SqlRoutes
 from nearlite.streams import baton_key
+from nearlite.usage import Usage
 
 
 class Owner(Upstream, Served, Protocol):
@@ -52,6 +55,9 @@ class PrimaryApp(App):
       limits: of the server.
       metrics: ``GET /metrics`` tells what was counted.
       hooks: are told of requests, commits, rolls.
+      threads: those of a server of many databases, of which this is one (nearlite.residents).
+      prepare: called with each connection that runs SQL, before it does.
+      ended: called with what was asked of it when it is closed.
     """
 
     def __init__(
@@ -66,6 +72,9 @@ class PrimaryApp(App):
         limits: Limits | None = None,
         metrics: bool = False,
         hooks: Hooks | None = None,
+        threads: ThreadPoolExecutor | None = None,
+        prepare: Callable[[Database], None] | None = None,
+        ended: Callable[[Usage], None] | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -78,6 +87,12 @@ class PrimaryApp(App):
         )
         self._open_owner = open_owner
         self._foreign_keys = foreign_keys
+        self._threads = threads
+        self._prepare = prepare
+        self._ended = ended
+        self._executor: Executor | None = None
+        self._owner: Owner | None = None
+        self._held: Libsql | None = None
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
         loop = asyncio.get_running_loop()
@@ -90,12 +105,14 @@ class PrimaryApp(App):
                 limits=self.limits,
                 foreign_keys=self._foreign_keys,
                 hooks=self._hooks,
+                threads=self._threads,
+                prepare=self._prepare,
             )
             feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
             self._announcing = executor.announcing
             self._dumping = Dumping(lambda: owner.connect(readonly=True), self._answering)
-            self._pulls = Libsql(
+            pulls = Libsql(
                 owner.pulls,
                 owner.pushes,
                 owner.page_size,
@@ -103,6 +120,9 @@ class PrimaryApp(App):
                 self._answering,
                 self._deadlines,
             )
+            self._pulls = self._held = pulls
+            self._executor = executor
+            self._owner = owner
         except BaseException:
             await loop.run_in_executor(None, owner.close)
             raise
@@ -118,6 +138,67 @@ class PrimaryApp(App):
                 ("transactions_open", "Streams in a transaction", float(executor.transactions)),
             ]
         return sample
+
+    async def shutdown(self) -> None:
+        """See `App`."""
+        await super().shutdown()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(self.usage)
+
+    # ------------------------------------------------------------------ one of many
+
+    @property
+    def owner(self) -> Owner:
+        """The primary, while it is open. Raises HttpError 503: it is not."""
+        if self._served is None or self._owner is None:
+            raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
+        return self._owner
+
+    async def roll(self) -> bool:
+        """End the running generation. False: somebody needs its WAL."""
+        executor = self._executor
+        return executor is not None and await executor.roll()
+
+    def forget_notable(self, what: Literal["top", "slowest"]) -> None:
+        """Statements that took long are no longer known."""
+        if self._executor is not None:
+            self._executor.forget_notable(what)
+
+    @property
+    def usage(self) -> Usage:
+        """What was asked of it since it was opened."""
+        return Usage() if self._executor is None else self._executor.usage
+
+    @property
+    def running(self) -> bool:
+        """Whether anything is being carried out."""
+        return self._executor is not None and self._executor.running
+
+    @property
+    def busy(self) -> bool:
+        """Whether closing it now would take something from somebody."""
+        executor, feed, pulls = self._executor, self._feed, self._held
+        return (
+            (executor is not None and (executor.running or executor.lent))
+            or (feed is not None and feed.polls.waiting > 0)
+            or (pulls is not None and pulls.holds)
+        )
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it is to be looked at often."""
+        return self._executor is not None and self._executor.lent
+
+    def look(self) -> None:
+        """End what is overdue."""
+        if self._executor is not None:
+            self._executor.look()
+
+    def rest(self) -> None:
+        """Give back what only makes the next request faster; while it is not `busy`."""
+        if self._executor is not None:
+            self._executor.rest()
 
 
 class RelayApp(App):

@@ -37,7 +37,7 @@ class AtOnce:
     """Runs writes on the event loop.
 
     Args:
-      session: its own connection.
+      connect: opens its own connection, when it is first needed.
       turn: shared with the writing thread and the streams' transactions.
       steps: virtual machine steps that a statement may take.
       small: whether a statement carries little, and has not been seen to last.
@@ -48,7 +48,7 @@ class AtOnce:
 
     def __init__(
         self,
-        session: Session,
+        connect: Callable[[], Session],
         turn: Turn,
         *,
         steps: int,
@@ -58,17 +58,41 @@ class AtOnce:
         counted: list[int] | None = None,
     ) -> None:
         self._counted = counted if counted is not None else [0] * SIZES
-        self._session = session
-        self._session.database.set_busy_timeout(0)
-        session.hurry(steps)  # BEGIN, COMMIT and ROLLBACK are a few of them
+        self._connect = connect
+        self._session: Session | None = None
+        self._steps = steps
         self._turn = turn
         self._small = small
         self._committed = committed
         self._hand_over = hand_over
-        self._group = Group(session, hurried=True)
+        self._group: Group
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Job] = []
         self._wrote = -math.inf  # clock when the latest write came, or was done
+
+    def open(self) -> Session | None:
+        """Its connection; None when there is none to be had: the writing thread tells the client."""
+        try:
+            session = self._connect()
+        except Exception:
+            log.exception("a connection could not be opened")
+            return None
+        session.database.set_busy_timeout(0)
+        session.hurry(self._steps)  # BEGIN, COMMIT and ROLLBACK are a few of them
+        self._group = Group(session, hurried=True)
+        self._session = session
+        return session
+
+    def close(self) -> None:
+        """Close the connection until it is needed again. Nothing waits."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
 
     # ------------------------------------------------------------------ one alone
 
@@ -91,6 +115,7 @@ class AtOnce:
             result = self._run_alone(stream, plan)
             if result is not None:
                 self._counted[0] += 1
+                assert self._session is not None
                 self._committed(self._session)
             return result
         finally:
@@ -98,14 +123,17 @@ class AtOnce:
             self._wrote = time.monotonic()
 
     def _run_alone(self, stream: Stream, plan: Execute) -> bytes | None:
-        native = self._session.native
+        session = self._session or self.open()
+        if session is None:
+            return None
+        native = session.native
         native.set_counters(*stream.counters)
-        self._session.room = self._session.most  # it answers no rows
+        session.room = session.most  # it answers no rows
         try:
-            prepared = self._session.prepare(plan.step.sql)
+            prepared = session.prepare(plan.step.sql)
             if prepared.kind is not Kind.WRITE or prepared.rows:
                 return None  # rows that are too many would have to be undone
-            result = hrana.execute_result(self._session.run(prepared, plan.step))
+            result = hrana.execute_result(session.run(prepared, plan.step))
         except (NotSharedError, OverrunError):
             return None
         except StatementError as error:
@@ -152,19 +180,20 @@ class AtOnce:
 
     def _commit(self, jobs: list[Job]) -> int:
         """Commit the first of `jobs` together; how many, 0 when that is the writing thread's."""
-        ticket = self._turn.take()
-        if ticket is None:
+        session = self._session or self.open()
+        ticket = self._turn.take() if session is not None else None
+        if session is None or ticket is None:
             return 0
         done = 0
         try:
-            self._session.control("BEGIN IMMEDIATE")
+            session.control("BEGIN IMMEDIATE")
             deadline = time.monotonic() + _GROUP_SECONDS
             for job in jobs:
                 self._group.job(job)
                 done += 1
                 if time.monotonic() > deadline:
                     break
-            self._session.control("COMMIT")
+            session.control("COMMIT")
         except (LostError, OverrunError, StatementError):
             done = 0
         except Exception:  # whoever waits must hear of it: from the thread
@@ -173,9 +202,9 @@ class AtOnce:
         try:
             if done:
                 self._counted[size_bucket(done)] += 1
-                self._committed(self._session)
+                self._committed(session)
         finally:
             with contextlib.suppress(StatementError):
-                self._session.rollback()  # of what was not committed
+                session.rollback()  # of what was not committed
             self._turn.release(ticket)
         return done

@@ -23,6 +23,7 @@ import nearlite
 from nearlite import errors, inspection
 from nearlite._native import _lib
 from nearlite._native.sealing import Key
+from nearlite.database_commands import Many, db, many_options, serve_many
 from nearlite.following import Download, follow_primary, say_synced
 from nearlite.hooks import Lines
 from nearlite.keys import new_key, write_new
@@ -88,7 +89,7 @@ def cli(*, verbose: bool) -> None:
 
 
 @cli.command()
-@click.argument("database", type=NEW_FILE)
+@click.argument("database", type=NEW_FILE, required=False)
 @click.option(
     "--listen",
     type=Listen(),
@@ -154,13 +155,14 @@ def cli(*, verbose: bool) -> None:
 )
 @log_options
 @limit_options
+@many_options
 @takes_key
 @network_options
 @click.pass_context
 def serve(
     context: click.Context,
     *,
-    database: Path,
+    database: Path | None,
     listen: tuple[str, int],
     auth_token: str | None,
     auth_token_file: Path | None,
@@ -179,10 +181,13 @@ def serve(
     metrics: bool,
     lines: Lines | None,
     limits: Limits,
+    many: Many,
     encryption_key: Key | None,
     network: Network,
 ) -> None:
     """Serve DATABASE over HTTP; it is created when missing.
+
+    With --data-dir instead: many databases, chosen by path (/db/NAME/...), the header x-namespace, or host.
 
     With --upstream it is a replica, and what it serves is further replicas: their changes come from
     here, their SQL is run by the primary.
@@ -197,16 +202,38 @@ def serve(
     from nearlite.tokens import authority
 
     _only_with_upstream(context, upstream)
+    if (database is None) is (many.data_dir is None):
+        raise click.UsageError("serve one DATABASE, or with --data-dir DIR those of a folder")
     host, port = listen
     token = chosen_token(auth_token, auth_token_file)
     knows = authority(token, jwt_keys, push=allow_push)
     trusting = isinstance(knows, Open)
-    http_server.check_exposure(host, trusting=trusting and not no_auth)
     if tls_cert is None and tls_key is not None:
         raise click.UsageError("--tls-key needs --tls-cert")
+    http_server.check_exposure(host, trusting=trusting and not no_auth)
     tls = None if tls_cert is None else server_context(tls_cert, tls_key)
     if tls is None and not trusting:
         http_server.warn_of_clear(host)
+    if many.data_dir is not None:
+        if upstream is not None:
+            raise click.UsageError("--upstream is for one DATABASE, not for those of --data-dir")
+        if metrics:
+            raise click.UsageError(
+                "--metrics is for one DATABASE; the admin API counts those of --data-dir"
+            )
+        from nearlite.hosting import Serving
+
+        serving = Serving(
+            durability,
+            roll_bytes,
+            encryption_key,
+            shared_cache=shared_cache,
+            limits=limits,
+            hooks=lines,
+        )
+        serve_many(many, listen, knows, serving, tls=tls)
+        return
+    assert database is not None
     with http_server.bind(host, port) as listening:
         # Opened here and not by the application: what prevents it is then one line, like any error.
         app: App
@@ -571,6 +598,7 @@ def keygen(*, out: Path | None) -> int:
 
 
 cli.add_command(token_commands)
+cli.add_command(db)
 
 
 def wide_console() -> Console:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from importlib import metadata
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,6 +18,7 @@ from nearlite._native import _lib
 from nearlite.exchange import CORS, JSON, Receive, Scope, Send
 
 
+@cache
 def program_version() -> str:
     """Of the installed package."""
     try:
@@ -55,18 +58,27 @@ async def _http_exception(_request: Request, error: Exception) -> Response:
     return Response(body, status, headers)
 
 
+_ROUTES: Final = [
+    Route("/health", _health),
+    Route("/version", _tell_version),
+    Route("/openapi.json", _describe),
+    Route("/v1", _hello),
+    Route("/v2", _hello),
+    Route("/v3", _hello),
+    Route("/v3-protobuf", _hello),
+]
+_PATHS: Final = frozenset(route.path for route in _ROUTES)
+
+
+def is_cold(path: str) -> bool:
+    """Whether a path is one of those: anybody may ask, and no database is needed to answer."""
+    return path in _PATHS
+
+
+@cache
 def cold_paths() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """An ASGI application."""
-    routes = [
-        Route("/health", _health),
-        Route("/version", _tell_version),
-        Route("/openapi.json", _describe),
-        Route("/v1", _hello),
-        Route("/v2", _hello),
-        Route("/v3", _hello),
-        Route("/v3-protobuf", _hello),
-    ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_exception})
+    app = Starlette(routes=_ROUTES, exception_handlers={HTTPException: _http_exception})
 
     async def permissive(scope: Scope, receive: Receive, send: Send) -> None:
         async def with_cors(message: dict[str, object]) -> None:

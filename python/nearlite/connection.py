@@ -44,7 +44,7 @@ _BEYOND: Final = 16  # connections that are heard to be told so; more are closed
 _HEAD_BYTES: Final = 64 << 10
 _HEAD_BEGINS: Final = b"HTTP/1.1 "
 _GATHERED: Final = 32 << 10  # bytes: copying more costs as much as a system call
-_KNOWN: Final = 256  # heads that are remembered
+_KNOWN: Final = 4096  # heads that are remembered: of many databases each has some
 _KNOWN_BYTES: Final = 2048  # of one of them
 _LENGTH: Final = b"content-length"
 _OURS: Final = b"nearlite-"
@@ -54,7 +54,9 @@ _VARYING: Final = re.compile(
     re.IGNORECASE,
 )
 # Long polls differ in what they ask about: where the replica stands.
-_POLL: Final = b"GET /nl/v1/changes/"
+_GET: Final = b"GET /"
+_POLL: Final = b"/nl/v1/changes/"
+_BEFORE_POLL: Final = 128  # bytes in which that begins, perhaps below the path of a database
 _HELD: Final = 64 << 10  # bytes of further requests that wait in memory for an answer
 _SIMPLE: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\naccess-control-allow-origin: *\r\n"
 
@@ -134,9 +136,9 @@ class _Known:
         None if its head is not known.
         """
         end = data.find(b"\r\n\r\n") + 2
-        if data.startswith(_POLL):
-            at = data.find(b" ", len(_POLL))
-            shortcut = self._heads.get((_POLL, data[at:]))
+        if (begins := _poll(data)) >= 0:
+            at = data.find(b" ", begins)
+            shortcut = self._heads.get((data[:begins], data[at:]))
             return None if shortcut is None else (shortcut, data[4:at], (), b"")
         parts = _VARYING.split(data[:end])
         shortcut = self._heads.get(_key(parts))
@@ -162,11 +164,19 @@ class _Known:
         if len(self._heads) >= _KNOWN:
             self._heads.clear()
             self.meters.clear()
-        if head.startswith(_POLL):
-            key: tuple[bytes, ...] = _POLL, head[head.find(b" ", len(_POLL)) :]
+        if (begins := _poll(head)) >= 0:
+            key: tuple[bytes, ...] = head[:begins], head[head.find(b" ", begins) :]
         else:
             key = _key(_VARYING.split(head[:-2]))
         self._heads[key] = shortcut
+
+
+def _poll(head: bytes) -> int:
+    """Where a long poll tells where its replica stands; -1: it is none."""
+    if not head.startswith(_GET):
+        return -1
+    begins = head.find(_POLL, 4, _BEFORE_POLL)
+    return -1 if begins < 0 or b" " in head[4:begins] else begins + len(_POLL)
 
 
 def _key(parts: list[bytes]) -> tuple[bytes, ...]:

@@ -299,7 +299,7 @@ class Conversation:
             )
             return
         stream = self._executor.streams.open()
-        stream.busy = False
+        self._executor.streams.untake(stream)
         self._streams[request.stream_id] = Lane(self._talk, stream)
         self._talk.done(number, "open_stream")
 

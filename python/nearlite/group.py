@@ -97,18 +97,25 @@ class Group:
       hurried: the session has a step budget. A read that takes more leaves the group; a write is stopped
         with OverrunError, and the transaction is to be rolled back. Otherwise a write takes as many
         steps as it needs up to WRITE_STEPS, and a read READ_STEPS.
+      lasting: texts that were seen to last on an earlier connection.
 
     Attributes:
       lasting: texts that have been seen to last.
       patience: seconds of processor time from which a write counts as lasting.
     """
 
-    def __init__(self, session: Session, *, hurried: bool = False) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        hurried: bool = False,
+        lasting: OrderedDict[str, None] | None = None,
+    ) -> None:
         self._session = session
         self._hurried = hurried
         if not hurried:
             session.native.set_budget(WRITE_STEPS)
-        self.lasting: OrderedDict[str, None] = OrderedDict()
+        self.lasting: OrderedDict[str, None] = OrderedDict() if lasting is None else lasting
         self.patience = LASTING_SECONDS
 
     def job(self, job: Job) -> None:

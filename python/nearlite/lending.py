@@ -87,6 +87,13 @@ class Lending:
         self.owners.discard(stream)
         return session
 
+    def close_spare(self) -> None:
+        """Close those that nobody has."""
+        for session in [*self.spare, *self.reading]:
+            session.close()
+        self.spare.clear()
+        self.reading.clear()
+
     def close(self) -> None:
         """Close all of them, lent or not. Nobody runs anything any more."""
         owned = [stream.session for stream in self.owners if stream.session is not None]

@@ -125,6 +125,11 @@ class Libsql:
         self._ends: dict[int, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def holds(self) -> bool:
+        """Whether a client was told of a base that it has not asked for yet, or is in the middle of a push."""
+        return bool(self._held) or self._expiry is not None
+
     def close(self) -> None:
         """Let go of what is kept for clients, end what is under way for them."""
         self._taking.stop()

@@ -217,6 +217,8 @@ class Owned:
     ) -> Generator[None, None, bytes]:
         session = _session(stream)
         if not stream.access.write and not prepared.readonly:
+            if stream.access.refusal is not None:
+                raise StatementError(*stream.access.refusal)
             raise hrana.sqlite_error(
                 "attempt to write a readonly database: the token allows reading only; nothing was changed",
                 _READONLY,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, Protocol, TypeVar
@@ -39,6 +40,8 @@ from nearlite.routing import Router
 from nearlite.session import OverrunError, Session
 from nearlite.statements import Kind
 from nearlite.streams import EndingError, Stream, Streams, Turn
+from nearlite.threads import Threads
+from nearlite.usage import Usage
 from nearlite.writer import Writer
 
 log = logging.getLogger("nearlite.server")
@@ -54,7 +57,10 @@ _INTERRUPT_EVERY: Final = 0.05
 BUSY_MS: Final = 5000
 """Milliseconds that a statement in a thread waits for other programs' locks."""
 _SLOW_READERS: Final = 8
-_TICK: Final = 0.25  # seconds between looks at what is overdue
+TICK: Final = 0.25
+"""Seconds between looks at what is overdue."""
+_LINGER: Final = 1.0  # seconds; then an idle thread of one database among many ends
+_FEW_TEXTS: Final = 64  # statements that its reader keeps
 
 _T = TypeVar("_T")
 
@@ -65,7 +71,9 @@ class Upstream(Host, Protocol):
     durability: Literal["full", "normal"]
     """Whether a COMMIT waits for the disk."""
 
-    def connect(self, *, readonly: bool = False, busy_ms: int = BUSY_MS) -> Database:
+    def connect(
+        self, *, readonly: bool = False, busy_ms: int = BUSY_MS, frugal: bool = False
+    ) -> Database:
         """A connection that never checkpoints and syncs as the durability says."""
 
     @property
@@ -88,6 +96,9 @@ class Executor:
       limits: of the server.
       foreign_keys: enforcement on every connection from the beginning.
       hooks: are told of commits and rolls.
+      threads: those of a server of many databases. Whoever gives them calls `look` and `rest`, and idle the
+        database then has one connection and no thread.
+      prepare: called with each connection, before it runs anything.
     """
 
     def __init__(
@@ -98,43 +109,51 @@ class Executor:
         limits: Limits,
         foreign_keys: bool = False,
         hooks: Hooks | None = None,
+        threads: ThreadPoolExecutor | None = None,
+        prepare: Callable[[Database], None] | None = None,
     ) -> None:
         self._upstream = upstream
         self.limits = limits
         self._foreign_keys = foreign_keys
+        self._prepare = prepare
+        self._frugal = threads is not None
+        self._sessions: list[Session] = []
+        self._opening = threading.Lock()  # they are opened in any thread
+        self._closed_usage = Usage()
         self._loop = asyncio.get_running_loop()
         self.streams = Streams(key, limits)
         self.turn = Turn()
         self.counts = Counts(hooks)
-        self._rolls = Rolls(upstream, self.turn, self.counts)
+        linger = None if threads is None else _LINGER
+        self._rolls = Rolls(upstream, self.turn, self.counts, linger=linger)
         self.announcing = Announcing()
         self._reader = self._open(readonly=True, shared=True)
+        if threads is not None:
+            self._reader.kept = _FEW_TEXTS
         self._reader.hurry(INLINE_STEPS)
         self._seen = (0, 0, 0)  # counters the reader has now
         self._writer = Writer(
-            self._open(shared=True),
+            self._open_shared,
             self._committed,
             self.turn,
             self._deliver,
             limits.wait_seconds,
             self.counts.grouped,
+            linger=linger,
         )
         self._router = Router(self._reader, self._writer.lasts)
         self._owned = Owned(self.turn, self._committed)
         # As many threads as there can be connections in use, so that nobody waits for a thread
         # that another's transaction keeps.
-        self._pool = ThreadPoolExecutor(
-            limits.max_transactions + _SLOW_READERS, thread_name_prefix="nearlite-sql"
-        )
+        self._threads = Threads(limits.max_transactions + _SLOW_READERS, threads)
         self._slow = asyncio.Semaphore(_SLOW_READERS)
         self._slow_sessions: list[Session] = []
         self._lending = Lending(limits.max_transactions, self._open_in_thread)
         #: the path names another file than the one that is open: whoever serves refuses
         self.displaced = False
         self._unsynced = upstream.durability == "normal"
-        self._quick = self._open(shared=True)
         self._at_once = AtOnce(
-            self._quick,
+            self._open_shared,
             self.turn,
             steps=INLINE_STEPS,
             small=self._router.is_small,
@@ -142,13 +161,17 @@ class Executor:
             hand_over=self._writer.submit,
             counted=self.counts.at_once,
         )
+        if threads is None and self._unsynced:
+            self._at_once.open()
         self._writer.start()
         self._rolls.start()
-        self._tick = self._loop.call_later(_TICK, self._look)
+        self._tick = None if threads is not None else self._loop.call_later(TICK, self._look)
         self._closed = False
 
     def _open(self, *, readonly: bool = False, shared: bool = False) -> Session:
-        database = self._upstream.connect(readonly=readonly)
+        database = self._upstream.connect(readonly=readonly, frugal=self._frugal)
+        if self._prepare is not None:
+            self._prepare(database)
         session = Session(
             database,
             foreign_keys=self._foreign_keys,
@@ -159,10 +182,17 @@ class Executor:
         )
         if not readonly:
             session.native.watch()
+        session.usage = self._closed_usage
+        with self._opening:
+            self._sessions = [one for one in self._sessions if one.usage is not None]
+            self._sessions.append(session)
         return session
 
+    def _open_shared(self) -> Session:
+        return self._open(shared=True)
+
     async def _open_in_thread(self, readonly: bool) -> Session:
-        return await self._loop.run_in_executor(self._pool, lambda: self._open(readonly=readonly))
+        return await self._threads.run(lambda: self._open(readonly=readonly))
 
     # ------------------------------------------------------------------ on the event loop
 
@@ -332,13 +362,11 @@ class Executor:
     async def _slow_session(self) -> Session:
         if self._slow_sessions:
             return self._slow_sessions.pop()
-        return await self._loop.run_in_executor(
-            self._pool, lambda: self._open(readonly=True, shared=True)
-        )
+        return await self._threads.run(lambda: self._open(readonly=True, shared=True))
 
     async def _thread(self, session: Session, leaving: Leaving, work: Callable[[], _T]) -> _T:
         """Run work on a session in a thread; when the client leaves, it is interrupted."""
-        future = self._loop.run_in_executor(self._pool, work)
+        future = self._threads.run(work)
         if not await either(future, leaving):
             # Again and again: it may not have begun yet, or be between two statements.
             while not future.done():
@@ -446,7 +474,7 @@ class Executor:
         ticket = self.turn.request(granted)
         try:
             await asyncio.wait_for(future, self.limits.wait_seconds)
-            running = self._pool.submit(run)
+            running = self._threads.run(run)
         except BaseException as error:
             self.turn.release(ticket)
             if isinstance(error, asyncio.TimeoutError):  # another class before Python 3.11
@@ -455,7 +483,7 @@ class Executor:
                 raise EndingError from None
             raise
         # Whoever awaits it may be cancelled; the work has the turn to its end.
-        return await asyncio.shield(asyncio.wrap_future(running))
+        return await asyncio.shield(running)
 
     # ------------------------------------------------------------------ own connections
 
@@ -515,7 +543,7 @@ class Executor:
                 else:
                     yield ready
         except GoneError:
-            await self._loop.run_in_executor(self._pool, work.close)
+            await self._threads.run(work.close)
             self._owned.end_transaction(stream)
             raise
 
@@ -596,7 +624,7 @@ class Executor:
                 yield piece
         finally:
             await pieces.aclose()
-            await self._loop.run_in_executor(self._pool, work.close)
+            await self._threads.run(work.close)
             stream.ending = None
             self._lending.give_back(stream)
 
@@ -614,11 +642,14 @@ class Executor:
             stream.sticky = False
         self._lending.give_back(stream)
         if self._lending.take_away(stream) is not None:
-            await self._loop.run_in_executor(self._pool, session.close)
+            await self._threads.run(session.close)
 
     def _look(self) -> None:
+        self._tick = self._loop.call_later(TICK, self._look)
+        self.look()
+
+    def look(self) -> None:
         """End what is overdue."""
-        self._tick = self._loop.call_later(_TICK, self._look)
         if self._upstream.overgrown():
             self._rolls.look()
         displaced = self._upstream.displaced()
@@ -657,28 +688,77 @@ class Executor:
         """Streams that are in a transaction now."""
         return sum(stream.in_transaction for stream in self._lending.owners)
 
+    @property
+    def usage(self) -> Usage:
+        """What was asked so far."""
+        usage = Usage()
+        usage.add(self._closed_usage)
+        for session in self._sessions:
+            if session.usage is not None:
+                session.count(usage)
+        return usage
+
+    def forget_notable(self, what: Literal["top", "slowest"]) -> None:
+        """Statements that took long are no longer known."""
+        self._closed_usage.forget(what)
+
+    @property
+    def lent(self) -> bool:
+        """Whether a stream has a connection of its own: a transaction, or settings."""
+        return bool(self._lending.owners)
+
+    @property
+    def running(self) -> bool:
+        """Whether anything is being carried out."""
+        return bool(self.streams.busy) or not self._threads.idle
+
+    def rest(self) -> None:
+        """Nobody has asked for a while, nothing is `running` or `lent`: keep one connection, and little in it."""
+        self._lending.close_spare()
+        while self._slow_sessions:
+            self._slow_sessions.pop().close()
+        if self._at_once.idle:
+            self._at_once.close()
+        self._reader.shrink()
+
     def want_roll(self) -> None:
         """End the running generation as soon as nobody is in the way."""
         self._rolls.want()
+
+    async def roll(self) -> bool:
+        """End the running generation as soon as nobody of this process writes. False: somebody needs its WAL."""
+        host = self._upstream
+        if not await self._loop.run_in_executor(None, host.prepare_roll):
+            return True
+        try:
+            return await self.in_turn(host.roll)
+        except TimeoutError:
+            return False
 
     async def close(self) -> None:
         """Finish what is queued, roll back what is open, close all connections."""
         if self._closed:
             return
         self._closed = True
-        self._tick.cancel()
+        if self._tick is not None:
+            self._tick.cancel()
         for stream in list(self._lending.owners):
             if stream.session is not None and not stream.busy:
                 self._owned.end_transaction(stream)
-        for end in (self._writer.stop, self._rolls.stop, self._pool.shutdown):
-            ended = self._loop.run_in_executor(None, end)
+        for end in (self._writer.stop, self._rolls.stop, None):
+            ended: asyncio.Future[None] = (
+                self._loop.create_task(self._threads.close())
+                if end is None
+                else self._loop.run_in_executor(None, end)
+            )
             while not ended.done():
                 for stream in list(self._lending.owners):
                     if stream.session is not None and stream.busy:
                         stream.session.database.interrupt()
                 await asyncio.wait({ended}, timeout=_INTERRUPT_EVERY)
             ended.result()
-        for session in [self._reader, self._quick, *self._slow_sessions]:
+        self._at_once.close()
+        for session in [self._reader, *self._slow_sessions]:
             session.close()
         self._lending.close()
 

@@ -164,17 +164,34 @@ class Primary(Origin):
             raise
         return primary
 
-    def connect(self, *, readonly: bool = False, busy_ms: int = 5000) -> Database:
-        """A connection for SQL: it never checkpoints, and syncs as the durability says."""
+    def connect(
+        self, *, readonly: bool = False, busy_ms: int = 5000, frugal: bool = False
+    ) -> Database:
+        """A connection for SQL: it never checkpoints, and syncs as the durability says.
+
+        Args:
+          readonly: it cannot write.
+          busy_ms: milliseconds that it waits for other programs' locks.
+          frugal: one of thousands of connections of this process.
+
+        Raises:
+          errors.OperationalError: it cannot be opened, or the path names another file.
+        """
         database = Database(
             self.path,
             readonly=readonly,
             create=False,
             busy_ms=busy_ms,
             checkpoint=False,
+            frugal=frugal,
             defensive=True,  # SQL comes from clients
             key=self._key,
         )
+        if self.displaced():
+            database.close()
+            raise errors.OperationalError(
+                f"{self.path} names another file by now, or none; nothing was changed in it"
+            )
         database.exec(f"PRAGMA synchronous={self.durability.upper()}")
         return database
 

@@ -46,9 +46,13 @@ class Rolls:
       host: the primary.
       turn: shared with all who write.
       work: counts rolls.
+      linger: seconds without a look after which the thread ends, until there is one; None: it lives from `start`
+        to `stop`.
     """
 
-    def __init__(self, host: Host, turn: Turn, work: Counts | None = None) -> None:
+    def __init__(
+        self, host: Host, turn: Turn, work: Counts | None = None, *, linger: float | None = None
+    ) -> None:
         self._work = work or Counts()
         self._host = host
         self._turn = turn
@@ -56,30 +60,48 @@ class Rolls:
         self._granted = threading.Event()
         self._wanted = False
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="nearlite-roll", daemon=True)
+        self._linger = linger
+        self._thread: threading.Thread | None = None  # decided under the lock
+        self._starting = threading.Lock()
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread, unless it comes and goes."""
+        if self._linger is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="nearlite-roll", daemon=True)
         self._thread.start()
 
     def look(self) -> None:
         """Look whether a roll is due, also by what other programs committed. Any thread; does not wait."""
         self._wake.set()
+        if self._linger is not None:
+            with self._starting:
+                if self._thread is None and not self._stopping:
+                    self._begin()
 
     def want(self) -> None:
         """Roll if that can be tried now, due or not. Any thread; does not wait."""
         self._wanted = True
-        self._wake.set()
+        self.look()
 
     def stop(self) -> None:
         """Finish a roll under way and end. Blocks."""
-        self._stopping = True
+        with self._starting:
+            self._stopping = True
+            thread = self._thread
         self._wake.set()
-        self._thread.join()
+        if thread is not None:
+            thread.join()
 
     def _run(self) -> None:
         while True:
-            self._wake.wait()
+            if not self._wake.wait(self._linger):
+                with self._starting:
+                    if not self._wake.is_set():
+                        self._thread = None
+                        return
             self._wake.clear()
             if self._stopping:
                 return

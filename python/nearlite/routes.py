@@ -58,6 +58,7 @@ _STATUS: Final = {
     "TRANSACTION_TIMEOUT": 503,
     "TRANSACTION_BUSY": 503,
     "SQLITE_READONLY": 403,
+    "BLOCKED": 403,
 }
 """Of failed statements there, other than SQLite's (500) and malformed ones (400)."""
 
@@ -171,7 +172,7 @@ class Routes:
         try:
             complete = running.now()
         except ProtocolError:
-            running.stream.busy = False  # its baton is still good, for the other way
+            self._executor.streams.untake(running.stream)  # for the other way
             return False
         except Exception:
             log.exception("a request failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -10,16 +11,15 @@ import socket
 import ssl
 import threading
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import uvicorn
 
 from nearlite import errors
 from nearlite.connection import protocol
-from nearlite.exchange import Scope
+from nearlite.exchange import Receive, Scope, Send
 from nearlite.http import is_loopback
 from nearlite.limits import Limits
-from nearlite.server import App
 from nearlite.websocket import Outbox, WebSocket
 
 log = logging.getLogger("nearlite.server")
@@ -35,15 +35,47 @@ _PORTABLE: Final = 10_240  # and where it has one all the same
 _KEEP_ALIVE: Final = 75  # seconds; longer than what proxies and HTTP clients keep
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server; long polls are answered as soon as it is asked to end."""
+class Serves(Protocol):
+    """What can be served: nearlite.server.App, nearlite.hosting.Hosting, the admin API."""
 
-    def __init__(self, config: uvicorn.Config, app: App) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+
+    def stop_waiting(self) -> None:
+        """Answer long polls now: the server is about to end."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server; long polls are answered as soon as it is asked to end.
+
+    Args:
+      config: of uvicorn.
+      app: what is served.
+      beside: another application, and where it listens, for as long as this one is served.
+      tls: of both.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: Serves,
+        beside: tuple[Serves, socket.socket] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._tls = tls
+        self._beside = beside
+        self._second: tuple[uvicorn.Server, asyncio.Task[None]] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._beside is not None and not self.should_exit:
+            app, listening = self._beside
+            second = server(app, self._tls)
+            # Without signal handlers: those are of the first one, which ends both.
+            task = asyncio.get_running_loop().create_task(second._serve([listening]))  # noqa: SLF001
+            self._second = second, task
         if threading.current_thread() is threading.main_thread():  # the process is the server's
             # What exists now lives as long as the process: the collector need not look at it
             # again and again in the middle of requests.
@@ -52,6 +84,10 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.stop_waiting()
+        if self._second is not None:
+            second, task = self._second
+            second.should_exit = True
+            await asyncio.wait({task})
         await super().shutdown(sockets)
 
 
@@ -95,7 +131,21 @@ def warn_of_clear(host: str) -> None:
         )
 
 
-def run(app: App, host: str, port: int) -> None:
+def check_admin(host: str, *, token: str | None) -> None:
+    """Refuse to let the network administrate without a token.
+
+    Raises:
+      errors.ProgrammingError: with what to do.
+    """
+    if token is None and not is_loopback(host):
+        raise errors.ProgrammingError(
+            f"{host} can be reached from other machines, and without a token anybody there could make and "
+            "delete databases. Give --admin-token-file FILE (or NEARLITE_ADMIN_TOKEN), or let the admin API "
+            "listen on 127.0.0.1. Nothing was started"
+        )
+
+
+def run(app: Serves, host: str, port: int) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises OperationalError when the address cannot be had."""
     with bind(host, port) as listening:
         server(app).run(sockets=[listening])
@@ -138,16 +188,31 @@ def raise_limit() -> None:
         )
 
 
+def limit() -> int:
+    """Descriptors that this process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _ENDLESS if soft == resource.RLIM_INFINITY else soft
+
+
 def room() -> int:
     """Connections that there are descriptors for."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return _ENDLESS
+    soft = limit()
     return soft - min(_RESERVED, soft // 4)
 
 
-def server(app: App, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
-    """The configured server, not yet running."""
+def server(
+    app: Serves,
+    tls: ssl.SSLContext | None = None,
+    *,
+    beside: tuple[Serves, socket.socket] | None = None,
+) -> uvicorn.Server:
+    """The configured server, not yet running.
+
+    Args:
+      app: what is served.
+      tls: over TLS.
+      beside: another application that it serves as well, and where that listens; the same way.
+    """
     limits = getattr(app, "limits", None) or Limits()
     config = uvicorn.Config(
         app,
@@ -171,7 +236,7 @@ def server(app: App, tls: ssl.SSLContext | None = None) -> uvicorn.Server:
     if tls is not None:
         config.load()
         config.ssl = tls
-    return _Server(config, app)
+    return _Server(config, app, beside, tls)
 
 
 def _no_shortcut(_scope: Scope) -> None:

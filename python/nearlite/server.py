@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
 from time import time as now
@@ -37,16 +37,15 @@ from nearlite.exchange import (
     Scope,
     Send,
     Shortcut,
-    cut_off,
     failed,
     header,
     read_body,
     refuse_socket,
 )
 from nearlite.exposition import Sample, text_of
+from nearlite.guarding import Guard
 from nearlite.hooks import Guarded, Hooks
-from nearlite.hrana import ProtocolError
-from nearlite.leaving import GoneError, Leaving
+from nearlite.leaving import Leaving
 from nearlite.libsql import is_asked
 from nearlite.limits import Limits
 from nearlite.meters import Meters, request_of
@@ -160,6 +159,7 @@ class App:
         self._authority = authority or Open()
         self._deadlines = Deadlines(self.limits)
         self._answering = Answering(self._deadlines)
+        self._guard = Guard(self._answering, self.meters)
         self._served: Served | None = None
         self._feed: Feed | None = None
         self._starting: asyncio.Lock | None = None
@@ -266,40 +266,11 @@ class App:
             await self.startup()
         await self._dispatch(scope, receive, send)
 
-    async def _guard(self, scope: Scope, send: Send, handling: Awaitable[None]) -> None:
-        """Await a handler; answer its exceptions."""
-        try:
-            await handling
-        except HttpError as error:
-            await self._error(scope, send, error)
-        except ProtocolError as broken:
-            await self._error(scope, send, HttpError(broken.status, broken.code, broken.message))
-        except (ClientGoneError, GoneError):
-            pass
-        except asyncio.CancelledError:
-            # The server ends, and has waited for this client for long enough.
-            if not cut_off(send):
-                raise
-        except Exception:
-            log.exception("a request failed")
-            await self._error(scope, send, failed())
-
-    async def _error(self, scope: Scope, send: Send, error: HttpError) -> None:
-        if self.meters is not None:
-            self.meters.errors[error.code] += 1
-        try:
-            await self._answering.error(send, error, head=scope["method"] == "HEAD")
-        except ClientGoneError:
-            pass
-        except RuntimeError:  # an answer had been begun: it stays unfinished
-            log.debug("an answer could not be finished", exc_info=True)
-            cut_off(send)
-
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _path(scope)
         method = scope["method"]
         if method == "OPTIONS":
-            await self._preflight(scope, send)
+            await preflight(scope, send)
         elif path in VERSIONS or path in _CURSORS or path in ALONE or path == PROTOBUF:
             access = self._admit(scope)
             if method != "POST":
@@ -442,17 +413,6 @@ class App:
             raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
         await self._announcing.answer(scope, receive, send, self._answering)
 
-    async def _preflight(self, scope: Scope, send: Send) -> None:
-        wanted = header(scope, b"access-control-request-headers") or b"*"
-        headers = [
-            CORS,
-            (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
-            (b"access-control-allow-headers", wanted),
-            (b"access-control-max-age", b"86400"),
-        ]
-        await send({"type": "http.response.start", "status": 204, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
-
     # ------------------------------------------------------------------ without ASGI
 
     def shortcut(self, scope: Scope) -> Shortcut | None:
@@ -527,6 +487,19 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
+
+
+async def preflight(scope: Scope, send: Send) -> None:
+    """Answer a browser that asks whether a page from elsewhere may ask."""
+    wanted = header(scope, b"access-control-request-headers") or b"*"
+    headers = [
+        CORS,
+        (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
+        (b"access-control-allow-headers", wanted),
+        (b"access-control-max-age", b"86400"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _not_allowed(methods: bytes) -> HttpError:

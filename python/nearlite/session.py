@@ -36,8 +36,10 @@ from nearlite.hrana import (
 )
 from nearlite.limits import Limits
 from nearlite.statements import ONLY_BLANK, Kind, Prepared, kind_of, pragma_kind, setting_of
+from nearlite.usage import Usage
 
-_CACHED: Final = 256  # statements kept per connection
+KEPT: Final = 256
+"""Statements kept per connection."""
 _CACHED_TEXT: Final = 16 << 10  # longer texts (bulk inserts with literals) are not kept
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -78,6 +80,8 @@ class Session:
       room: bytes of them that the answer which is being made may still take. Whoever begins one, or goes on
         with it, sets it.
       latest: the statement that was run last.
+      usage: what its statements have done is added to it in the end, and those that take long at once.
+      kept: statements at most that are kept compiled.
       shared: it serves many streams: what would change the connection is refused.
       changed: settings that pragmas have changed, since whoever uses the session took note of it. SQLite
         carries them out while it compiles them: one that is only described, or refused because more
@@ -105,7 +109,10 @@ class Session:
         if foreign_keys:
             database.exec("PRAGMA foreign_keys=ON")
         self.latest: HranaStatement | None = None
+        self._report = self.native.report
+        self.usage: Usage | None = None
         self._hurried = False
+        self.kept = KEPT
         self._steps = -1  # that a statement may take
         self.changed: set[str] = set()
         self._cache: OrderedDict[str, Prepared] = OrderedDict()
@@ -132,7 +139,7 @@ class Session:
             )
         if keep:
             self._cache[sql] = prepared
-            if len(self._cache) > _CACHED:
+            if len(self._cache) > self.kept:
                 self._cache.popitem(last=False)
         return prepared
 
@@ -249,6 +256,8 @@ class Session:
         target = batch or (self.most if shape == NO_ROWS else self.room)
         try:
             result = statement.run(params, shape, target, index)
+            if self._report.notable and self.usage is not None:
+                self._note(step.sql)
         except SqlError as failure:
             if failure.sqlite_rc == _ERROR:
                 # It may have been compiled again by a schema that is no longer the newest, which SQLite
@@ -264,6 +273,19 @@ class Session:
 
     def _excess(self) -> StatementError | OverrunError:
         return OverrunError() if self._hurried else self._counted(hrana.too_large(self.most))
+
+    def _note(self, sql: str) -> None:
+        assert self.usage is not None
+        report = self._report
+        self.usage.note(sql, report.us, report.rows, report.written)
+
+    def count(self, usage: Usage) -> None:
+        """Add what its statements have done so far."""
+        report = self._report
+        usage.queries += report.all
+        usage.rows_read += report.all_rows
+        usage.rows_written += report.all_written
+        usage.us += report.all_us
 
     def translate(self, failure: SqlError) -> StatementError | OverrunError:
         """What a failure while running means to the client."""
@@ -289,7 +311,7 @@ class Session:
         self._hurried = True
         self._steps = steps
         self.native.set_budget(steps)
-        self.database.limit(_LIMIT_LENGTH, _HURRIED_BYTES)
+        self.database.limit(_LIMIT_LENGTH, min(_HURRIED_BYTES, self.database.limit(_LIMIT_LENGTH)))
 
     def restore(self, settings: Iterable[str]) -> bool:
         """Give settings the values that a new connection has; False if that cannot be done."""
@@ -299,6 +321,13 @@ class Session:
         for name in settings:
             self.database.exec(f"PRAGMA {name}={int(values[name])}")
         return True
+
+    def shrink(self) -> None:
+        """Give back the memory that only makes the next statement faster. Nothing is running."""
+        self._cache.clear()
+        self.native.set_budget(-1)
+        self.database.exec("PRAGMA shrink_memory")
+        self.native.set_budget(self._steps)
 
     def sets(self, sql: str) -> bool:
         """Whether a text is a pragma that changes a setting of the connection."""
@@ -404,6 +433,9 @@ class Session:
         """Close the connection; an open transaction is rolled back."""
         self._cache.clear()
         self._own.clear()
+        if self.usage is not None:
+            self.count(self.usage)
+            self.usage = None
         self.database.close()
 
 

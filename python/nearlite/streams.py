@@ -142,6 +142,9 @@ class Streams:
       key: secret of the batons, 32 bytes.
       limits: how long and how many.
       clock: seconds, monotonic.
+
+    Attributes:
+      busy: how many are: `open` and `take` make one so, `done` and `untake` end that.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class Streams:
         self._numbers = itertools.count(time.time_ns())
         self._streams: OrderedDict[int, Stream] = OrderedDict()
         self._of: dict[Hashable, OrderedDict[int, Stream]] = {}  # the same, by who holds them
+        self.busy = 0
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -173,6 +177,7 @@ class Streams:
         stream = Stream(next(self._numbers), self._clock(), holder)
         stream.access = access
         stream.busy = True
+        self.busy += 1
         return stream
 
     def _make_room(self, held: OrderedDict[int, Stream]) -> None:
@@ -213,8 +218,14 @@ class Streams:
             raise ProtocolError("Received a baton that has already been used", "BATON_REUSED")
         stream.admit(access)
         stream.busy = True
+        self.busy += 1
         stream.used = self._clock()
         return stream
+
+    def untake(self, stream: Stream) -> None:
+        """Nothing was done, and its baton is still good."""
+        stream.busy = False
+        self.busy -= 1
 
     def give(self, stream: Stream, *, uncertain: bool = False) -> str:
         """A baton for the next request. The stream stays busy until `done`.
@@ -234,6 +245,7 @@ class Streams:
     def done(self, stream: Stream) -> Stream | None:
         """The request has been answered. Answers a stream that must end to make room, if any."""
         stream.busy = False
+        self.busy -= 1
         stream.used = self._clock()
         if stream.number not in self._streams:
             return None

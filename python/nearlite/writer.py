@@ -29,6 +29,7 @@ import logging
 import queue
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -51,56 +52,119 @@ class Writer:
     """The writing thread.
 
     Args:
-      session: its connection.
+      connect: opens its connection.
       committed: called right after every COMMIT; raises nothing.
       turn: shared with the streams' transactions.
       deliver: called on the writing thread with the jobs that are done; resolves them elsewhere.
       wait: seconds; a job that has waited longer is refused instead of started.
+      counted: groups by the number of their jobs.
+      linger: seconds without a job after which the thread ends and its connection is closed, until there is
+        one; None: both live from `start` to `stop`.
     """
 
     def __init__(
         self,
-        session: Session,
+        connect: Callable[[], Session],
         committed: Callable[[Session], object],
         turn: Turn,
         deliver: Callable[[list[Job]], None],
         wait: float,
         counted: list[int] | None = None,
+        *,
+        linger: float | None = None,
     ) -> None:
+        self._connect = connect
         self._wait = wait
         self._counted = counted if counted is not None else [0] * SIZES
-        self._session = session
+        self._linger = linger
         self._committed = committed
         self._turn = turn
         self._deliver = deliver
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._granted = threading.Event()
-        self._running = Group(session)
-        self._thread = threading.Thread(target=self._run, name="nearlite-writer", daemon=True)
+        self._lasting: OrderedDict[str, None] = OrderedDict()
+        # Of the thread, while there is one; whether there is, is decided under the lock.
+        self._session: Session
+        self._running: Group
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def start(self) -> None:
-        """Start the thread."""
+        """Open the connection and start the thread, unless they come and go. Raises what opening raises."""
+        if self._linger is None:
+            self._open()
+            self._begin()
+
+    def _open(self) -> None:
+        self._session = self._connect()
+        self._running = Group(self._session, lasting=self._lasting)
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="nearlite-writer", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
         """Queue a job; `deliver` is called when it is done. Any thread."""
         self._jobs.put(job)
+        if self._linger is not None:
+            with self._starting:
+                if self._thread is None:
+                    self._begin()
 
     def stop(self) -> None:
         """Finish what is queued, then end. Blocks."""
         self._jobs.put(None)
-        self._thread.join()
-        self._session.close()
+        with self._starting:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def lasts(self, sql: str) -> bool:
         """Whether a text has been seen to last: it is kept out of groups."""
-        return sql in self._running.lasting
+        return sql in self._lasting
 
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
+        session = None
+        try:
+            if self._linger is not None:
+                self._open()
+            session = self._session
+            self._serve()
+        except Exception:  # the connection could not be opened
+            log.exception("the writer could not be started")
+            self._give_up()
+        finally:
+            if session is not None:
+                session.close()
+
+    def _give_up(self) -> None:
+        """Refuse what is queued, and let the next job try again."""
+        with self._starting:
+            self._thread = None
+            jobs: list[Job] = []
+            self._gather(jobs)
+        error = StatementError(
+            "The database could not be opened for writing; nothing was changed. The server's log says why",
+            "INTERNAL_ERROR",
+        )
+        self._deliver(self._failed(jobs, error))
+
+    def _next(self) -> Job | None:
+        """The next job; None: the thread is to end."""
         while True:
-            first = self._jobs.get()
+            try:
+                return self._jobs.get(timeout=self._linger)
+            except queue.Empty:
+                with self._starting:
+                    if self._jobs.empty():
+                        self._thread = None
+                        return None
+
+    def _serve(self) -> None:
+        while True:
+            first = self._next()
             if first is None:
                 return
             jobs = [first]

@@ -120,6 +120,7 @@ class Database:
       busy_ms: milliseconds to wait for a lock; negative: for ever.
       checkpoint: False: neither a commit nor closing ever checkpoints.
       defensive: SQL cannot damage the file (SQLITE_DBCONFIG_DEFENSIVE).
+      frugal: one of thousands: with less memory for compiling.
       key: of a sealed file; None: the file is plain.
       page_size: of a sealed file that is made here; 0: 4096.
 
@@ -140,6 +141,7 @@ class Database:
         busy_ms: int = 5000,
         checkpoint: bool = True,
         defensive: bool = False,
+        frugal: bool = False,
         key: Key | None = None,
         page_size: int = 0,
     ) -> None:
@@ -152,6 +154,8 @@ class Database:
             flags |= lib.NL_OPEN_NO_CHECKPOINT
         if defensive:
             flags |= lib.NL_OPEN_DEFENSIVE
+        if frugal:
+            flags |= lib.NL_OPEN_FRUGAL
         name = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
         err = new_error()
         out = ffi.new("nl_db **")

@@ -1,0 +1,53 @@
+"""The threads that SQL of one database runs in: its own, or those that all databases of a server share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+class Threads:
+    """Runs work in threads, and knows when the last of it is done. Event loop thread only.
+
+    Args:
+      most: of its own, at a time.
+      shared: theirs instead.
+    """
+
+    def __init__(self, most: int, shared: ThreadPoolExecutor | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pool = shared or ThreadPoolExecutor(most, thread_name_prefix="nearlite-sql")
+        self._own = shared is None
+        self._running: set[asyncio.Future[object]] = set()
+
+    def run(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        """Run it; what it answers or raises. To cancel the future does not stop what has begun."""
+        if self._own:
+            return self._loop.run_in_executor(self._pool, work)
+        done = self._pool.submit(work)
+        # Not the future that is handed out: that may be cancelled while the work goes on.
+        mine: asyncio.Future[object] = asyncio.wrap_future(done)  # type: ignore[arg-type]
+        self._running.add(mine)
+        mine.add_done_callback(self._forget)
+        return asyncio.wrap_future(done)
+
+    def _forget(self, done: asyncio.Future[object]) -> None:
+        self._running.discard(done)
+        if not done.cancelled():
+            done.exception()  # it is told to whoever waits for the other one
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs in them, as far as that is known: only of shared ones."""
+        return not self._running
+
+    async def close(self) -> None:
+        """Wait for all that was begun, and let nothing begin in threads of its own."""
+        if self._own:
+            await self._loop.run_in_executor(None, self._pool.shutdown)
+        while self._running:
+            await asyncio.wait(self._running)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _REFUSED: Final = 5  # cli.EXIT_REFUSED
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_DESCRIPTORS: Final = 16  # that one open database may take
-_SHARE: Final = 2  # of all descriptors, at most one in so many is for databases
+_DESCRIPTORS: Final = 14  # that one open database takes
+_CLIENTS: Final = 4096  # descriptors that are not for databases, or half of all
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -157,7 +157,7 @@ def serve_many(
             authority=authority,
             serving=serving,
             choice=Choice(many.host_suffix),
-            most_open=min(many.max_open, http_server.limit() // _SHARE // _DESCRIPTORS),
+            most_open=min(many.max_open, _room(http_server.limit())),
             idle=many.close_idle,
         )
         app.adopt(catalog)
@@ -175,6 +175,11 @@ def serve_many(
         print(text, flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         http_server.server(app, tls, beside=beside).run(sockets=[listening])
+
+
+def _room(descriptors: int) -> int:
+    """Databases that may be open with so many descriptors."""
+    return max((descriptors - min(_CLIENTS, descriptors // 2)) // _DESCRIPTORS, 1)
 
 
 def _url(listening: socket.socket, tls: ssl.SSLContext | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from hosting import CREATE, Many, made, many
+from prometheus_client.parser import text_string_to_metric_families
 from serving import Client, close_clients, execute
 
 import nearlite
@@ -561,3 +562,27 @@ def test_serve_with_a_data_dir(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert process.wait(20) == 0
     process.stdout.close()
     Catalog(folder).close()
+
+
+def test_what_all_databases_have_done_is_counted(tmp_path: Path) -> None:
+    folder = made(tmp_path / "dbs", "a", "b")
+    with many(folder, admin_token="boss", metrics=True, most_open=1) as served:
+        for name in ("a", "b", "a"):  # each time the other one is closed
+            served.of(name).run(CREATE.replace("TABLE", "TABLE IF NOT EXISTS"))
+        served.of("a").rows("SELECT 1")
+        refused = Client(served.admin_port, "wrong")
+        assert refused.request("GET", "/metrics").status == 401
+        reply = served.admin("GET", "/metrics")
+        refused.close()
+    assert reply.status == 200
+    found = {
+        (sample.name, sample.labels.get("route", "")): sample.value
+        for family in text_string_to_metric_families(reply.body.decode())
+        for sample in family.samples
+    }
+    assert found["nearlite_databases", ""] == 2
+    assert found["nearlite_databases_open", ""] == 1
+    assert found["nearlite_commit_group_requests_bucket", ""] >= 2
+    assert found["nearlite_http_requests_total", "/v3/pipeline"] == 4
+    with many(folder) as served:
+        assert served.admin("GET", "/metrics").status == 404

@@ -239,12 +239,20 @@ anything = st.one_of(
 )
 
 
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
 @pytest.mark.soak
 def test_whatever_is_sent_is_answered_or_the_connection_ended(port: int, soak: Soak) -> None:
     @settings(max_examples=RAW, suppress_health_check=list(HealthCheck), database=None)
     @given(sent=anything)
     @example(sent=b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n")
     @example(sent=b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+    @example(sent=UPGRADE + b"X: 1\r\n" * 200 + b"\r\n")
+    @example(sent=UPGRADE + b"X: " + b"x" * 20_000 + b"\r\n\r\n")
     @example(sent=b"GET /v1 HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
     def send(sent: bytes) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import sealing
+from hosting import made, many
 from serving import Client, app_of, execute, serving
 from soaking import Soak
 from test_background import eventually
@@ -150,6 +151,22 @@ def test_a_replica_is_bootstrapped_follows_and_writes(
         assert replica("read", COUNT) == rows(path, COUNT)
         replica("write", "DELETE FROM t WHERE id % 2")
         assert replica("read", COUNT) == rows(path, COUNT)
+
+
+@KINDS
+def test_a_replica_of_one_of_many_databases(kind: Any, tmp_path: Path) -> None:
+    folder = made(tmp_path / "dbs", "one", "other")
+    with many(folder, durability="normal", auth_token=TOKEN) as served:
+        served.of("one", TOKEN).run(CREATE, "INSERT INTO t(who) VALUES ('one')")
+        served.of("other", TOKEN).run(CREATE, "INSERT INTO t(who) VALUES ('other'), ('too')")
+        with closing(kind(f"{served.url}/db/one", tmp_path / "r.db")) as replica:
+            replica("open")
+            replica("sync")
+            assert replica("read", "SELECT who FROM t") == [["one"]]
+            replica("write", "INSERT INTO t(who) VALUES ('replica')")
+            assert replica("read", "SELECT count(*) FROM t") == [[2]]
+        assert served.of("one", TOKEN).rows("SELECT who FROM t") == [["one"], ["replica"]]
+        assert served.of("other", TOKEN).rows("SELECT count(*) FROM t") == [[2]]
 
 
 @KINDS

@@ -191,6 +191,7 @@ def asgi(
     encryption_key: EncryptionKey | None = None,
     limits: Limits | None = None,
     hooks: Hooks | None = None,
+    metrics: bool = False,
     **network: Any,
 ) -> App | Hosting:
     """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
@@ -228,6 +229,7 @@ def asgi(
         (docs/encryption.md): see :func:`nearlite.keys.key_of` for what may be given.
       limits: what clients are allowed: sizes, numbers, times.
       hooks: are told of requests, commits and rolls (:class:`nearlite.hooks.Hooks`).
+      metrics: count requests, and tell what was counted at ``GET /metrics`` (with `data_dir` the admin API does).
       network: how the upstream is reached: ``verify``, ``cert``, ``proxy``, ``headers`` as for `connect`.
     """
     from pathlib import Path
@@ -258,6 +260,7 @@ def asgi(
             shared_cache,
             limits or _Limits(),
             hooks,
+            metrics,
         )
         return Hosting(
             Path(data_dir),
@@ -294,6 +297,7 @@ def asgi(
             shared_cache=shared_cache,
             limits=limits,
             hooks=hooks,
+            metrics=metrics,
         )
     if network:
         raise ProgrammingError(f"{min(network)} says how an upstream is reached, and there is none")
@@ -308,6 +312,7 @@ def asgi(
         shared_cache=shared_cache,
         limits=limits,
         hooks=hooks,
+        metrics=metrics,
     )
 
 

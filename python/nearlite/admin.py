@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -16,6 +17,7 @@ from nearlite import hrana
 from nearlite.access import Authority
 from nearlite.administration import Administration
 from nearlite.exchange import (
+    NO_STORE,
     Answering,
     Deadlines,
     HttpError,
@@ -25,8 +27,10 @@ from nearlite.exchange import (
     read_body,
     refused,
 )
+from nearlite.exposition import text_of
 from nearlite.guarding import Guard
 from nearlite.hosting import Hosting
+from nearlite.server import METRICS
 
 _LARGEST: Final = 1 << 20  # bytes of a body
 _NAMESPACE: Final = "/v1/namespaces/{name}"
@@ -148,6 +152,12 @@ class AdminApp:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._authority.access(scope, _ADMIN)
+        if scope["path"] == METRICS and scope["method"] in ("GET", "HEAD"):
+            sample = self._hosting.sample()
+            text, kind = await asyncio.get_running_loop().run_in_executor(None, text_of, sample)
+            head = scope["method"] == "HEAD"
+            await self._answering.whole(send, 200, text, kind, (NO_STORE,), head=head)
+            return
         # A fresh body for whatever the route: the deadlines of bodies are those of the other listener.
         body = await read_body(scope, receive, self._deadlines)
 

@@ -18,7 +18,7 @@ from nearlite.exposition import Sample
 from nearlite.hooks import Hooks
 from nearlite.libsql import Frames, Libsql, Taking
 from nearlite.limits import Limits
-from nearlite.meters import Meters
+from nearlite.meters import Counts, Meters
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
@@ -57,7 +57,7 @@ class PrimaryApp(App):
       hooks: are told of requests, commits, rolls.
       threads: those of a server of many databases, of which this is one (nearlite.residents).
       prepare: called with each connection that runs SQL, before it does.
-      ended: called with what was asked of it when it is closed.
+      ended: called with what was asked of it, and what it has done, when it is closed.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PrimaryApp(App):
         hooks: Hooks | None = None,
         threads: ThreadPoolExecutor | None = None,
         prepare: Callable[[Database], None] | None = None,
-        ended: Callable[[Usage], None] | None = None,
+        ended: Callable[[Usage, Counts], None] | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -131,11 +131,11 @@ class PrimaryApp(App):
     def _sample(self, meters: Meters, served: Served, feed: Feed) -> Sample:
         sample = super()._sample(meters, served, feed)
         if isinstance(self._routes, Routes):
-            executor = self._routes.executor
-            sample.counts = executor.counts
+            sample.counts = self.counts
+            kept, busy = self.streams
             sample.gauges += [
-                ("streams_open", "Streams that are kept", float(len(executor.streams))),
-                ("transactions_open", "Streams in a transaction", float(executor.transactions)),
+                ("streams_open", "Streams that are kept", float(kept)),
+                ("transactions_open", "Streams in a transaction", float(busy)),
             ]
         return sample
 
@@ -144,7 +144,7 @@ class PrimaryApp(App):
         await super().shutdown()
         ended, self._ended = self._ended, None
         if ended is not None:
-            ended(self.usage)
+            ended(self.usage, self.counts)
 
     # ------------------------------------------------------------------ one of many
 
@@ -169,6 +169,23 @@ class PrimaryApp(App):
     def usage(self) -> Usage:
         """What was asked of it since it was opened."""
         return Usage() if self._executor is None else self._executor.usage
+
+    @property
+    def counts(self) -> Counts:
+        """What it has done since it was opened."""
+        return Counts() if self._executor is None else self._executor.counts
+
+    @property
+    def streams(self) -> tuple[int, int]:
+        """Streams that are kept, and those of them in a transaction."""
+        executor = self._executor
+        return (0, 0) if executor is None else (len(executor.streams), executor.transactions)
+
+    @property
+    def replicas(self) -> tuple[int, int]:
+        """Replicas that asked lately, and those in a long poll."""
+        feed = self._feed
+        return (0, 0) if feed is None else (feed.replicas(), feed.polls.waiting)
 
     @property
     def running(self) -> bool:

@@ -217,9 +217,9 @@ def serve(
     if many.data_dir is not None:
         if upstream is not None:
             raise click.UsageError("--upstream is for one DATABASE, not for those of --data-dir")
-        if metrics:
+        if metrics and many.admin_listen is None:
             raise click.UsageError(
-                "--metrics is for one DATABASE; the admin API counts those of --data-dir"
+                "--metrics of --data-dir is told by the admin API: give --admin-listen"
             )
         from nearlite.hosting import Serving
 
@@ -230,6 +230,7 @@ def serve(
             shared_cache=shared_cache,
             limits=limits,
             hooks=lines,
+            metrics=metrics,
         )
         serve_many(many, listen, knows, serving, tls=tls)
         return

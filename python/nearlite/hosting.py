@@ -16,7 +16,7 @@ from nearlite._native.sealing import Key
 from nearlite.access import Access, Authority, Open
 from nearlite.applications import PrimaryApp
 from nearlite.catalog import DATA, Catalog
-from nearlite.cold import cold_paths, is_cold
+from nearlite.cold import cold_paths, is_cold, program_version
 from nearlite.configs import DURABILITY, Config
 from nearlite.exchange import (
     Answering,
@@ -28,10 +28,11 @@ from nearlite.exchange import (
     Shortcut,
     refuse_socket,
 )
+from nearlite.exposition import Sample
 from nearlite.guarding import Guard
 from nearlite.hooks import Guarded, Hooks
 from nearlite.limits import Limits
-from nearlite.meters import Meters
+from nearlite.meters import Counts, Meters
 from nearlite.names import Choice
 from nearlite.primary import ROLL_BYTES, Primary
 from nearlite.residents import Residents
@@ -56,6 +57,7 @@ class Serving:
       durability, roll_bytes, key, foreign_keys, shared_cache: as of one (`nearlite.asgi`).
       limits: of each; those of connections and requests of the server.
       hooks: are told of requests, commits, rolls.
+      metrics: requests are counted, for ``GET /metrics`` of the admin API.
     """
 
     durability: Literal["full", "normal"] = "full"
@@ -65,6 +67,7 @@ class Serving:
     shared_cache: bool = False
     limits: Limits = field(default_factory=Limits)
     hooks: Hooks | None = None
+    metrics: bool = False
 
 
 class Gate:
@@ -131,7 +134,8 @@ class Hosting:
         self.serving = serving or Serving()
         self.limits = self.serving.limits
         hooks = self.serving.hooks
-        self.meters = None if hooks is None else Meters(Guarded(hooks))
+        told = None if hooks is None else Guarded(hooks)
+        self.meters = Meters(told) if self.serving.metrics or told is not None else None
         self._choice = choice or Choice()
         self._most_open = most_open
         self._idle = idle
@@ -141,6 +145,7 @@ class Hosting:
         self._threads: ThreadPoolExecutor | None = None
         self._gates: dict[str, tuple[object, Gate]] = {}
         self._usage: dict[str, Usage] = {}  # of databases that were closed since
+        self._counts = Counts()  # of all that were closed
         self._cold = cold_paths()
         self._deadlines = Deadlines(self.limits)
         self._answering = Answering(self._deadlines)
@@ -273,7 +278,8 @@ class Hosting:
         self._gates.pop(name, None)
         self._usage.pop(name, None)
 
-    def _ended(self, name: str, usage: Usage) -> None:
+    def _ended(self, name: str, usage: Usage, counts: Counts) -> None:
+        self._counts.add(counts)
         if self._catalog is not None and name in self._catalog.configs:
             self._usage.setdefault(name, Usage()).add(usage)
 
@@ -289,6 +295,37 @@ class Hosting:
         usage.add(self._usage.get(name, usage))
         usage.add(app.usage)
         return usage
+
+    def sample(self) -> Sample:
+        """What was counted, of all databases together. Raises HttpError 404: nobody counts."""
+        meters = self.meters
+        if meters is None or not self.serving.metrics:
+            raise HttpError(404, "NOT_FOUND", "Nothing is counted; start the server with --metrics")
+        counts = Counts()
+        counts.add(self._counts)
+        streams = transactions = replicas = waiting = 0
+        for app in self.residents.apps():
+            assert isinstance(app, PrimaryApp)
+            counts.add(app.counts)
+            kept, busy = app.streams
+            seen, waits = app.replicas
+            streams, transactions = streams + kept, transactions + busy
+            replicas, waiting = replicas + seen, waiting + waits
+        gauges = [
+            ("http_connections_open", "Connections", meters.connections),
+            ("databases", "Databases of the folder", len(self.catalog.configs)),
+            ("databases_open", "Those that are open", len(self.residents)),
+            ("replicas_seen", "Replicas that asked lately", replicas),
+            ("replicas_waiting", "Replicas in a long poll", waiting),
+            ("streams_open", "Streams that are kept", streams),
+            ("transactions_open", "Streams in a transaction", transactions),
+        ]
+        return Sample(
+            meters,
+            counts,
+            {"version": program_version()},
+            [(name, text, float(value)) for name, text, value in gauges],
+        )
 
     # ------------------------------------------------------------------ dispatch
 

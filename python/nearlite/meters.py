@@ -19,6 +19,7 @@ BUCKETS: Final = 26
 SIZES: Final = 12
 """Of groups of writes: 1, 2, 4 ... and more than 1,024 in the last one."""
 _OTHER: Final = "other"
+_DATABASE: Final = "/db/"
 _ROUTES: Final = frozenset(
     f"/{path}"
     for path in (
@@ -39,6 +40,8 @@ _TRACEPARENT: Final = re.compile(rb"\r\ntraceparent:[ \t]*([!-~]*)[ \t]*\r\n", r
 
 def route_of(path: str) -> str:
     """The name of a path's route; there are not many, whatever clients ask for."""
+    if path.startswith(_DATABASE):  # of many: it is a route of each
+        path = path[path.find("/", len(_DATABASE)) :]
     if path in _ROUTES:
         return path
     return next((name for place, name in _PLACES if place.fullmatch(path)), _OTHER)
@@ -164,6 +167,15 @@ class Counts:
         self.roll_seconds += seconds
         if self.hooks is not None:
             self.hooks.roll(seconds)
+
+    def add(self, other: Counts) -> None:
+        """Count what another one has counted; nobody changes this one meanwhile."""
+        self.grouped = [a + b for a, b in zip(self.grouped, other.grouped, strict=True)]
+        self.at_once = [a + b for a, b in zip(self.at_once, other.at_once, strict=True)]
+        self.rolls += other.rolls
+        self.roll_seconds += other.roll_seconds
+        self.timeouts += other.timeouts
+        self._failures.update(other.failures)
 
     def failed(self, code: str) -> None:
         """A statement failed with that code. Any thread."""

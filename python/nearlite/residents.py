@@ -143,6 +143,10 @@ class Residents:
     def __len__(self) -> int:
         return len(self._open)
 
+    def apps(self) -> list[Resident]:
+        """Those that are open."""
+        return [slot.app for slot in self._open if slot.app is not None]
+
     # ------------------------------------------------------------------ who asks
 
     @contextlib.asynccontextmanager

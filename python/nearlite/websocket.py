@@ -439,6 +439,14 @@ class WebSocket(asyncio.Protocol):
     # ------------------------------------------------------------------ ASGI
 
     def _handshake(self) -> None:
+        if (
+            self._library.handshake_exc is not None
+        ):  # it could not read the request, and has said so as text
+            self._library.data_to_send()
+            why = "What was sent is no handshake: its head has too many lines, or too long ones"
+            self.transport.write(refused(HttpError(431, "HEAD_TOO_LARGE", why)).last())
+            self.transport.close()
+            return
         for event in self._library.events_received():
             if not isinstance(event, Request):
                 continue

@@ -50,7 +50,7 @@ def test_a_small_transaction_needs_no_thread(tmp_path: Path) -> None:
         client = opened(port)
         executor = app._routes._executor
         assert executor is not None
-        executor._pool.shutdown()  # whatever asks for a thread fails from here on
+        executor._threads._pool.shutdown()  # whatever asks for a thread fails from here on
         begun = begin(client, "INSERT INTO t(b) VALUES('quick')")
         _, inside = (outcome(result) for result in begun["results"])
         assert inside["is_autocommit"] is False
@@ -67,13 +67,13 @@ def test_a_commit_that_is_synced_leaves_the_event_loop(tmp_path: Path) -> None:
         executor = app._routes._executor
         assert executor is not None
         threads: list[str] = []
-        submit = executor._pool.submit
+        submit = executor._threads._pool.submit
 
         def noted(work: Any, *args: Any) -> Any:
             threads.append("asked for")
             return submit(work, *args)
 
-        executor._pool.submit = noted  # type: ignore[method-assign, assignment]
+        executor._threads._pool.submit = noted  # type: ignore[method-assign, assignment]
         commit(client, begun)
         assert threads == ["asked for"]
         assert client.rows("SELECT count(*) FROM t") == [[2]]

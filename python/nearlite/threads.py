@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
+
+_TIDYING: Final = 5.0  # seconds in which what was begun may begin more
+_TURNS: Final = 8  # of the event loop, in which whoever waited for a thread has gone on
 
 _T = TypeVar("_T")
 
@@ -26,8 +29,6 @@ class Threads:
 
     def run(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
         """Run it; what it answers or raises. To cancel the future does not stop what has begun."""
-        if self._own:
-            return self._loop.run_in_executor(self._pool, work)
         done = self._pool.submit(work)
         # Not the future that is handed out: that may be cancelled while the work goes on.
         mine: asyncio.Future[object] = asyncio.wrap_future(done)  # type: ignore[arg-type]
@@ -42,11 +43,20 @@ class Threads:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs in them, as far as that is known: only of shared ones."""
+        """Whether nothing runs in them."""
         return not self._running
 
     async def close(self) -> None:
-        """Wait for all that was begun, and let nothing begin in threads of its own."""
+        """Wait for all that was begun, and what that begins to tidy up; nothing begins in threads of its own then."""
+        until = self._loop.time() + _TIDYING
+        turns = 0
+        while turns < _TURNS:
+            if self._running and self._loop.time() < until:
+                await asyncio.wait(self._running, timeout=until - self._loop.time())
+                turns = 0
+            else:  # whoever waited for the last of it gets its turn
+                await asyncio.sleep(0)
+                turns += 1
         if self._own:
             await self._loop.run_in_executor(None, self._pool.shutdown)
         while self._running:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from serving import wire
+from websockets.asyncio import client as by_loop
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
@@ -16,10 +18,39 @@ from websockets.typing import Subprotocol
 Json = Any
 
 
+class OneThread:
+    """A WebSocket that is read and written in one thread.
+
+    websockets.sync reads in a thread of its own, and an SSL object of OpenSSL is not for two threads at a time,
+    which Python sees to only in its latest versions.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        async def connect() -> by_loop.ClientConnection:
+            return await by_loop.connect(url, **options)
+
+        self._loop = asyncio.new_event_loop()
+        self._socket = self._loop.run_until_complete(connect())
+
+    def send(self, message: str | bytes) -> None:
+        self._loop.run_until_complete(self._socket.send(message))
+
+    def recv(self, timeout: float) -> str | bytes:
+        async def receive() -> str | bytes:
+            return await asyncio.wait_for(self._socket.recv(), timeout)
+
+        return self._loop.run_until_complete(receive())
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._socket.close())
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+
 class Talker:
     """One WebSocket."""
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: ClientConnection | OneThread) -> None:
         self.socket = socket
         self._numbers = itertools.count(1)
         self._heard: dict[int, Json] = {}
@@ -102,7 +133,12 @@ def talking(
         "max_size": None,
         "close_timeout": 5,
     } | options
-    with connect(url, subprotocols=offered or None, **options) as socket:
+    connecting = (
+        closing(OneThread(url, subprotocols=offered or None, **options))
+        if "ssl" in options
+        else None
+    )
+    with connecting or connect(url, subprotocols=offered or None, **options) as socket:
         talker = Talker(socket)
         if hello:
             assert talker.hello() == {"type": "hello_ok"}

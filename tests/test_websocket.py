@@ -799,3 +799,18 @@ def test_under_another_server_and_below_a_path(tmp_path: Path) -> None:
         thread.join(20)
         listening.close()
     assert not thread.is_alive()
+
+
+def test_a_message_of_somebody_unknown_is_small(tmp_path: Path) -> None:
+    app = app_of(tmp_path / "data.db", durability="normal")
+    with serving(app) as port:
+        with talking(port, hello=False) as talker:
+            talker.socket.send(json.dumps({"type": "hello", "jwt": "x" * 70_000}))
+            assert talker.closed()[0] == 1009
+        with talking(port, hello=False) as talker:
+            talker.socket.send(iter(['{"type": "hello", "jwt": "', "x" * 40_000, "x" * 40_000]))
+            assert talker.closed()[0] == 1009
+        with talking(port) as talker:
+            text = "x" * 1_000_000
+            found = rows(talker.execute("SELECT length(?)", text))
+            assert found == [["1000000"]] or found == [[1_000_000]]

@@ -141,7 +141,6 @@ class Administration:
             async with self._hosting.residents.alone(name, patience=_PATIENCE):
                 kept = await _thread(lambda: catalog.remove(name, keep=keep))
             self._hosting.forget(name)
-        self._names.pop(name, None)
         log.info("the database %s was deleted", name)
         return kept
 

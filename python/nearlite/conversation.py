@@ -233,6 +233,7 @@ class Conversation:
         else:
             self._talk.access = access
             self._until = access.until
+            self._peer.trust()
             self._peer.send(self._codec.hello_ok())
 
     def _request(self, number: int, request: SocketRequest, size: int) -> None:

@@ -47,9 +47,11 @@ class Dumping:
         self._answering = answering
         self._reading: set[Database] = set()
         self._begun = 0
+        self._closed = False
 
     def close(self) -> None:
         """Break off what is being sent."""
+        self._closed = True
         for database in self._reading:
             database.interrupt()
 
@@ -69,6 +71,8 @@ class Dumping:
         try:
             database = await loop.run_in_executor(None, self._connect)
             self._reading.add(database)
+            if self._closed:
+                raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
             encoding = accepted(scope)
             pieces = _smaller(_pieces(database, rowids), encoding)
             # What it begins with is read before the answer begins: a failure is told, not cut off.
@@ -77,6 +81,9 @@ class Dumping:
             await self._answering.start(send, 200, _TYPE, headers)
             while piece:
                 await self._answering.piece(send, piece)
+                if self._closed:  # between two pieces nothing can be interrupted
+                    cut_off(send)
+                    raise ClientGoneError
                 try:
                     piece = await loop.run_in_executor(None, next, pieces, b"")
                 except Exception as error:  # noqa: BLE001 - the answer has begun

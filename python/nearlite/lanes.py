@@ -45,6 +45,9 @@ class Peer(Protocol):
     def hold(self, holding: bool) -> None:
         """Read nothing from the client for now, or go on."""
 
+    def trust(self) -> None:
+        """It has said who it is: its messages may be large."""
+
 
 class Talk:
     """What the streams of one WebSocket share. Event loop thread only.
@@ -161,7 +164,7 @@ class Lane:
       idle: nothing is being done, and nothing waits.
     """
 
-    __slots__ = ("_cursor", "_queue", "_running", "_stream", "_talk", "_timer")
+    __slots__ = ("_cursor", "_queue", "_running", "_stream", "_talk", "_timer", "_until")
 
     def __init__(self, talk: Talk, stream: Stream) -> None:
         self._talk = talk
@@ -170,6 +173,9 @@ class Lane:
         self._running = False
         self._cursor: Cursor | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._until = (
+            0.0  # clock of the event loop: a cursor lasts no longer, as no transaction does
+        )
         talk.lanes.add(self)
 
     @property
@@ -223,9 +229,11 @@ class Lane:
             pass
         finally:
             self._stream.busy = False
-            await self._talk.executor.close_stream(self._stream)
-            self._talk.lanes.discard(self)
-            self._talk.settled()
+            try:
+                await self._talk.executor.close_stream(self._stream)
+            finally:
+                self._talk.lanes.discard(self)
+                self._talk.settled()
 
     # ------------------------------------------------------------------ what takes time
 
@@ -360,6 +368,7 @@ class Lane:
     async def _open(self, number: int, cursor: Cursor) -> None:
         await cursor.open(self._talk.leaving)
         self._talk.done(number, "open_cursor")
+        self._until = self._talk.loop.time() + self._talk.executor.limits.transaction_seconds
         self._time()
 
     def fetch(self, number: int, opened: Opened, count: int) -> None:
@@ -371,7 +380,8 @@ class Lane:
         if cursor.expired:
             self._talk.fail(
                 number,
-                f"The cursor was not asked for more for {CURSOR_SECONDS:.0f} seconds and was closed",
+                f"The cursor was not asked for more for {CURSOR_SECONDS:.0f} seconds, or was open for longer than a "
+                "transaction may be, and was closed",
                 "CURSOR_EXPIRED",
             )
             return
@@ -416,7 +426,8 @@ class Lane:
     def _time(self) -> None:
         """A batch that has not come to its end does not wait for ever."""
         if self._cursor is not None and self._cursor.open_ended:
-            self._timer = self._talk.loop.call_later(CURSOR_SECONDS, self._expire)
+            left = max(0.0, self._until - self._talk.loop.time())
+            self._timer = self._talk.loop.call_later(min(CURSOR_SECONDS, left), self._expire)
 
     def _untime(self) -> None:
         if self._timer is not None:

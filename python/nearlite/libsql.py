@@ -71,6 +71,10 @@ class Taking(Protocol):
     def push(self, generation: int, first: int, frames: bytes, baton: str | None) -> Pushed:
         """While it is this thread's turn to write."""
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the rest of any transaction is waited for."""
+
     def expire(self) -> None:
         """Drop what was waited for too long."""
 
@@ -121,6 +125,7 @@ class Libsql:
         self._answering = answering
         self._deadlines = deadlines
         self._expiry: asyncio.TimerHandle | None = None
+        self._closed = False
         self._held: dict[int, Base] = {}
         self._ends: dict[int, asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
@@ -132,6 +137,7 @@ class Libsql:
 
     def close(self) -> None:
         """Let go of what is kept for clients, end what is under way for them."""
+        self._closed = True
         self._taking.stop()
         if self._expiry is not None:
             self._expiry.cancel()
@@ -259,7 +265,7 @@ class Libsql:
                 f"A push has at most {MOST_PUSHED} frames; nothing was changed",
             )
         announced = header(scope, b"content-length")
-        if announced is not None and int(announced) != size:
+        if announced is not None and announced.isdigit() and int(announced) != size:
             raise _other_length(end - first, size, int(announced))
         frames = await read_body(scope, receive, self._deadlines)
         if len(frames) != size:
@@ -282,8 +288,13 @@ class Libsql:
         await self._json(send, 200, told)
 
     def _expire(self) -> None:
+        self._loop.run_in_executor(None, self._taking.expire).add_done_callback(self._expired)
+
+    def _expired(self, _done: object) -> None:
+        """Whatever is still waited for is looked at again."""
         self._expiry = None
-        self._loop.run_in_executor(None, self._taking.expire)
+        if self._taking.waiting and not self._closed:
+            self._expiry = self._loop.call_later(HELD_SECONDS + 1, self._expire)
 
     async def _json(self, send: Send, status: int, told: Mapping[str, object]) -> None:
         await self._answering.whole(send, status, json.dumps(told).encode(), headers=(NO_STORE,))

@@ -307,9 +307,10 @@ class Pushes:
     def _commit(self, frames: memoryview, held: _Held | None, at: int, salt: str) -> None:
         pusher = Pusher(self._path, self._tail.page_size, key=self._key, durable=self._durable)
         with closing(pusher):
-            self._running = pusher
-            if self._stopped:
-                pusher.stop()
+            with self._lock:  # `stop` looks at it, and may not meet one that is being closed
+                self._running = pusher
+                if self._stopped:
+                    pusher.stop()
             try:
                 pusher.begin(at, salt, wait=LOCK_SECONDS)
                 if held is not None:
@@ -321,7 +322,8 @@ class Pushes:
                     raise EndingError from None
                 raise
             finally:
-                self._running = None
+                with self._lock:
+                    self._running = None
 
     # ------------------------------------------------------------ transactions that wait for their end
 
@@ -335,7 +337,8 @@ class Pushes:
         held.used = self._clock()
         with self._lock:
             self._held[baton] = held
-            over = list(self._held)[: max(0, len(self._held) - HELD)]
+            most = 0 if self._stopped else HELD
+            over = list(self._held)[: max(0, len(self._held) - most)]
             dropped = [self._held.pop(one) for one in over]
         for one in dropped:
             one.spool.close()
@@ -367,11 +370,10 @@ class Pushes:
 
     def stop(self) -> None:
         """A look under way ends, and what is held is dropped: the server is about to end. Any thread."""
-        self._stopped = True
-        running = self._running
-        if running is not None:
-            running.stop()
         with self._lock:
+            self._stopped = True
+            if self._running is not None:
+                self._running.stop()
             dropped = list(self._held.values())
             self._held.clear()
         for held in dropped:

@@ -143,10 +143,6 @@ class Residents:
     def __len__(self) -> int:
         return len(self._open)
 
-    def apps(self) -> list[Resident]:
-        """Those that are open."""
-        return [slot.app for slot in self._open if slot.app is not None]
-
     # ------------------------------------------------------------------ who asks
 
     @contextlib.asynccontextmanager
@@ -360,7 +356,10 @@ class Residents:
                     self._freed.clear()
                     with contextlib.suppress(asyncio.TimeoutError):
                         await asyncio.wait_for(self._freed.wait(), min(left, _TICK))
-                await asyncio.wait({self._begin_close(slot)})
+                if slot.app is not None:  # nobody else has closed it meanwhile, to make room
+                    self._begin_close(slot)
+            while slot.turning is not None:
+                await asyncio.wait({slot.turning})
             slot.failure = None
             yield
         finally:
@@ -374,10 +373,11 @@ class Residents:
 
     def stop_waiting(self) -> None:
         """Answer long polls now, everywhere."""
-        for app in self._apps():
+        for app in self.apps():
             app.stop_waiting()
 
-    def _apps(self) -> Iterator[Resident]:
+    def apps(self) -> Iterator[Resident]:
+        """Those that are open."""
         return (slot.app for slot in list(self._open) if slot.app is not None)
 
     async def close(self) -> None:

@@ -207,15 +207,17 @@ class App:
         """Finish what is queued, roll back what is open, close the database; idempotent."""
         routes, served, pulls = self._routes, self._served, self._pulls
         self._routes = self._served = self._pulls = None
-        self.stop_waiting()
-        if pulls is not None:
-            pulls.close()
-        if self._dumping is not None:
-            self._dumping.close()
-        if routes is not None:
-            await routes.close()
-        if served is not None:
-            await asyncio.get_running_loop().run_in_executor(None, served.close)
+        try:
+            self.stop_waiting()
+            if pulls is not None:
+                pulls.close()
+            if self._dumping is not None:
+                self._dumping.close()
+            if routes is not None:
+                await routes.close()
+        finally:  # whatever else fails: nobody could open the database again
+            if served is not None:
+                await asyncio.get_running_loop().run_in_executor(None, served.close)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

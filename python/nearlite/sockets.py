@@ -153,6 +153,9 @@ class _Outgoing:
         else:
             self._reading.set()
 
+    def trust(self) -> None:
+        """See `Peer`. How large messages may be is the other server's to say."""
+
     def _put(self, message: Message, size: int) -> None:
         self._messages.append(message)
         self._size += size

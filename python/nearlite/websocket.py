@@ -52,6 +52,7 @@ _OPEN: Final = State.OPEN
 _MASKED_MEDIUM: Final = 0x80 | 126
 _MEDIUM: Final = struct.Struct(">BBH")
 _LONG: Final = struct.Struct(">BBQ")
+_STRANGER_BYTES: Final = 64 << 10  # of a message before hello; a token has at most 16 KiB
 
 
 class Outbox:
@@ -101,7 +102,9 @@ class WebSocket(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._outbox = outbox
         self._unsent: list[bytes] = []
-        self._most = limits.max_request_bytes
+        self._most = min(_STRANGER_BYTES, limits.max_request_bytes)
+        self._most_known = limits.max_request_bytes
+        self._missing = 0  # bytes of what is held and comes, until its first frame is whole
         self._patience = limits.client_seconds
         # Bytes of answers that have to arrive within that time, if there is more.
         self._least = max(1, int(limits.min_bytes_per_second * limits.client_seconds))
@@ -197,7 +200,8 @@ class WebSocket(asyncio.Protocol):
                 return
         if self._held:
             self._held += data
-            if self._holding or self._later is not None:
+            # Each look at what is held copies it.
+            if self._holding or self._later is not None or len(self._held) < self._missing:
                 return
             data, self._held = bytes(self._held), bytearray()
         elif self._holding or self._later is not None:
@@ -219,6 +223,7 @@ class WebSocket(asyncio.Protocol):
         """Hand on the frames that are complete."""
         at, end = 0, len(data)
         began = 0.0
+        self._missing = 0
         while at < end:
             if self._holding:
                 break
@@ -252,6 +257,7 @@ class WebSocket(asyncio.Protocol):
             )
             if last > end:
                 if masked and size <= self._most:
+                    self._missing = last - at
                     break
                 last = end  # the library says what is wrong with it
             elif known and self._taken is not None:
@@ -411,6 +417,13 @@ class WebSocket(asyncio.Protocol):
             self._asked = True
             self._library.send_ping(b"")
             self._flush()
+
+    def trust(self) -> None:
+        """The client has said who it is: its messages may be large."""
+        self._most = self._most_known
+        for name in ("max_size", "max_message_size"):  # by version
+            if hasattr(self._library, name):
+                setattr(self._library, name, self._most)
 
     def pause_writing(self) -> None:
         """The client has not taken what was sent to it."""

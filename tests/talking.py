@@ -21,8 +21,7 @@ Json = Any
 class OneThread:
     """A WebSocket that is read and written in one thread.
 
-    websockets.sync reads in a thread of its own, and an SSL object of OpenSSL is not for two threads at a time,
-    which Python sees to only in its latest versions.
+    websockets.sync reads in a thread of its own, and an SSL object of OpenSSL is not for two threads at a time.
     """
 
     def __init__(self, url: str, **options: Any) -> None:

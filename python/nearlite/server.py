@@ -1,4 +1,4 @@
-"""SQL over HTTP (Hrana 2 and 3, JSON) and the native protocol, as one ASGI application.
+"""SQL over HTTP and WebSocket (Hrana) and the native protocol, as one ASGI application.
 
 The hot paths are dispatched by hand: pipeline, cursor, changes, sql. Routing, middleware and a
 request object would cost more than the statement. Everything else is Starlette's.

@@ -18,7 +18,7 @@ LASTING = HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -m soak -n $(JOBS) --dist l
   -p no:cacheprovider -o faulthandler_timeout=0
 BENCH ?=
 
-.PHONY: help build demo test lint types asserts sanitize fuzz soak bench wheel format clean distclean
+.PHONY: help build demo test lint types asserts cpython sanitize fuzz soak bench wheel format clean distclean
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -63,6 +63,10 @@ asserts: build ## The C core's tests once more, with SQLite's own asserts and ou
 	@# What test_relay and test_tables call in the core, the other files do as well, in less time.
 	NEARLITE_FFI=test $(PY) -m pytest -n $(JOBS) --dist loadgroup --core --ignore tests/test_relay.py \
 	  --ignore tests/test_tables.py tests
+
+cpython: build ## CPython's own tests of sqlite3, with every Python from 3.10 to 3.13 that is here
+	@PYTHON=$(PYTHON) sh .ci/packages test
+	NL_EVERY_PYTHON=1 $(PY) -m pytest -n $(JOBS) --dist load tests/test_cpython_suite.py
 
 sanitize: .venv/ready ## The C core's tests under address and undefined-behaviour sanitizers
 	$(PY) build_ffi.py sanitize

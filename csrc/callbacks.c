@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define CALLBACKS_DEPTH 48 /* a callback this deep in others may not use the connection: the stack has an end */
 
@@ -47,7 +48,10 @@ int nl_callbacks_allowed(void)
 
 int nl_call_begin(nl_call *call, nl_db *db, sqlite3_context *context, int use)
 {
-    if (!nl_python.call || !nl_callbacks_allowed()) return 0;
+    if (!nl_python.call) return 0;
+    /* The interpreter is about to end, and with it the process: a thread that would have to be told so stays
+    ** here, as CPython's own threads do. A failure would come as a traceback out of nowhere. */
+    while (!nl_callbacks_allowed()) pause();
     *call = (nl_call){.db = db, .context = context, .outer = callbacks_current, .caller = db->caller};
     callbacks_current = call;
     db->depth++;
@@ -206,21 +210,47 @@ int nl_call_progress(nl_db *db)
     return stop;
 }
 
-static int callbacks_trace(unsigned int type, void *arg, void *statement, void *text)
+/* `statement`: with its parameters bound; NULL: there is only a text. */
+static void callbacks_tell(nl_db *db, sqlite3_stmt *statement, const char *text)
 {
-    nl_db *db = arg;
     nl_call call;
 
-    if (type != SQLITE_TRACE_STMT || db->own || !nl_call_begin(&call, db, NULL, NL_CALL_FREE)) return 0;
-    char *expanded = sqlite3_expanded_sql(statement);
+    if (!nl_call_begin(&call, db, NULL, NL_CALL_FREE)) return;
+    char *expanded = statement ? sqlite3_expanded_sql(statement) : NULL;
     const char *const shown = expanded ? expanded : text;
-    const int too_long = !expanded;
+    const int too_long = statement && !expanded;
     if (nl_call_strings(&call, &too_long, 1, &shown, NULL) == SQLITE_OK) {
         callbacks_hook(db, nl_python.trace(db->trace, call.n), 0);
     }
     sqlite3_free(expanded);
     nl_call_end(&call);
+}
+
+static int callbacks_trace(unsigned int type, void *arg, void *statement, void *text)
+{
+    nl_db *db = arg;
+
+    if (type == SQLITE_TRACE_STMT && !db->own) callbacks_tell(db, statement, text);
     return 0;
+}
+
+int nl_db_trace(nl_db *db, nl_stmt *s, const uint8_t *params, size_t n, const char *text, nl_error *err)
+{
+    int code = nl_db_enter(db, err);
+
+    if (code) return code;
+    if (db->trace && s && s->sqlite && !s->running && !s->active) {
+        code = nl_stmt_bind(s, params, n, err);
+        s->running = 1;
+        if (!code) callbacks_tell(db, s->sqlite, text);
+        s->running = 0;
+        sqlite3_clear_bindings(s->sqlite);
+    } else if (db->trace) {
+        callbacks_tell(db, NULL, text);
+    }
+    if (!code && nl_db_carried(db, err)) code = NL_E_SQLITE;
+    nl_db_leave(db);
+    return code;
 }
 
 int nl_db_set_trace(nl_db *db, int64_t id, nl_error *err)

@@ -699,6 +699,33 @@ int nl_db_config(nl_db *db, int op, int value, int *now, nl_error *err)
     return code;
 }
 
+int nl_db_enable_extensions(nl_db *db, int on, nl_error *err)
+{
+    int code = nl_db_enter(db, err);
+
+    if (code) return code;
+    int rc = sqlite3_enable_load_extension(db->sqlite, on);
+    if (rc != SQLITE_OK) code = nl_db_fail(db, rc, err);
+    nl_db_leave(db);
+    return code;
+}
+
+int nl_db_load_extension(nl_db *db, const char *path, const char *entry, nl_error *err)
+{
+    char *why = NULL;
+    int code = nl_db_enter(db, err);
+
+    if (code) return code;
+    int rc = sqlite3_load_extension(db->sqlite, path, entry, &why);
+    if (rc != SQLITE_OK) {
+        code = nl_fail(err, NL_E_SQLITE, "%s", why ? why : sqlite3_errstr(rc));
+        if (err) err->sqlite_rc = rc;
+    }
+    sqlite3_free(why);
+    nl_db_leave(db);
+    return code;
+}
+
 /* ---------------------------------------------------------------- scripts */
 
 int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err)

@@ -540,6 +540,10 @@ uint32_t nl_db_epoch(nl_db *db);                     /* rises when temp or attac
 int nl_db_limit(nl_db *db, int id, int value);       /* sqlite3_limit(); value -1 only asks */
 /* sqlite3_db_config() of one of the switches; value -1 only asks. `now`: OUT, what it is then. */
 int nl_db_config(nl_db *db, int op, int value, int *now, nl_error *err);
+/* Extensions: whether loading is allowed (also by the SQL function), and loading one. Of a shared library this runs
+** code in this process. `entry`: its entry point; NULL: SQLite finds it. */
+int nl_db_enable_extensions(nl_db *db, int on, nl_error *err);
+int nl_db_load_extension(nl_db *db, const char *path, const char *entry, nl_error *err);
 /* Runs statements of a script until its end or the first failure; rows are thrown away. */
 int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err);
 /* The tick is called about every 50 ms from inside a long call, on the thread that made it. An
@@ -629,6 +633,15 @@ int nl_db_denied(nl_db *db);
 int nl_db_set_authorizer(nl_db *db, int64_t id, nl_error *err);
 int nl_db_set_progress(nl_db *db, int64_t id, int steps, nl_error *err); /* every so many VM steps */
 int nl_db_set_trace(nl_db *db, int64_t id, nl_error *err);
+/* Tells the trace hook, if there is one, of a statement that is run elsewhere. NL_E_SQLITE with *err: what the
+** hook raised is to be raised. */
+int nl_db_trace(
+    nl_db *db,
+    nl_stmt *s,             /* the text, compiled here, to put its parameters in place; NULL: as it is */
+    const uint8_t *params,  /* as of nl_stmt_run */
+    size_t n,
+    const char *text,
+    nl_error *err);
 
 /* ------------------------------------------------------------------ statements (statement.c, rows.c) */
 

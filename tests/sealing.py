@@ -6,6 +6,7 @@ a key, so that a test about anything else is one about sealed files as well, wit
 
 from __future__ import annotations
 
+import inspect
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def _functions() -> Iterator[tuple[Any, str]]:
     for cls in (Primary, Relay):
         yield cls.open.__func__, "key"
     for cls in (Connection, ReplicaConnection):
-        yield cls.__init__, "encryption_key"
+        yield inspect.unwrap(cls.__init__), "encryption_key"
     yield nearlite.asgi, "encryption_key"
 
 

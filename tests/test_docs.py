@@ -20,7 +20,7 @@ from nearlite.spawn import primary
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "docs/start.md", "docs/replicas.md", "docs/server.md", "docs/operations.md"]
-PAGES += ["docs/encryption.md", "docs/databases.md"]
+PAGES += ["docs/encryption.md", "docs/databases.md", "docs/driver.md"]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 # The address that the pages use; the tests put a real one in its place.
 URL = "http://127.0.0.1:8080"

@@ -14,6 +14,8 @@ import pytest
 from primaries import primary
 from sealing import reader
 
+import nearlite
+
 EITHER = True
 
 SCENARIOS = []
@@ -489,6 +491,39 @@ def vacuum(con):
     return each(con, "vacuum", "begin", "insert into t values(1)", "vacuum", "commit")
 
 
+@scenario
+def values_in_place(con):
+    """Also inside a transaction whose rows only the primary has; pieces as SQLite itself reads and writes them."""
+    found = each(
+        con,
+        'create table "odd ""name"("rowid" text, "b ]" , "oid")',
+        ('insert into "odd ""name" values(\'other\', ?, 1)', (bytes(range(256)) * 40,)),
+        "insert into \"odd \"\"name\" values('1', 'a text: €', 2)",
+    )
+    for committed in (False, True):
+        if committed:
+            con.commit()
+        for row in (1, 2):
+            with con.blobopen('odd "name', "b ]", row) as blob:
+                found.append([len(blob), blob.read(5), blob.read(0), blob[-1], blob[2:9:3]])
+                blob.write(b"\0\xff\x80"[row - 1 :])
+                blob[-2:] = b"zz"
+                blob[0] = 65 + committed
+                found.append([blob.tell(), blob.read(), con.in_transaction])
+                found.append(attempt(lambda blob=blob: blob.write(b"x")))
+        with con.blobopen('odd "name', "b ]", 1, readonly=True) as blob:
+            found.append([blob.read(4), attempt(lambda blob=blob: blob.write(b"x"))])
+    for where in (("t", "b", 1), ('odd "name', "c", 1), ('odd "name', "b ]", 3)):
+        found.append(attempt(lambda where=where: con.blobopen(*where))[:2])
+    blob = con.blobopen('odd "name', "b ]", 1)
+    found += each(con, 'update "odd ""name" set "b ]" = 5')
+    found += [attempt(lambda: blob.read(1))[:2], attempt(lambda: blob.write(b"y"))[:2]]
+    found.append(attempt(lambda: con.blobopen('odd "name', "b ]", 1))[:2])
+    blob.close()
+    con.commit()
+    return found + each(con, 'select * from "odd ""name"', "select total_changes() > 0")
+
+
 def _local(tmp_path):
     return reader(tmp_path / "oracle.db")
 
@@ -535,3 +570,30 @@ def test_a_statement_that_failed_by_an_old_schema_is_compiled_by_the_newest(tmp_
             foreign.execute("CREATE TABLE t(a)")
         remote.executemany("INSERT INTO t VALUES (?)", [(4,)])
         assert remote.execute("SELECT a FROM t").fetchall() == [(4,)]
+
+
+def test_values_in_place_of_utf_16(tmp_path):
+    """Pieces are of the bytes that are stored, whatever they are an encoding of."""
+    outcomes = []
+    for name in ("primary.db", "oracle.db"):
+        with closing(reader(tmp_path / name)) as made:
+            made.execute("PRAGMA encoding = 'UTF-16le'")
+            made.execute("CREATE TABLE t(b)")
+            made.executemany("INSERT INTO t VALUES (?)", [("a\u20acz",), (b"\0\xd8abc",)])
+            made.commit()
+
+    def change(con):
+        found = []
+        for row in (1, 2):
+            with con.blobopen("t", "b", row) as blob:
+                found.append([len(blob), blob.read()])
+                blob.seek(2)
+                blob.write(b"b\0")
+        return found + each(con, "select typeof(b), b, hex(b) from t")
+
+    with closing(nearlite.connect(tmp_path / "oracle.db")) as oracle:
+        outcomes.append(change(oracle))
+    with primary(tmp_path) as served:
+        outcomes.append(change(served.replica()))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] == [6, "a\u20acz".encode("utf-16-le")]

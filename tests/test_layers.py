@@ -22,7 +22,7 @@ ROOMS = [
     "logstate logformat logseal log",
     "rekeying",
     "dbapi http asgi",
-    "bootstrap asking upstream datafile",
+    "bootstrap asking upstream forwarded_blob datafile",
     "ahead failing checking receiving arriving applying comparing seeding pulling repair upkeep freshness election telling tally tables",
     "exchange leaving compression access tokens minting tls guarding names threads administering",
     "listening live background observed replica routing session streams lending",

@@ -7,18 +7,16 @@ takes only if every file they were made from is there.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from interpreters import ROOT, environment, pip, pythons, run
 
-ROOT = Path(__file__).parent.parent
 PROGRAM = (
     "import sys, nearlite; c = nearlite.connect(':memory:');"
     "c.execute('create virtual table t using fts5(x)'); c.execute('insert into t values (?)', ('near lite',));"
@@ -30,48 +28,6 @@ pytestmark = [
     pytest.mark.xdist_group("packaging"),
     pytest.mark.skipif(sys.platform != "linux", reason="the wheel is built with GNU ld"),
 ]
-
-
-def run(*command: object, cwd: Path, **environment: str) -> str:
-    """Run as a user would: nothing of this process's variant or path of modules gets in."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NL_", "PYTHON", "NEARLITE"))}
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
-
-
-def pythons() -> list[Path]:
-    """Every CPython from 3.10 to 3.13 on this machine, this one first; one per version."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = {sys.version_info[:2]: Path(sys.executable)}
-    for minor in range(10, 14):
-        candidates = [
-            *sorted(pyenv.glob(f"3.{minor}.*/bin/python3")),
-            shutil.which(f"python3.{minor}"),
-        ]
-        for candidate in filter(None, candidates):
-            probe = [str(candidate), "-c", "import venv, sys; print(sys.implementation.name)"]
-            done = subprocess.run(probe, capture_output=True, text=True, timeout=60)
-            if done.stdout.strip() == "cpython":
-                found.setdefault((3, minor), Path(candidate))
-    return list(found.values())
-
-
-def environment(python: Path, folder: Path) -> Path:
-    run(python, "-m", "venv", "--without-pip", folder, cwd=ROOT)
-    return folder / "bin" / "python"
-
-
-def pip(target: Path, *arguments: object, **variables: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", target]
-    run(*command, "install", "--quiet", *arguments, cwd=target.parent.parent, **variables)
 
 
 @pytest.fixture(scope="module")

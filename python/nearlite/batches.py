@@ -42,6 +42,7 @@ class Batches:
         self._sql = sql
         self._names = names
         self._taken: list[msgspec.Raw] = []
+        self._told: list[list[Any]] = []  # ... as the trace is to hear of them
         self._size = 0
         self._begun = False  # what begins before the first set has begun
         self._ours = False  # the open transaction is ours
@@ -60,6 +61,8 @@ class Batches:
                     if parameters is _END:
                         break
                     values = self._connection._arranged(self._sql, parameters, self._names)
+                    if self._connection._traces():
+                        self._told.append(values)
                     encoded = encode_values(values)
             except BaseException:
                 if not asking.failed:
@@ -92,6 +95,9 @@ class Batches:
             self._ours, opening = True, ["BEGIN"]
         if not (self._taken or opening or self._ours):
             return
+        told, self._told = self._told, []
+        for values in told:
+            connection._tell(self._sql, values)
         sets, self._taken, self._size = self._taken, [], 0
         commit = self._ours and end
         connection._before_forward()

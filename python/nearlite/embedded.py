@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -31,11 +32,17 @@ from nearlite.asking import NOTHING
 from nearlite.background import check_interval
 from nearlite.batches import Names
 from nearlite.dbapi.binding import encode
-from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
+from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL, warns_of_positions
+from nearlite.dbapi.constants import (
+    SQLITE_DBCONFIG_ENABLE_FKEY,
+    SQLITE_DBCONFIG_ENABLE_TRIGGER,
+    SQLITE_LIMIT_SQL_LENGTH,
+)
 from nearlite.dbapi.cursor import Cursor
 from nearlite.durations import busy_ms, duration
 from nearlite.errors import (
     DatabaseError,
+    DataError,
     Error,
     NotSupportedError,
     OperationalError,
@@ -61,6 +68,9 @@ _KEPT_ROUTES: Final = 512
 # What SQLite says of names that may be those of callbacks of this connection.
 _UNKNOWN: Final = ("no such function: ", "no such collation sequence: ")
 _NOT_THERE: Final = "where what this connection defines does not exist"
+
+# What it says of limits, which are the connection's.
+_TOO_MUCH: Final = ("too many ", "Expression tree is too large", "at most ")
 _COUNTERS: Final = "SELECT last_insert_rowid(), changes(), total_changes()"
 
 
@@ -90,6 +100,7 @@ class ReplicaConnection(ReplicatingConnection):
       WrongKeyError: the file is sealed with another key, or not sealed at all, or is and no key was given.
     """
 
+    @warns_of_positions
     def __init__(
         self,
         database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
@@ -223,6 +234,13 @@ class ReplicaConnection(ReplicatingConnection):
     def _reading(self, cursor: Cursor) -> None:
         self._cursors.add(cursor)
 
+    def _traces(self) -> bool:
+        return self._database.traces
+
+    def _tell(self, sql: str, values: Sequence[Any] = ()) -> None:
+        if self._database.traces:
+            self._database.trace(sql, encode(values))
+
     # ------------------------------------------------------------ routes
 
     def _forget_routes(self) -> None:
@@ -292,9 +310,14 @@ class ReplicaConnection(ReplicatingConnection):
         return True
 
     def _unwanted(self, error: Error) -> bool:
-        """Whether it was the program's own hooks that did not want a statement: nobody else is asked."""
+        """Whether it was the program's own hooks or limits that did not want a statement: nobody is asked."""
         code = getattr(error, "sqlite_errorcode", 0)
-        return self._database.denied or code & 0xFF == SQLITE_INTERRUPT
+        return (
+            self._database.denied
+            or code & 0xFF == SQLITE_INTERRUPT
+            or isinstance(error, DataError)
+            or str(error).startswith(_TOO_MUCH)
+        )
 
     def _goes_there(self, route: Route) -> bool:
         if route.place is Place.THERE or (route.reads_main and self._stream.in_transaction):
@@ -340,6 +363,7 @@ class ReplicaConnection(ReplicatingConnection):
         )
         if there:
             word = "COMMIT" if route.flags & flags.COMMIT else sql
+            self._tell(sql)
             self._before_forward()
             try:
                 if route.flags & flags.ROLLBACK:
@@ -354,6 +378,7 @@ class ReplicaConnection(ReplicatingConnection):
         elif begins and not route.flags & flags.READONLY:  # IMMEDIATE, EXCLUSIVE
             if local:
                 self._database.exec(sql)  # raises: within a transaction
+            self._tell(sql)
             self._before_forward()
             try:
                 self._stream.execute(sql, visible=False)
@@ -374,6 +399,57 @@ class ReplicaConnection(ReplicatingConnection):
         if not self._stream.in_transaction:
             self._stream.close()  # the next statement opens a stream under the new setting
         self._stream.settings[statement.pragma] = sql
+
+    def setconfig(self, op: int, enable: bool = True, /) -> None:
+        """As of any connection; writes on the primary run under the switch for foreign keys, too.
+
+        Raises:
+          NotSupportedError: it would let a replica be changed, or triggers of the primary be left out.
+          ProgrammingError: foreign keys inside a transaction.
+        """
+        if op == SQLITE_DBCONFIG_ENABLE_TRIGGER and not enable:
+            raise NotSupportedError("what is written runs on the primary, with its triggers")
+        keys = op == SQLITE_DBCONFIG_ENABLE_FKEY
+        if keys:
+            self._check()
+            self._settle()
+            if self._in_transaction():
+                raise ProgrammingError("that switch cannot be changed inside a transaction")
+        super().setconfig(op, enable)
+        if keys:
+            with self._guard():
+                self._remember_setting(f"PRAGMA foreign_keys = {int(bool(enable))}")
+
+    # ------------------------------------------------------------ copies
+
+    @contextlib.contextmanager
+    def _copied(self, name: str) -> Iterator[Database]:
+        """What was committed, as a database like any other: no program may write to a copy of a replica's pages."""
+        if name.lower() != "main":
+            yield self._database
+            return
+        with tempfile.TemporaryDirectory(prefix="nearlite-") as folder:
+            path = os.path.join(folder, "copy.db")
+            with self._guard():
+                here = Database(self._replica.path, checkpoint=False, key=self._key)
+                try:
+                    here.prepare("VACUUM INTO ?").run(encode([path]))
+                finally:
+                    here.close()
+            copy = Database(path, key=self._key)
+            try:
+                yield copy
+            finally:
+                copy.close()
+
+    def serialize(self, *, name: str = "main") -> bytes:
+        """As of any connection; of a replica, bytes of a database that may be written to."""
+        data = bytearray(super().serialize(name=name))
+        if name.lower() == "main" and data:
+            # File formats of a rollback journal: in memory there is no WAL. And no replica's header.
+            data[18:20] = b"\1\1"
+            data[72:92] = bytes(20)
+        return bytes(data)
 
     # ------------------------------------------------------------ many and scripts
 
@@ -400,6 +476,8 @@ class ReplicaConnection(ReplicatingConnection):
         A script that only reads needs no request. One with statements that have to run here is run in its
         parts: what lies between two of them, or between a BEGIN and a COMMIT, is one request.
         """
+        if len(sql.encode()) > self._database.limit(SQLITE_LIMIT_SQL_LENGTH):
+            raise DataError("query string is too large")
         if not isinstance(self._autocommit, bool) and self._in_transaction():
             self._word("COMMIT")
         begun_here = self._database.in_transaction
@@ -456,6 +534,8 @@ class ReplicaConnection(ReplicatingConnection):
             self._freshen()
             self._database.exec("".join(texts))
             return
+        for text in texts:
+            self._tell(text)
         texts = [*(f"{opening};" for opening in self._opening), *texts]
         part: list[str] = []
         size = 0
@@ -476,6 +556,7 @@ class ReplicaConnection(ReplicatingConnection):
             self._word_here(sql)
             return
         if self._stream.in_transaction:
+            self._tell(sql)
             self._before_forward()
             try:
                 self._stream.end(sql, visible=self._visible)
@@ -488,6 +569,8 @@ class ReplicaConnection(ReplicatingConnection):
                 self._forget_routes()  # it may have undone a CREATE TEMP TABLE
 
     def _close(self) -> None:
+        if self._autocommit is False and self._in_transaction():
+            self._tell("ROLLBACK")
         with contextlib.suppress(Error):
             self._stream.close()
         self._database.close()

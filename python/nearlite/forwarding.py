@@ -16,9 +16,11 @@ from nearlite._native.database import TEXT_BYTES, TEXT_STR, is_dml, undecodable
 from nearlite.asking import Malformed, Outcome
 from nearlite.batches import Batches, Names
 from nearlite.dbapi.binding import values_of
+from nearlite.dbapi.blob import OpenValue
 from nearlite.dbapi.connection import Connection
 from nearlite.dbapi.cursor import Cursor
 from nearlite.errors import DatabaseError, DataError, ProgrammingError
+from nearlite.forwarded_blob import ForwardedBlob
 from nearlite.position import Position
 from nearlite.upstream import Notes, Stream
 
@@ -68,6 +70,7 @@ class ForwardingConnection(Connection):
         """Run a statement on the primary and give its result to `cursor`."""
         dml = is_dml(sql)
         inside = self._stream.in_transaction or bool(opening)
+        self._tell(sql, values)
         self._before_forward()
         try:
             outcome = self._stream.execute(
@@ -103,6 +106,13 @@ class ForwardingConnection(Connection):
         self._arranged(sql, parameters, ())
         cursor._reset()
 
+    def _traces(self) -> bool:
+        """Whether there is a trace."""
+        return False
+
+    def _tell(self, sql: str, values: Sequence[Any] = ()) -> None:
+        """Tell the program's trace, if there is one, of a statement that is about to run there."""
+
     def _before_forward(self) -> None:
         """Called before every request."""
 
@@ -130,7 +140,7 @@ class ForwardingConnection(Connection):
         """The BEGIN that the connection sends by itself, or None."""
         if isinstance(self._autocommit, bool) or self._isolation_level is None:
             return None
-        return f"BEGIN {self._isolation_level}".rstrip()
+        return f"BEGIN {self._isolation_level}"
 
     def _pending(self) -> list[str]:
         """The beginning of a transaction that is open here, and that the primary does not know yet."""
@@ -142,7 +152,10 @@ class ForwardingConnection(Connection):
         if pending or self._stream.in_transaction:
             return pending
         begin = self._begin_text()
-        return [begin] if begin is not None and is_dml(sql) else []
+        if begin is None or not is_dml(sql):
+            return []
+        self._tell(begin)
+        return [begin]
 
     def _arranged(self, sql: str, parameters: Any, names: Names | None) -> list[Any]:
         """Parameter values in order. Only names need to be known for a mapping."""
@@ -160,6 +173,35 @@ class ForwardingConnection(Connection):
             if len(self._names) > _KEPT_NAMES:
                 del self._names[next(iter(self._names))]
         return names
+
+    # ------------------------------------------------------------ values
+
+    def _open_value(self, where: tuple[str, str, str], row: int, *, writable: bool) -> OpenValue:
+        schema, table, column = where
+        if schema.lower() != "main":
+            return self._open_own_value(where, row, writable=writable)
+        return ForwardedBlob(
+            self._plain_rows, self._update, (table, column), row, writable=writable
+        )
+
+    def _open_own_value(
+        self, where: tuple[str, str, str], row: int, *, writable: bool
+    ) -> OpenValue:
+        """A value of a TEMP table or an attached file."""
+        return super()._open_value(where, row, writable=writable)
+
+    def _update(self, sql: str, values: Sequence[Any]) -> int:
+        """Run an UPDATE of ours there: in the open transaction, but it begins none. Rows changed."""
+        cursor: Cursor = Connection.cursor(self)
+        opening = self._pending()
+        self._forward(
+            cursor,
+            sql,
+            values,
+            opening=opening,
+            may_open=bool(opening) or self._stream.in_transaction,
+        )
+        return cursor.rowcount
 
     # ------------------------------------------------------------ many
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from nearlite import wire
 from nearlite._native.callbacks import Callbacks
-from nearlite._native.database import is_dml
+from nearlite._native.database import Database, is_dml
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL
 from nearlite.dbapi.cursor import Cursor
 from nearlite.durations import duration
@@ -20,6 +20,8 @@ from nearlite.receiving import json_of
 from nearlite.script import holds_nothing
 from nearlite.sync import refusal, state_of_request
 from nearlite.upstream import Notes, Stream
+
+_NO_DATABASE: Final = "this connection has no database in this process"
 
 
 class RemoteConnection(ForwardingConnection):
@@ -97,9 +99,13 @@ class RemoteConnection(ForwardingConnection):
 
     def _callbacks(self) -> Callbacks:
         raise NotSupportedError(
-            "this connection has no database in this process: SQLite runs on the server, and cannot call "
-            "functions here"
+            f"{_NO_DATABASE}: SQLite runs on the server, and cannot call functions here"
         )
+
+    @property
+    def _database(self) -> Database:  # type: ignore[override]
+        """Of whatever asks for it."""
+        raise NotSupportedError(f"{_NO_DATABASE}; open a replica with sync_url=")
 
     # ------------------------------------------------------------ statements
 

@@ -190,6 +190,11 @@ class Callbacks:
             old.forget()
         return rc
 
+    @property
+    def traces(self) -> bool:
+        """Whether somebody wants to hear of each statement that is run."""
+        return self._trace is not None
+
     def set_trace(self, function: Any) -> int:
         """What to tell of each statement that is run."""
         new = self._new(function)

@@ -208,6 +208,27 @@ class Database:
         return self._callbacks is not None
 
     @property
+    def traces(self) -> bool:
+        """Whether a trace wants to hear of each statement that is run."""
+        return self._callbacks is not None and self._callbacks.traces
+
+    def trace(self, sql: str, params: bytes = NO_PARAMETERS) -> None:
+        """Tell the trace of a statement that is run elsewhere.
+
+        Args:
+          sql: its text.
+          params: as of `Statement.run`; in their places only if it compiles here.
+        """
+        try:
+            statement = self.prepare(sql, own=True)
+            handle = statement.handle if len(statement.parameters) else ffi.NULL
+        except errors.Error:
+            handle = ffi.NULL
+        text = sql.encode()
+        if lib.nl_db_trace(self._db, handle, params, len(params), text, self._err):
+            self.fail()
+
+    @property
     def denied(self) -> bool:
         """Whether the program's authorizer forbade the statement that was compiled last."""
         return bool(lib.nl_db_denied(self._db))
@@ -290,6 +311,18 @@ class Database:
         if lib.nl_db_config(self._db, switch, -1 if on is None else int(on), now, self._err):
             self.fail()
         return bool(now[0])
+
+    def enable_extensions(self, on: bool) -> None:
+        """Whether extensions may be loaded, also by SQL."""
+        if lib.nl_db_enable_extensions(self._db, on, self._err):
+            self.fail()
+
+    def load_extension(self, path: bytes, entry: bytes | None) -> None:
+        """Load a shared library. Raises OperationalError: as SQLite says."""
+        if lib.nl_db_load_extension(
+            self._db, path, ffi.NULL if entry is None else entry, self._err
+        ):
+            self.fail()
 
     def serialize(self, name: str) -> bytes:
         """The bytes of a database ("main").

@@ -7,6 +7,7 @@ not exactly a plain type goes through :func:`adapt` first, as in the standard li
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,9 @@ adapters: dict[tuple[type, type], Callable[[Any], Any]] = {}
 
 # Of warnings.warn: the program's line is named, however deep in here it is. (Before 3.12 nothing is warned of.)
 OUTSIDE: Final[dict[str, Any]] = (
-    {"skip_file_prefixes": (str(Path(__file__).parent),)} if sys.version_info >= (3, 12) else {}
+    {"skip_file_prefixes": (f"{Path(__file__).parent.parent}{os.sep}",)}
+    if sys.version_info >= (3, 12)
+    else {}
 )
 
 _HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE

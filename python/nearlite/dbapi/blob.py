@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from operator import index
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, SupportsIndex, TypeVar, overload
 
-from nearlite._native.blob import OpenBlob
 from nearlite.errors import ProgrammingError
 
 if TYPE_CHECKING:
@@ -20,6 +19,23 @@ _INT_MAX: Final = 0x7FFFFFFF  # bytes: SQLite counts those of a blob in an int
 _CLOSED: Final = "Cannot operate on a closed blob."
 
 
+class OpenValue(Protocol):
+    """What a Blob is made of: `OpenBlob` of a file, `ForwardedBlob` of a primary elsewhere."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def read(self, at: int, size: int, /) -> bytes:
+        """So many bytes from there on."""
+
+    def write(self, at: int, data: Any, /) -> None:
+        """Write bytes there."""
+
+    def close(self) -> None:
+        """Give it up."""
+
+
 class Blob:
     """A BLOB or TEXT value, read and written in place. ``Connection.blobopen`` makes it.
 
@@ -30,7 +46,7 @@ class Blob:
     __slots__ = ("__weakref__", "_at", "_connection", "_open")
 
     _connection: Whole
-    _open: OpenBlob | None
+    _open: OpenValue | None
     _at: int
 
     def __new__(cls) -> Any:
@@ -38,7 +54,7 @@ class Blob:
         raise TypeError(f"cannot create '{cls.__module__}.{cls.__qualname__}' instances")
 
     @classmethod
-    def _of(cls, connection: Whole, opened: OpenBlob) -> Blob:
+    def _of(cls, connection: Whole, opened: OpenValue) -> Blob:
         blob: Blob = object.__new__(cls)
         blob._connection, blob._open, blob._at = connection, opened, 0
         return blob
@@ -46,7 +62,7 @@ class Blob:
     # `in` and loops are refused as they are by the standard library, not carried out byte by byte.
     __iter__ = None
 
-    def _checked(self) -> OpenBlob:
+    def _checked(self) -> OpenValue:
         self._connection._check()
         if self._open is None:
             raise ProgrammingError(_CLOSED)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import RLock, get_ident
 from types import TracebackType
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 from nearlite import errors
 from nearlite._native.database import (
@@ -24,6 +25,7 @@ from nearlite._native.database import (
 )
 from nearlite._native.sealing import Key
 from nearlite.dbapi import conversion
+from nearlite.dbapi.binding import OUTSIDE
 from nearlite.dbapi.constants import SQLITE_LIMIT_SQL_LENGTH
 from nearlite.dbapi.cursor import Cursor, Result
 from nearlite.dbapi.functions import Functions
@@ -36,11 +38,48 @@ from nearlite.keys import EncryptionKey, key_of
 
 Self = TypeVar("Self", bound="Connection")
 CursorT = TypeVar("CursorT", bound=Cursor)
+F = TypeVar("F", bound=Callable[..., Any])
 
 LEGACY_TRANSACTION_CONTROL: Final = -1
 
 _WARNS_UNCLOSED: Final = sys.version_info >= (3, 13)
 _NO_LOCK: Final = contextlib.nullcontext()
+
+
+def warns_of_positions(init: F) -> F:
+    """Decorates ``__init__`` of a connection: since 3.12 the standard library warns of arguments without names."""
+    if sys.version_info < (3, 12):
+        return init
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **options: Any) -> None:
+        if len(args) > 1:
+            warnings.warn(
+                "Passing more than 1 positional argument to _sqlite3.Connection() is deprecated. "
+                "Parameters 'timeout', 'detect_types', 'isolation_level', 'check_same_thread', "
+                "'factory', 'cached_statements' and 'uri' will become keyword-only parameters in "
+                "Python 3.15.",
+                DeprecationWarning,
+                **OUTSIDE,
+            )
+        init(self, *args, **options)
+
+    return cast("F", wrapper)
+
+
+def _closed_comes_first(method: F) -> F:
+    """Decorates ``__call__``: a closed connection says so before anything is said of the arguments."""
+
+    def wrapper(self: Connection, *args: Any, **options: Any) -> Any:
+        self._check()
+        return method(self, *args, **options)
+
+    def shape(self: Connection, sql, /):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        """What ``inspect.signature`` shows."""
+
+    del shape.__annotations__["self"]
+    functools.update_wrapper(wrapper, method).__wrapped__ = shape
+    return cast("F", wrapper)
 
 
 class Compiled:
@@ -107,6 +146,7 @@ class Connection(Whole, Functions):
     _isolation_level: str | None
     _statements: dict[str, Statement]  # compiled, at rest; the longest unused first
 
+    @warns_of_positions
     def __init__(
         self,
         database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
@@ -355,9 +395,9 @@ class Connection(Whole, Functions):
         # Compiled statements carry the old mode.
         self._statements.clear()
 
+    @_closed_comes_first
     def __call__(self, sql: str, /) -> Compiled:
         """Compile a statement, as the standard library does; it can be used for nothing."""
-        self._check()
         with self._guard():
             statement = self._take(sql)
             self._give(statement)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+from nearlite.errors import OperationalError
+
 Run = Callable[[str, Sequence[Any]], Iterator[Sequence[Any]]]
 """Runs a statement with its parameters; answers its rows."""
 
@@ -34,7 +36,7 @@ def dump(
     wanted, names = (" AND name LIKE ?", (like,)) if like else ("", ())
     virtual = False
     sequence: list[str] = []
-    if unchecked or any(True for _ in run("PRAGMA foreign_key_check", ())):
+    if unchecked or not _keys_hold(run):
         yield "PRAGMA foreign_keys=OFF;"
     yield "BEGIN TRANSACTION;"
     schema = "FROM sqlite_schema WHERE sql NOT NULL AND type"
@@ -73,6 +75,16 @@ def dump(
             if value:
                 yield f"PRAGMA {number}={value};"
     yield "COMMIT;"
+
+
+def _keys_hold(run: Run) -> bool:
+    """Whether all foreign keys do, and are such that SQLite can tell."""
+    try:
+        return not any(True for _ in run("PRAGMA foreign_key_check", ()))
+    except OperationalError as error:
+        if not str(error).startswith("foreign key mismatch"):
+            raise
+        return False
 
 
 def _rows(run: Run, lines: Run, table: str, *, rowids: bool = False) -> Iterator[str]:

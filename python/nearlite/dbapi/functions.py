@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -212,6 +213,42 @@ class Functions:
         with self._guard():
             if self._callbacks().create_collation(text, callback):
                 self._database.fail()
+            self._renamed()
+
+    # ------------------------------------------------------------ extensions
+
+    def enable_load_extension(self, enable: bool, /) -> None:
+        """Allow, or forbid again, that shared libraries are loaded: by `load_extension`, and by SQL of that name.
+
+        Forbidden unless a program says otherwise: a library can do whatever the process can.
+        """
+        self._check()
+        self._settle()
+        sys.audit("sqlite3.enable_load_extension", self, enable)
+        with self._guard():
+            self._database.enable_extensions(bool(enable))
+
+    def load_extension(self, name: str, /, *, entrypoint: str | None = None) -> None:
+        """Load an extension of SQLite, for this connection.
+
+        On a replica what it defines serves statements that run here.
+
+        Args:
+          name: path of a shared library, also without its suffix.
+          entrypoint: the function in it to call; None: what SQLite makes of the name.
+
+        Raises:
+          OperationalError: loading is not allowed, or failed.
+        """
+        self._check()
+        self._settle()
+        sys.audit("sqlite3.load_extension", self, name)
+        path = os.fsencode(name)
+        if b"\0" in path:
+            raise ValueError("embedded null character")
+        entry = None if entrypoint is None else str.encode(entrypoint)
+        with self._guard():
+            self._database.load_extension(path, entry)
             self._renamed()
 
     # ------------------------------------------------------------ hooks

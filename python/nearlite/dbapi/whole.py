@@ -14,7 +14,7 @@ from nearlite._native.database import NO_PARAMETERS, Backup, Database
 from nearlite._native.sealing import Key
 from nearlite._native.session import ON_CONFLICT, Recording, apply
 from nearlite.dbapi import constants
-from nearlite.dbapi.blob import Blob
+from nearlite.dbapi.blob import Blob, OpenValue
 from nearlite.dbapi.dump import dump
 from nearlite.dbapi.session import Conflicts, OnConflict, Session
 from nearlite.errors import NotSupportedError, OperationalError, ProgrammingError
@@ -167,28 +167,33 @@ class Whole:
             raise ValueError("target cannot be the same connection instance")
         for one in (self, target):
             one._check()
-            if one._forwards:
-                raise NotSupportedError("a replica is copied by the command `nearlite backup`")
         if target.in_transaction:
             raise OperationalError("target is in transaction")
         if progress is not None and not callable(progress):
             raise TypeError("progress argument must be a callable")
-        copying = Backup((self._database, name), (target._database, "main"))
-        try:
-            while True:
-                with self._guard(), target._guard():
-                    rc, left, total = copying.step(pages if pages > 0 else -1)
-                if progress is not None:
-                    progress(rc, left, total)
-                if rc == _DONE:
-                    return
-                if rc != _OK:
-                    if self._database.calling or target._database.calling:
-                        # It is the call that waits for this callback that is in the way.
-                        raise OperationalError("database is locked")
-                    time.sleep(sleep)
-        finally:
-            copying.end()
+        if target._forwards:
+            raise NotSupportedError("a replica is what its primary is; copy into another file")
+        with self._copied(name) as database:
+            copying = Backup((database, name), (target._database, "main"))
+            try:
+                while True:
+                    with self._guard(), target._guard():
+                        rc, left, total = copying.step(pages if pages > 0 else -1)
+                    if progress is not None:
+                        progress(rc, left, total)
+                    if rc == _DONE:
+                        return
+                    if rc != _OK:
+                        if self._database.calling or target._database.calling:
+                            # It is the call that waits for this callback that is in the way.
+                            raise OperationalError("database is locked")
+                        time.sleep(sleep)
+            finally:
+                copying.end()
+
+    def _copied(self, name: str) -> contextlib.AbstractContextManager[Database]:  # noqa: ARG002
+        """What a copy of the database `name` is made from."""
+        return contextlib.nullcontext(self._database)
 
     def iterdump(self, *, filter: str | None = None) -> Iterator[str]:  # noqa: A002
         """The database as SQL statements.
@@ -204,6 +209,9 @@ class Whole:
     ) -> Blob:
         """Open one BLOB or TEXT value, to be read and written in place.
 
+        On a replica, and without a local file, each write is an UPDATE of the row on the primary: triggers and
+        checks take part, and outside a transaction it is committed at once.
+
         Args:
           table, column: where it is.
           row: rowid.
@@ -211,19 +219,20 @@ class Whole:
           name: "main", "temp", or of an attached database.
 
         Raises:
-          OperationalError: there is no such value; NotSupportedError: on a replica, without `readonly`.
+          OperationalError: there is no such value.
         """
         self._check()
         if not -(1 << 63) <= row < 1 << 63:
             raise OverflowError("Python int too large to convert to SQLite INTEGER")
         self._settle()
-        if self._forwards and not readonly:
-            raise NotSupportedError(
-                "a value of a replica cannot be written to in place; UPDATE it, or open it with readonly=True"
-            )
         with self._guard():
-            where = (name, table, column)
-            return Blob._of(self, OpenBlob(self._database, where, row, writable=not readonly))
+            return Blob._of(
+                self, self._open_value((name, table, column), row, writable=not readonly)
+            )
+
+    def _open_value(self, where: tuple[str, str, str], row: int, *, writable: bool) -> OpenValue:
+        """The value of a column (database, table, name) of a row."""
+        return OpenBlob(self._database, where, row, writable=writable)
 
     def serialize(self, *, name: str = "main") -> bytes:
         """A database as the bytes of its file; those of a sealed one are in clear.

@@ -47,7 +47,10 @@ class Limits:
         32_768, "connections", "at a time, if there are descriptors for so many"
     )
     transaction_seconds: float = _limit(
-        60.0, "seconds", "after which an open transaction is rolled back", least=0.001
+        60.0,
+        "seconds",
+        "after which an open transaction is rolled back, or a cursor ends",
+        least=0.001,
     )
     contended_seconds: float = _limit(
         5.0, "seconds", "after which it is when another one waits to write", least=0.001

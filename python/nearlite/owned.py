@@ -150,23 +150,43 @@ class Owned:
             yield b"".join(ready)
 
     def _pieces(self, stream: Stream) -> Generator[bytes, None, None]:
-        """The rest of a statement that is still open."""
+        """The rest of a statement that is still open.
+
+        Raises:
+          StatementError: it failed, or the server has ended it while nobody fetched.
+        """
         session = _session(stream)
         statement = session.latest
+        alone = stream.alone
         while statement is not None and statement.more:
             try:
-                yield statement.fetch(PIECE)
+                piece = statement.fetch(PIECE)
             except SqlError as failure:
                 if failure.rows:
                     yield failure.rows
                 raise self._interrupted(stream, session.translate(failure)) from None
+            if alone and not statement.more:
+                try:
+                    session.control("RELEASE nl_statement")
+                except (
+                    StatementError
+                ):  # as a COMMIT fails: the last entry, which tells the end, is not true
+                    yield piece[: piece.rfind(b"\n", 0, -1) + 1]
+                    raise
+                stream.alone = False
+            yield piece
+        if stream.ending is not None:
+            raise self._interrupted(stream, StatementError(*stream.ending))
 
     def _end_statement(self, stream: Stream) -> None:
         """However a cursor's step ends: an open statement would keep its snapshot, and its interrupt."""
-        statement = _session(stream).latest
-        if statement is not None:
-            statement.reset()
-            self._settle(stream)
+        session = _session(stream)
+        if session.latest is not None:
+            session.latest.reset()
+        if stream.alone or (session.native.in_transaction and not stream.in_transaction):
+            stream.alone = False
+            session.rollback()  # its rows did not all go out: nothing of it is kept
+        self._settle(stream)
 
     # ------------------------------------------------------------------ statements
 
@@ -243,7 +263,7 @@ class Owned:
             stream.settings = None
         try:
             if shape == CURSOR:
-                result = session.run(prepared, step, batch=PIECE, shape=shape, index=index)
+                result = self._open_cursor(stream, prepared, step, index)
             elif prepared.kind is Kind.WRITE and prepared.rows:
                 result = _all_or_nothing(session, prepared, step)
             else:
@@ -253,8 +273,34 @@ class Owned:
         finally:
             if not prepared.statement.more:
                 self._settle(stream)
+            elif not stream.opened:
+                stream.opened = (
+                    time.monotonic()
+                )  # it holds a snapshot, perhaps the turn: not for ever
         if prepared.begins_readonly:
             stream.readonly = True
+        return result
+
+    def _open_cursor(self, stream: Stream, prepared: Prepared, step: Step, index: int) -> bytes:
+        """The first piece of a cursor's step.
+
+        A write whose rows do not fit into it stays open with the turn, in a savepoint, without which nothing
+        could undo it when its rows are not fetched: SQLite has written all of it before the first row comes.
+        """
+        session = _session(stream)
+        alone = prepared.kind is Kind.WRITE and prepared.rows and not session.native.in_transaction
+        if not alone:
+            return session.run(prepared, step, batch=PIECE, shape=CURSOR, index=index)
+        session.control("SAVEPOINT nl_statement")
+        try:
+            result = session.run(prepared, step, batch=PIECE, shape=CURSOR, index=index)
+            if prepared.statement.more:
+                stream.alone = True
+            else:
+                session.control("RELEASE nl_statement")
+        except StatementError:
+            session.rollback()
+            raise
         return result
 
     def _interrupted(self, stream: Stream, error: Exception) -> StatementError:
@@ -269,9 +315,12 @@ class Owned:
     # ------------------------------------------------------------------ transactions
 
     def end_transaction(self, stream: Stream) -> None:
-        """Roll back what is open and give the turn on. No statement of the stream is running."""
+        """Roll back what is open and give the turn on. No statement of the stream is running; a cursor ends."""
         session = stream.session
         if session is not None:
+            if session.latest is not None:
+                session.latest.reset()
+            stream.alone = False
             session.rollback()
             self._settle(stream)
 

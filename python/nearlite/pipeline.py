@@ -541,7 +541,11 @@ class Executor:
                 if ready is None:
                     await self._take_turn(stream, leaving)
                 else:
-                    yield ready
+                    stream.paused = True
+                    try:
+                        yield ready
+                    finally:
+                        stream.paused = False
         except GoneError:
             await self._threads.run(work.close)
             self._owned.end_transaction(stream)
@@ -672,13 +676,15 @@ class Executor:
         session = stream.session
         if session is None:
             return
-        log.warning("a transaction was rolled back: it was open too long")
         self.counts.timeouts += 1
-        stream.ending = (
-            "Transaction timed out: it was open too long and has been rolled back",
-            "TRANSACTION_TIMEOUT",
-        )
-        if stream.busy:
+        if stream.in_transaction or stream.turn is not None:
+            log.warning("a transaction was rolled back: it was open too long")
+            why = "Transaction timed out: it was open too long and has been rolled back"
+        else:
+            log.warning("a cursor was ended: it was open too long")
+            why = "Transaction timed out: the cursor was open too long, its rows were not fetched"
+        stream.ending = (why, "TRANSACTION_TIMEOUT")
+        if stream.busy and not stream.paused:
             session.database.interrupt()  # its thread rolls back
         else:
             self._owned.end_transaction(stream)

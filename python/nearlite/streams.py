@@ -60,7 +60,9 @@ class Stream:
       in_transaction: whether its connection has an open transaction.
       ending: why the server ended the transaction, as (message, code), until the client is told.
       turn: its ticket, while it may write.
-      opened: clock when the open transaction began, or 0.
+      opened: clock when the open transaction began, or the cursor that is fetched without one; or 0.
+      alone: that cursor writes: it is undone unless all its rows go out.
+      paused: its cursor waits for the client to take what it has read; no thread is in its session.
       used: clock of the last request.
       busy: a request is being answered.
       light: what its open transaction has written so far took no time worth a thread.
@@ -68,8 +70,8 @@ class Stream:
     """
 
     __slots__ = (
-        "access", "busy", "closed", "counters", "ending", "holder", "in_transaction", "light", "number", "opened",
-        "readonly", "sequence", "session", "settings", "sticky", "stored", "turn", "used",
+        "access", "alone", "busy", "closed", "counters", "ending", "holder", "in_transaction", "light", "number", "opened",
+        "paused", "readonly", "sequence", "session", "settings", "sticky", "stored", "turn", "used",
     )  # fmt: skip
 
     def __init__(self, number: int, now: float, holder: Hashable = None) -> None:
@@ -88,6 +90,8 @@ class Stream:
         self.ending: tuple[str, str] | None = None
         self.turn: Ticket | None = None
         self.opened = 0.0
+        self.alone = False
+        self.paused = False
         self.used = now
         self.busy = False
         self.closed = False

@@ -5,17 +5,22 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from serving import Client, app_of, execute, serving
 
 import nearlite
 from nearlite import announcing
 from nearlite.server import App
+from nearlite.tokens import LEEWAY
 
 
 class Listening:
@@ -190,6 +195,25 @@ def test_a_token_is_asked_for(tmp_path: Path) -> None:
             assert stranger.answer.status == 401
         with closing(Listening(port, "table=t", authorization="Bearer t")) as known:
             assert known.answer.status == 200
+
+
+def test_who_listens_hears_that_the_token_has_expired(tmp_path: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    with serving(app_of(tmp_path / "data.db", auth_jwt_key=[public.decode()])) as port:
+        client = Client(port, jwt.encode({}, key, "EdDSA"))
+        client.run("CREATE TABLE t(a)")
+        expires = int(time.time()) + 2
+        token = jwt.encode({"exp": expires - LEEWAY}, key, "EdDSA")
+        with closing(Listening(port, "table=t", authorization=f"Bearer {token}")) as known:
+            assert known.answer.status == 200
+            client.run("INSERT INTO t VALUES (1)")
+            assert known.changes() == {"insert": 1}
+            assert known.event() == ("error", "the token has expired")
+            assert known.answer.read() == b""
+        assert expires <= time.time() < expires + 10
 
 
 def test_a_replica_that_serves_sends_listeners_to_the_primary(

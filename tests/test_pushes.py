@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import sealing
+from hosting import many
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from offline import HEADER, PAGE, STEP, Offline, frame, last, served, told
 from serving import Client, app_of, execute, serving
+from test_listen import Listening
 from test_primary import bootstrap, follow
+from test_server_hooks import Seen
 
 from nearlite import errors, pushes
 from nearlite._native._lib import FormatError, TooBigError, UnsoundError
@@ -670,3 +673,72 @@ def test_live_replicas_are_woken(port: int, tmp_path: Path) -> None:
         position = client.request("GET", "/nl/v1/status").json["position"]
         ours.wait_for(position, timeout=10)
         assert ours.execute("SELECT count(*) FROM t").fetchone() == (30,)
+
+
+def test_who_listens_is_told_of_a_push(port: int, tmp_path: Path) -> None:
+    client = Client(port, "T")
+    with (
+        closing(Listening(port, "table=u", authorization="Bearer T")) as listening,
+        base(client, tmp_path) as offline,
+    ):
+        done = offline.done
+        assert listening.answer.status == 200
+        offline.run(FILL.format(3, 20))
+        some = offline.frames[done:]
+        target = f"/sync/1/{done + 1}/{done + 1 + len(some)}"
+        assert post(client, target, b"".join(some))[0] == 200
+        assert listening.changes() == {"unknown": 1}
+        assert post(client, target, b"".join(some))[0] == 200  # it is there already
+        client.pipeline(execute("CREATE TABLE u(a)"))
+        client.pipeline(execute("INSERT INTO u VALUES (1)"))
+        assert listening.changes() == {"insert": 1}
+
+
+def test_hooks_hear_of_what_was_committed_and_of_nothing_else(path: Path, tmp_path: Path) -> None:
+    seen = Seen()
+    app = app_of(path, durability="normal", allow_push=True, auth_token="T", hooks=seen)
+    with serving(app) as port:
+        client = Client(port, "T")
+        client.pipeline(execute(CREATE))
+        with base(client, tmp_path) as offline:
+            done = offline.done
+            offline.run(FILL.format(30, 2000))
+            some = offline.frames[done:]
+            target = f"/sync/1/{done + 1}/{done + 1 + len(some)}"
+            bad = torn(some)
+            del seen.commits[:]
+            assert post(client, target, b"".join(bad))[0] == 422
+            assert seen.commits == []
+            assert post(client, target, b"".join(some))[0] == 200
+            assert len(seen.commits) == 1
+            assert post(client, target, b"".join(some))[0] == 200
+            baton = client.pipeline(execute("BEGIN"), execute("DELETE FROM t"))["baton"]
+            client.pipeline(execute("ROLLBACK"), {"type": "close"}, baton=baton)
+        assert len(seen.commits) == 1
+        client.pipeline(execute("DELETE FROM t"))
+        assert len(seen.commits) == 2
+        assert client.request("GET", "/nl/v1/status").json["position"] == seen.commits[-1]
+
+
+def test_a_push_keeps_to_the_size_that_a_database_may_have(tmp_path: Path) -> None:
+    with many(tmp_path / "many", allow_push=True, auth_token="T") as served:
+        served.create("a")
+        client = served.of("a", "T")
+        client.pipeline(execute(CREATE))
+        assert served.configure("a", max_db_size=40 * PAGE).status == 200
+        generation = client.request("GET", "/info").json["current_generation"]
+        copy = client.request("GET", f"/export/{generation}").body
+        with Offline(tmp_path / "client.db", copy, generation) as offline:
+            offline.run(FILL.format(20, 2000))
+            less = offline.frames
+            offline.run(FILL.format(60, 3000))
+            more = offline.frames
+            begin, done = f"/sync/{generation}/1/", 0
+            before = client.request("GET", "/nl/v1/status").json
+            status, said = post(client, f"{begin}{done + 1 + len(more)}", b"".join(more))
+            assert (status, said["code"]) == (413, "DATABASE_TOO_LARGE")
+            assert "nothing was changed" in said["message"]
+            assert client.request("GET", "/nl/v1/status").json["hash"] == before["hash"]
+            status, said = post(client, f"{begin}{done + 1 + len(less)}", b"".join(less))
+            assert (status, said["status"]) == (200, "ok")
+        assert client.rows("SELECT count(*) FROM t") == [[20]]

@@ -1,7 +1,8 @@
 """``GET /beta/listen``: who wants to hear of changes to a table, and is told of each commit that made some.
 
 Events are those of libSQL's server: ``event:changes`` with a JSON object of how many rows were inserted,
-updated, deleted by one commit of this server. Other programs' commits are not told.
+updated, deleted by one commit of this server, or that nobody knows whose rows they were. Other programs'
+commits are not told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -30,6 +32,7 @@ _MOST: Final = 1024
 """Listeners at a time."""
 _ACTIONS: Final = ("insert", "update", "delete", "unknown")
 _LOST: Final = b"event:error\ndata:some changes were lost\n\n"
+_EXPIRED: Final = b"event:error\ndata:the token has expired\n\n"
 _ALIVE: Final = b":keep-alive\n\n"
 _TYPE: Final = b"text/event-stream"
 _HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
@@ -112,9 +115,12 @@ class Announcing:
             listener.stir()
 
     async def answer(
-        self, scope: Scope, receive: Receive, send: Send, answering: Answering
+        self, scope: Scope, receive: Receive, send: Send, answering: Answering, until: float
     ) -> None:
-        """Tell one client for as long as it listens. Raises HttpError, GoneError, ClientGoneError."""
+        """Tell one client for as long as it listens, and may: to the Unix time `until`.
+
+        Raises: HttpError, GoneError, ClientGoneError.
+        """
         if len(self._listeners) >= _MOST:
             raise HttpError(
                 503,
@@ -129,10 +135,16 @@ class Announcing:
         try:
             await answering.start(send, 200, _TYPE, _HEADERS)
             while not self._closed:
+                left = until - time.time()
+                if left <= 0:
+                    await answering.piece(send, _EXPIRED)
+                    break
                 if not listener.ready and not listener.lost:
                     listener.wake = self._loop.create_future()
-                    if not await either(listener.wake, leaving, KEEP_ALIVE):
+                    if not await either(listener.wake, leaving, min(KEEP_ALIVE, left)):
                         raise GoneError
+                    if left < KEEP_ALIVE and not listener.wake.done():
+                        continue  # it is the token's time that has come
                     if self._closed:
                         break
                 await answering.piece(send, listener.take() or _ALIVE)

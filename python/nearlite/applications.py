@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from nearlite._native.database import Database
-from nearlite.access import Authority
+from nearlite.access import Access, Authority
 from nearlite.announcing import LISTEN
 from nearlite.changes import Feed
 from nearlite.dumping import Dumping
@@ -256,7 +256,7 @@ class RelayApp(App):
         self._open_relay = open_relay
         self._above = ""
 
-    async def _listen(self, scope: Scope, _receive: Receive, send: Send) -> None:
+    async def _listen(self, scope: Scope, _receive: Receive, send: Send, _access: Access) -> None:
         """Clients listen to the primary, or to the one above, which says so again."""
         query = scope["query_string"].decode("latin-1")
         where = self._above.rstrip("/") + LISTEN + (f"?{query}" if query else "")

@@ -237,9 +237,11 @@ class Hosting:
     def open_primary(self, path: Path, config: Config) -> Primary:
         """A database's owner. Blocks. Raises errors.Error."""
         level = DURABILITY.get(config.durability_mode or "", self.serving.durability)
-        return Primary.open(
+        primary = Primary.open(
             path, durability=level, roll_bytes=self.serving.roll_bytes, key=self.serving.key
         )
+        primary.pushes.most_bytes = config.max_db_size
+        return primary
 
     def _make(self, name: str) -> PrimaryApp:
         catalog = self.catalog

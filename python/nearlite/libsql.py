@@ -33,7 +33,7 @@ from nearlite.exchange import (
     read_body,
 )
 from nearlite.pulls import End
-from nearlite.pushes import HELD_SECONDS, HeldFullError, Pushed
+from nearlite.pushes import HELD_SECONDS, DatabaseFullError, HeldFullError, Pushed
 from nearlite.streams import EndingError
 
 log = logging.getLogger("nearlite.server")
@@ -337,6 +337,8 @@ def _refused(error: Exception) -> HttpError:
         return HttpError(422, "PUSH_UNSOUND", f"{error}; nothing was changed")
     if isinstance(error, TooBigError):
         return HttpError(422, "PUSH_UNCHECKED", f"{error}; nothing was changed")
+    if isinstance(error, DatabaseFullError):
+        return HttpError(413, "DATABASE_TOO_LARGE", str(error))
     if isinstance(error, HeldFullError):
         return HttpError(413, "PUSH_TOO_LARGE", str(error))
     if isinstance(error, errors.HistoryGoneError):

@@ -113,6 +113,7 @@ class Executor:
         prepare: Callable[[Database], None] | None = None,
     ) -> None:
         self._upstream = upstream
+        self._told = upstream.latest  # of what was told that it was committed
         self.limits = limits
         self._foreign_keys = foreign_keys
         self._prepare = prepare
@@ -438,18 +439,33 @@ class Executor:
         with contextlib.suppress(RuntimeError):  # the loop has been closed
             self._loop.call_soon_threadsafe(_resolve, jobs)
 
-    def _committed(self, session: Session | None = None) -> None:
-        """After a commit. In the thread that committed; `session`: where, if it was one of ours."""
-        if session is not None and self.announcing.any:
+    def _committed(self, session: Session) -> None:
+        """After the end of a transaction of `session` that wrote. In its thread."""
+        if self.announcing.any:
             self.announcing.committed(*session.native.changed())
+        self._announce()
+
+    def _announce(self, *, unknown: bool = False) -> None:
+        """After what may have committed, in the turn; `unknown`: nobody knows which tables that changed."""
         try:
             self._upstream.after_commit()
-            if self.counts.hooks is not None:
-                self.counts.hooks.commit(str(self._upstream.latest))
+            if self._advanced():
+                if unknown and self.announcing.any:
+                    self.announcing.committed((), True)
+                if self.counts.hooks is not None:
+                    self.counts.hooks.commit(str(self._upstream.latest))
             if self._upstream.roll_due:
                 self._rolls.look()
         except Exception:  # the commit is durable whatever becomes of its announcement
             log.exception("a commit could not be announced to replicas")
+
+    def _advanced(self) -> bool:
+        """Whether there are frames of which was not told yet: a rollback, or a roll, writes none."""
+        latest = self._upstream.latest
+        told, self._told = self._told, latest
+        if (latest.lineage, latest.generation) != (told.lineage, told.generation):
+            return latest.frame > 0
+        return latest.frame > told.frame
 
     async def in_turn(self, work: Callable[[], _T]) -> _T:
         """Run something else that writes, in a thread, when nobody of this process does; it is announced.
@@ -468,7 +484,7 @@ class Executor:
             try:
                 return work()
             finally:
-                self._committed()
+                self._announce(unknown=True)
                 self.turn.release(ticket)
 
         ticket = self.turn.request(granted)

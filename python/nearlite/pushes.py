@@ -43,6 +43,10 @@ _ATTEMPTS: Final = 3
 _BEHIND: Final = 8  # bytes of a frame's header that count: page number and commit size
 
 
+class DatabaseFullError(OperationalError):
+    """The database would become larger than it may; nothing was changed."""
+
+
 class HeldFullError(OperationalError):
     """A transaction is larger than what may be kept until it ends; nothing was changed."""
 
@@ -117,6 +121,9 @@ class Pushes:
       pulls: its frames.
       mutex: guards tail and generations.
       look: takes every frame there is; mutex held, and then a read transaction has to be ended.
+
+    Attributes:
+      most_bytes: of the database's file; None: any number. One that is larger already may not grow.
     """
 
     def __init__(
@@ -146,6 +153,7 @@ class Pushes:
         self._lock = threading.Lock()  # of those
         self._running: Pusher | None = None
         self._stopped = False
+        self.most_bytes: int | None = None
 
     def push(self, generation: int, first: int, frames: bytes, baton: str | None) -> Pushed:
         """Take a push. While it is this thread's turn to write; what is committed has to be announced.
@@ -162,6 +170,7 @@ class Pushes:
           TooBigError: that took longer to find out than there is time.
           EndingError: the server is about to end.
           HeldFullError: what may be held of transactions is used up.
+          DatabaseFullError: the database would become larger than `most_bytes`.
           HistoryGoneError, PrimaryRestoredError: there is no such generation.
           OSError, errors.OperationalError: disk full, or another program holds the write lock.
 
@@ -272,6 +281,7 @@ class Pushes:
         salt: str,
     ) -> Pushed:
         """Commit what ends with a commit frame, hold the rest. Nothing can fail behind the commit."""
+        self._check_size(frames)
         end = self._whole(frames)
         rest = memoryview(frames)[end:]
         last = first + len(frames) // self._step - 1
@@ -296,6 +306,19 @@ class Pushes:
         assert baton is not None
         waits.latest = (first, _digest(frames))
         return Pushed(True, last, self._put(waits, baton))
+
+    def _check_size(self, frames: bytes) -> None:
+        """Raises DatabaseFullError: a commit among them makes the database larger than it may be."""
+        if self.most_bytes is None:
+            return
+        most = max(self.most_bytes // self._tail.page_size, self._tail.pages, 1)
+        sizes = (frames[at + 4 : at + 8] for at in range(0, len(frames), self._step))
+        pages = max(int.from_bytes(size, "big") for size in sizes)
+        if pages > most:
+            raise DatabaseFullError(
+                f"with what was pushed the database has {pages * self._tail.page_size} bytes, and "
+                f"{self.most_bytes} is the most it may have; nothing was changed"
+            )
 
     def _whole(self, frames: bytes) -> int:
         """Bytes up to the end of the last commit frame."""

@@ -312,10 +312,10 @@ class App:
             self._admit(scope)
             await self._metrics(scope, send, self.meters)
         elif path == LISTEN:
-            self._admit(scope)
+            access = self._admit(scope)
             if method != "GET":
                 raise _not_allowed(b"GET, OPTIONS")
-            await self._listen(scope, receive, send)
+            await self._listen(scope, receive, send, access)
         elif path == DUMP and self._dumping is not None:
             self._admit(scope)
             if method != "GET":
@@ -409,11 +409,11 @@ class App:
         ]
         return Sample(meters, None, {"version": program_version()}, gauges)
 
-    async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _listen(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
         """``GET /beta/listen``."""
         if self._announcing is None:
             raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
-        await self._announcing.answer(scope, receive, send, self._answering)
+        await self._announcing.answer(scope, receive, send, self._answering, access.until)
 
     # ------------------------------------------------------------------ without ASGI
 

@@ -21,7 +21,7 @@ from talking import talking
 from websockets.exceptions import InvalidStatus
 
 import nearlite
-from nearlite import errors
+from nearlite import errors, greeting
 from nearlite.catalog import Catalog
 from nearlite.minting import make_keys, mint, private_key
 from nearlite.names import is_name
@@ -408,9 +408,104 @@ def test_websockets_below_a_path_end_when_their_database_changes(three: Many) ->
         for talker, name in ((a, "a"), (b, "b")):
             assert rows(talker.execute("SELECT b FROM t")) == [[name]]
         assert three.configure("a", block_reads=True).status == 200
-        assert a.closed()[0] in (1001, 1012)  # both say: come again
+        assert a.closed() == (1012, "The database is being changed or deleted; connect again")
         assert rows(b.execute("SELECT b FROM t")) == [["b"]]
     with talking(three.port, path="/db/a", hello=False) as a:
         assert a.hello()["error"]["code"] == "BLOCKED"
     with pytest.raises(InvalidStatus), talking(three.port, path="/db/nobody"):
         pass
+
+
+# ---------------------------------------------------------------- WebSockets before a token
+
+PROTOCOLS = ["hrana1", "hrana2", "hrana3"]
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Any:
+    """A server that asks for a token, with databases that nobody has opened."""
+    with many(made(tmp_path / "dbs", "a", "b"), auth_token="T") as served:
+        yield served
+
+
+def opened(served: Many) -> int:
+    return len(served.app.residents)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_nothing_is_opened_for_a_websocket_before_its_token(closed: Many, protocol: str) -> None:
+    for name in ("a", "nobody"):
+        refusals = []
+        for jwt in (None, "wrong"):
+            with talking(closed.port, protocol, path=f"/db/{name}", hello=False) as talker:
+                refusals.append(talker.hello(jwt)["error"]["code"])
+                assert talker.closed() == (1008, "The token is not good")
+        assert refusals == ["AUTH_JWT_MISSING", "AUTH_JWT_INVALID"]
+        for headers in ({"Authorization": "Bearer wrong"}, {"Authorization": "Basic T"}):
+            with pytest.raises(InvalidStatus) as refused:
+                talking(
+                    closed.port, protocol, path=f"/db/{name}", additional_headers=headers
+                ).__enter__()
+            assert refused.value.response.status_code == 401
+    assert opened(closed) == 0
+    with talking(closed.port, protocol, path="/db/a", hello=False) as talker:
+        assert talker.hello("T") == {"type": "hello_ok"}
+        assert opened(closed) == 1
+        talker.open()
+        assert rows(talker.execute("SELECT 1")) == [[1]]
+    with talking(closed.port, protocol, path="/db/nobody", hello=False) as talker:
+        assert talker.hello("T")["error"]["code"] == "UNKNOWN_DATABASE"
+        assert talker.closed() == (1008, "UNKNOWN_DATABASE")
+
+
+def test_requests_behind_a_hello_wait_for_the_database(closed: Many) -> None:
+    with talking(closed.port, path="/db/a", hello=False) as talker:
+        talker.say({"type": "hello", "jwt": "T"})
+        number = talker.begin("open_stream", stream_id=0)
+        queries = [
+            talker.begin("execute", stream_id=0, stmt={"sql": f"SELECT {n}"}) for n in range(40)
+        ]
+        assert talker.hear() == {"type": "hello_ok"}
+        assert talker.end(number) == {"type": "open_stream"}
+        assert [rows(talker.end(query)["result"]) for query in queries] == [
+            [[n]] for n in range(40)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b"\0\xff", 1003),
+        ("{", 1007),
+        ('{"type":"hello"', 1007),
+        ('{"type":"request","request_id":1,"request":{"type":"open_stream","stream_id":0}}', 1008),
+    ],
+)
+def test_what_is_no_hello_ends_it(closed: Many, message: Any, code: int) -> None:
+    with talking(closed.port, path="/db/a", hello=False) as talker:
+        talker.socket.send(message)
+        assert talker.closed()[0] == code
+    assert opened(closed) == 0
+
+
+def test_who_says_nothing_is_dropped(closed: Many, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greeting, "HELLO_SECONDS", 0.1)
+    with talking(closed.port, path="/db/a", hello=False) as talker:
+        assert talker.closed() == (1008, "No hello message has come in time")
+    with talking(closed.port, path="/db/a", hello=False):
+        pass  # and who leaves
+    assert opened(closed) == 0
+    assert status(closed) == 200
+
+
+def status(served: Many) -> int:
+    return served.of("a", "T").request("GET", "/nl/v1/status").status
+
+
+def test_a_created_database_is_no_reason_to_warn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with many(tmp_path / "dbs") as served:
+        served.create("a", "b")
+        served.of("a").run(CREATE)
+        assert not [record for record in caplog.records if record.levelname != "INFO"]

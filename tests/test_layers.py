@@ -33,7 +33,7 @@ ROOMS = [
     "conversation",
     "asked",
     "sending",
-    "polls shown libsql",
+    "polls shown libsql greeting",
     "sockets",
     "delivered changes running dumping routes server applications inspection watching",
     "making catalog residents hosting administration admin",

@@ -32,6 +32,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import nearlite
 from nearlite import conversation, lanes, serve, websocket
+from nearlite.access import FULL
+from nearlite.conversation import Conversation
+from nearlite.hrana.sockets import Json
 from nearlite.tls import server_context
 
 SLOW = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {}) SELECT max(i) FROM c"
@@ -656,6 +659,61 @@ def test_the_server_ends_in_order_with_open_sockets(tmp_path: Path) -> None:
         opened.__exit__(None, None, None)
     with serving(app_of(tmp_path / "data.db", durability="normal")) as port:
         assert Client(port).rows("SELECT count(*) FROM t") == [[0]]
+
+
+class Hears:
+    """A client whose answers are kept."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.closed: list[tuple[int, str]] = []
+
+    def send(self, data: bytes) -> None:
+        self.heard.append(json.loads(data))
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed.append((code, reason))
+
+    def hold(self, holding: bool) -> None:
+        """There is no more to read."""
+
+    def trust(self) -> None:
+        """Messages come whole."""
+
+
+def test_what_came_behind_a_large_message_is_carried_out_when_the_server_ends(
+    tmp_path: Path,
+) -> None:
+    app = app_of(tmp_path / "data.db", durability="normal")
+
+    def message(number: int, kind: str, **fields: Any) -> bytes:
+        request = {"type": kind, "stream_id": 0, **fields}
+        told = {"type": "request", "request_id": number, "request": request}
+        return json.dumps(told).encode()
+
+    async def converse(executor: Any, peer: Hears) -> None:
+        talk = Conversation(executor, Json(), 3, peer, lambda _: FULL)
+        insert = "INSERT INTO t VALUES (length(?))"
+        for told in (
+            json.dumps({"type": "hello", "jwt": None}).encode(),
+            message(1, "open_stream"),
+            message(2, "execute", stmt=statement(insert, "x" * 400_000)),
+            message(3, "execute", stmt=statement(insert, "y" * 300_000)),
+            message(4, "execute", stmt=statement("SELECT sum(a) FROM t")),
+        ):
+            talk.receive(told, binary=False)
+        talk.drain()
+        talk.receive(message(5, "execute", stmt=statement("SELECT 5")), binary=False)
+        await asyncio.wait_for(talk.ended, 20)
+
+    with serving(app) as port:
+        Client(port).run("CREATE TABLE t(a)")
+        executor = app._routes._executor  # type: ignore[union-attr]
+        peer = Hears()
+        asyncio.run_coroutine_threadsafe(converse(executor, peer), executor._loop).result(20)
+    assert [heard.get("request_id") for heard in peer.heard] == [None, 1, 2, 3, 4]
+    assert rows(peer.heard[-1]["response"]["result"]) == [[700_000]]
+    assert peer.closed == [(1001, "The server is about to end")]
 
 
 def test_what_lasts_too_long_is_interrupted_when_the_server_ends(

@@ -104,9 +104,13 @@ class Conversation:
     # ------------------------------------------------------------------ from the transport
 
     def receive(self, data: bytes, *, binary: bool) -> None:
-        """A message has come."""
+        """A message has come. Of those that come while the server is about to end, no notice is taken."""
+        if not self._talk.draining:
+            self._take(data, binary=binary)
+
+    def _take(self, data: bytes, *, binary: bool) -> None:
         talk = self._talk
-        if talk.over or talk.draining:
+        if talk.over:
             return
         if binary is not self.binary:
             wanted = "binary" if self.binary else "text"
@@ -157,8 +161,9 @@ class Conversation:
             else:
                 self._decoded(found, len(data))
         for message in behind or ():
-            self.receive(message, binary=self.binary)
+            self._take(message, binary=self.binary)
         talk.release()
+        self._settled()
 
     def pause(self) -> None:
         """The client does not take its answers."""
@@ -225,10 +230,7 @@ class Conversation:
         try:
             access = self._grant(message.jwt)
         except HttpError as error:
-            code = error.code
-            if code == "UNAUTHORIZED":
-                code = "AUTH_JWT_INVALID" if message.jwt else "AUTH_JWT_MISSING"
-            self._peer.send(self._codec.hello_error(StatementError(error.message, code)))
+            self._peer.send(self._codec.hello_error(hello_refusal(error, message.jwt)))
             self.end(VIOLATION, "The token is not good")
         else:
             self._talk.access = access
@@ -340,6 +342,14 @@ class Conversation:
             self._talk.done(number, "close_cursor")
         else:
             opened.lane.put(size, opened.lane.close_cursor, number, opened)
+
+
+def hello_refusal(error: HttpError, jwt: str | None) -> StatementError:
+    """What `hello_error` says of a token, None: of none, that was refused."""
+    code = error.code
+    if code == "UNAUTHORIZED":
+        code = "AUTH_JWT_INVALID" if jwt else "AUTH_JWT_MISSING"
+    return StatementError(error.message, code)
 
 
 def _result(plan: Plan) -> bytes:

@@ -20,15 +20,19 @@ from nearlite.cold import cold_paths, is_cold, program_version
 from nearlite.configs import DURABILITY, Config
 from nearlite.exchange import (
     Answering,
+    ClientGoneError,
     Deadlines,
     HttpError,
+    Message,
     Receive,
     Scope,
     Send,
     Shortcut,
+    header,
     refuse_socket,
 )
 from nearlite.exposition import Sample
+from nearlite.greeting import GREETING, Greeting, greet, turn_away
 from nearlite.guarding import Guard
 from nearlite.hooks import Guarded, Hooks
 from nearlite.limits import Limits
@@ -356,19 +360,49 @@ class Hosting:
                 await app(inner, receive, send)
 
     async def _meet(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A WebSocket; who asks is told on it."""
+        """A WebSocket. No database is opened for, nor told of to, whom a token does not let in.
+
+        A token comes with the upgrade, or, of browsers, in the first message.
+        """
+        connect = await receive()
+        greeting: Greeting | None = None
         try:
             if self._residents is None:
                 await self.startup()
             name, path = self._choice.of(scope)
-            self.gate(name).meet(scope)
+            gate = self.gate(name)
+            gate.meet(scope)
+            if path not in ("", "/"):
+                raise HttpError(404, "NOT_FOUND", "There is nothing at this path")
             inner = {**scope, "path": path, "root_path": ""}
-            if not await self.residents.socket(name, inner, receive, send):
+            if header(scope, b"authorization") is not None:
+                gate.access(scope, name)
+            elif not _lets_in(gate, name):
+                greeting = await greet(
+                    scope, receive, send, lambda token: gate.of_token(token, name)
+                )
+                if greeting is None:
+                    return
+                extensions = dict(scope.get("extensions") or {})
+                extensions.pop("websocket.http.response", None)  # it was accepted
+                inner |= {GREETING: greeting, "extensions": extensions}
+            again = iter((connect,))
+
+            async def receive_all() -> Message:
+                for message in again:
+                    return message
+                return await receive()
+
+            if not await self.residents.socket(name, inner, receive_all, send):
                 with contextlib.suppress(Exception):  # it may be gone as well
                     await send({"type": "websocket.close", "code": _RESTART})
         except HttpError as error:
-            await receive()
-            await refuse_socket(scope, send, error)
+            if greeting is None:
+                await refuse_socket(scope, send, error)
+            else:
+                await turn_away(greeting, send, error)
+        except (ClientGoneError, OSError):
+            pass
 
     def shortcut(self, scope: Scope) -> Shortcut | None:
         """See nearlite.server.App."""
@@ -380,6 +414,15 @@ class Hosting:
         except HttpError:
             return None
         return residents.shortcut(name, {**scope, "path": path, "root_path": ""})
+
+
+def _lets_in(gate: Authority, name: str) -> bool:
+    """Whether nobody needs a token."""
+    try:
+        gate.of_token(None, name)
+    except HttpError as error:
+        return error.status != 401
+    return True
 
 
 def _limit(config: Config, database: Database) -> None:

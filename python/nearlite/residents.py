@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from nearlite import errors
 from nearlite.access import unknown_database
 from nearlite.exchange import Client, Headers, HttpError, Receive, Scope, Send, Shortcut
+from nearlite.sockets import CHANGES
 
 log = logging.getLogger("nearlite.server")
 
@@ -350,7 +351,7 @@ class Residents:
             if slot.app is not None:
                 slot.app.stop_waiting()
                 for task in slot.sockets:
-                    task.cancel()
+                    task.cancel(CHANGES)
                 until = time.monotonic() + patience
                 while slot.running and (left := until - time.monotonic()) > 0:
                     self._freed.clear()

@@ -1,35 +1,31 @@
-"""WebSockets of one server: which version of Hrana is spoken, and messages as ASGI has them."""
+"""WebSockets of one database: all that are open, and messages as ASGI has them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from nearlite.access import Access
 from nearlite.conversation import GOING_AWAY, Conversation
 from nearlite.exchange import (
-    ClientGoneError,
     Deadlines,
-    HttpError,
     Message,
     Receive,
     Scope,
     Send,
-    load_protobuf,
 )
-from nearlite.hrana.sockets import Codec, Json
+from nearlite.greeting import GREETING, Greeting, accept
 from nearlite.lanes import Peer
 from nearlite.pipeline import Executor
 
 SOCKET: Final = "nearlite.socket"
 """ASGI extension of our own server: a `Direct` to the client."""
-_PROTOBUF: Final = "hrana3-protobuf"
-_VERSIONS: Final = {_PROTOBUF: 3, "hrana3": 3, "hrana2": 2, "hrana1": 1}
-"""Subprotocols, the best one first."""
 _ENDS: Final = "The server is about to end"
+_RESTART: Final = 1012
+CHANGES: Final = "The database is being changed or deleted; connect again"
+"""What the task of `answer` is cancelled with, where it is only this database that ends."""
 _END_SECONDS: Final = 5.0
 """Seconds that what is under way may take to end, when the database is closed."""
 
@@ -37,26 +33,8 @@ _END_SECONDS: Final = 5.0
 class Direct(Peer, Protocol):
     """A client whose messages come without events."""
 
-    def take(self, conversation: Conversation) -> None:
-        """From now on messages go there."""
-
-
-def choose(offered: Sequence[str]) -> str | None:
-    """The subprotocol to speak; None when none was asked for, which is hrana1.
-
-    Raises:
-      HttpError: only unknown ones were.
-    """
-    for known in _VERSIONS:
-        if known in offered:
-            return known
-    if offered:
-        raise HttpError(
-            400,
-            "BAD_REQUEST",
-            f"Only these WebSocket subprotocols are supported: {', '.join(_VERSIONS)}",
-        )
-    return None
+    def take(self, conversation: Conversation, first: bytes | None) -> None:
+        """From now on messages go there; `first`: one that was taken before as an event."""
 
 
 class Sockets:
@@ -82,31 +60,33 @@ class Sockets:
         """Accept a WebSocket and talk until it is closed.
 
         Args:
-          scope: of its upgrade, whose first message has been received.
+          scope: of its upgrade, whose first message has been received; what is in GREETING has been done.
           receive, send: ASGI's.
           grant: what the holder of a token may do; raises HttpError.
 
         Raises:
           HttpError: it is not accepted.
         """
-        subprotocol = choose(scope.get("subprotocols") or ())
-        codec: Codec = Json()
-        if subprotocol == _PROTOBUF:
-            codec = (await load_protobuf()).Protobuf()
-        await send({"type": "websocket.accept", "subprotocol": subprotocol})
+        greeting: Greeting = scope.get(GREETING) or await accept(scope, send)
         direct: Direct | None = (scope.get("extensions") or {}).get(SOCKET)
         peer: Peer = _Outgoing() if direct is None else direct
-        version = _VERSIONS[subprotocol or "hrana1"]
-        conversation = Conversation(self._executor, codec, version, peer, grant)
+        conversation = Conversation(self._executor, greeting.codec, greeting.version, peer, grant)
         self._open.add(conversation)
         conversation.ended.add_done_callback(lambda _: self._open.discard(conversation))
         try:
             if direct is None:
                 assert isinstance(peer, _Outgoing)
+                peer.begin(conversation)
+                if greeting.hello is not None:
+                    conversation.receive(greeting.hello, binary=conversation.binary)
                 await peer.run(conversation, receive, send, self._deadlines)
             else:
-                direct.take(conversation)
+                direct.take(conversation, greeting.hello)
             await conversation.ended
+        except asyncio.CancelledError as cancelled:
+            if cancelled.args == (CHANGES,):
+                conversation.end(_RESTART, CHANGES)
+            raise
         finally:
             conversation.end(GOING_AWAY, _ENDS)
 
@@ -163,12 +143,15 @@ class _Outgoing:
         if self._size > _UNSENT and self._conversation is not None:
             self._conversation.pause()
 
+    def begin(self, conversation: Conversation) -> None:
+        """It will be sent to."""
+        self._binary = conversation.binary
+        self._conversation = conversation
+
     async def run(
         self, conversation: Conversation, receive: Receive, send: Send, deadlines: Deadlines
     ) -> None:
         """Talk until the WebSocket is closed."""
-        self._binary = conversation.binary
-        self._conversation = conversation
         tasks = [
             asyncio.ensure_future(self._receive(conversation, receive)),
             asyncio.ensure_future(self._send(conversation, send, deadlines)),
@@ -198,8 +181,7 @@ class _Outgoing:
             await self._ready.wait()
             while self._messages:
                 message = self._messages.popleft()
-                with contextlib.suppress(ClientGoneError):
-                    await deadlines.wait(send(message))
+                await deadlines.wait(send(message))
                 if message["type"] == "websocket.close":
                     return
             self._ready.clear()

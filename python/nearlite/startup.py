@@ -285,8 +285,13 @@ class StartUp:
         now = self._tail.state()
         number = secrets.randbelow((1 << 28) - 1) + 1  # the top 4 bits are the header's version
         if reason:
-            _LOG.warning(
-                "new lineage %08x: %s; replicas of another lineage start over", number, reason
+            # Where there was none, nobody's replicas are concerned, unless the log was removed.
+            level = logging.INFO if old is None else logging.WARNING
+            _LOG.log(
+                level,
+                "new lineage %08x: %s; replicas of another lineage start over",
+                number,
+                reason,
             )
         self._log.save_table(
             HashTable(

@@ -314,10 +314,14 @@ class WebSocket(asyncio.Protocol):
 
     # ------------------------------------------------------------------ to the client: `sockets.Direct`
 
-    def take(self, conversation: Conversation) -> None:
+    def take(self, conversation: Conversation, first: bytes | None) -> None:
         """Let messages go there, without events."""
         self._taken = conversation
         self._came.set()
+        if self._holding:  # more came than an application takes at a time
+            self.hold(False)
+        if first is not None:
+            conversation.receive(first, binary=conversation.binary)
         while self._arrived:
             message = self._arrived.popleft()
             text, content = message.get("text"), message.get("bytes")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import http.client
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -21,8 +26,10 @@ from serving import Client, close_clients, execute
 
 import nearlite
 from nearlite import errors
+from nearlite.administration import Administration
 from nearlite.catalog import Catalog
 from nearlite.cli import main
+from nearlite.exchange import HttpError
 from nearlite.minting import make_keys, mint, private_key
 
 FILL = "INSERT INTO t(b) WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 500) SELECT randomblob(200) FROM n"
@@ -137,7 +144,7 @@ def test_a_dump_is_loaded_whole_or_not_at_all(served: Many, tmp_path: Path) -> N
     for text, told in (
         ("CREATE TABLE t(b);", "within a transaction"),
         ("BEGIN; CREATE TABLE t(b);", "commit the transaction"),
-        ("BEGIN; ATTACH 'x.db' AS x; COMMIT;", "unsupported"),
+        ("BEGIN; ATTACH 'x.db' AS x; COMMIT;", "SQL_PARSE_ERROR"),
         ("BEGIN; CREATE TABLE t(b); nonsense; COMMIT;", "statement 3"),
         ("BEGIN; SELECT '" + "x" * (2 << 20), "statement"),
     ):
@@ -179,6 +186,99 @@ def test_a_dump_comes_over_http_as_well(served: Many, tmp_path: Path) -> None:
                 == 400
             )
         web.shutdown()
+
+
+class Dripping:
+    """A web server that sends the beginning of a dump, and then hardly anything for ever."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._over = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/dump"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        link, _ = self._listener.accept()
+        with link, contextlib.suppress(OSError):
+            link.recv(65536)
+            link.sendall(b"HTTP/1.1 200 OK\r\n\r\nBEGIN; CREATE TABLE u(b); -- ")
+            self.asked.set()
+            while not self._over.wait(0.02):
+                link.sendall(b"x")
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._listener.close()
+
+
+def test_a_server_ends_while_a_dump_hardly_comes(tmp_path: Path) -> None:
+    folder = tmp_path / "dbs"
+    with ThreadPoolExecutor() as pool, closing(Dripping()) as web:
+        with many(made(folder, "a")) as served:
+            target, body = "/v1/namespaces/b/create", {"dump_url": web.url}
+            coming = pool.submit(served.admin, "POST", target, body)
+            assert web.asked.wait(20)
+            began = time.monotonic()
+        assert time.monotonic() - began < 10
+        with contextlib.suppress(http.client.HTTPException, OSError):  # its connection may be cut
+            assert coming.result(20).json["code"] == "SHUTTING_DOWN"
+    assert list((folder / ".nearlite" / "new").iterdir()) == []
+    with many(folder) as served:
+        assert served.of("b").request("GET", "/nl/v1/status").status == 404
+        served.create("b")
+
+
+def test_a_folder_stays_a_servers_until_a_change_that_it_has_begun_is_done(tmp_path: Path) -> None:
+    folder = tmp_path / "dbs"
+
+    async def end(app: Any, administration: Administration) -> None:
+        making = asyncio.ensure_future(administration.create("b", {}))
+        while not app._changes:  # noqa: ASYNC110 - of a few turns
+            await asyncio.sleep(0)
+        ending = asyncio.ensure_future(app.shutdown())
+        await asyncio.sleep(0)
+        assert not making.done()
+        with pytest.raises(HttpError, match="about to end"):
+            await administration.create("c", {})
+        await making
+        await ending
+        await app.shutdown()
+
+    async def all_of_it() -> None:
+        app = nearlite.asgi(data_dir=folder)
+        await app.startup()
+        await end(app, Administration(app))
+
+    asyncio.run(all_of_it())
+    with closing(Catalog(folder)) as catalog:
+        assert set(catalog.configs) == {"b"}
+
+
+def test_what_is_wrong_with_a_file_is_not_told_in_its_words(
+    served: Many, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "shadow").write_text("root:hash-of-a-secret:0:0::/root:/bin/sh\n")
+    (tmp_path / "later").write_text("BEGIN; CREATE TABLE t(b); hash-of-a-secret; COMMIT;")
+    for name in ("shadow", "later"):
+        url = (tmp_path / name).as_uri()
+        reply = served.admin("POST", "/v1/namespaces/c/create", {"dump_url": url})
+        assert reply.status == 400
+        assert b"hash" not in reply.body
+        assert b"root" not in reply.body
+        assert "the server's log says more" in reply.json["message"]
+    assert "hash" in caplog.text
+
+
+def test_a_dump_is_held_to_the_size_of_the_database(served: Many, tmp_path: Path) -> None:
+    dump = tmp_path / "dump.sql"
+    dump.write_text("BEGIN; CREATE TABLE t(b); INSERT INTO t VALUES(zeroblob(300000)); COMMIT;")
+    asked = {"dump_url": dump.as_uri(), "max_db_size": 100_000}
+    reply = served.admin("POST", "/v1/namespaces/c/create", asked)
+    assert (reply.status, "SQLITE_FULL" in reply.json["message"]) == (400, True)
+    served.create("c", **{**asked, "max_db_size": 1_000_000})
 
 
 # ---------------------------------------------------------------- forks
@@ -398,6 +498,7 @@ def test_deleted_and_made_again_under_load(served: Many) -> None:
 CHILD = """
 import sys
 from pathlib import Path
+from nearlite.administration import Administration
 from nearlite.catalog import Catalog
 from nearlite.cli import main
 from nearlite.configs import Config

@@ -17,6 +17,7 @@ from nearlite.configs import Config
 from nearlite.exchange import HttpError
 from nearlite.hosting import Hosting
 from nearlite.names import checked
+from nearlite.streams import EndingError
 
 log = logging.getLogger("nearlite.server")
 
@@ -48,6 +49,7 @@ class Administration:
                 lock = self._names.setdefault(name, asyncio.Lock())
                 await stack.enter_async_context(lock)
             await stack.enter_async_context(self._few)
+            stack.enter_context(self._hosting.changing())
             yield
 
     def _config(self, name: str) -> Config:
@@ -101,14 +103,14 @@ class Administration:
             if config.jwt_key is not None:
                 _check_key(config.jwt_key)
             url = asked.get("dump_url")
-            pieces = None if url is None else making.dump_at(url)
+            dump = None if url is None else making.dump_at(url, self._hosting.ending)
         key = self._hosting.serving.key
 
         def fill(path: Path) -> None:
-            if pieces is None:
+            if dump is None:
                 making.empty(path, key=key)
             else:
-                making.loaded(path, pieces(), key=key)
+                making.loaded(path, dump, key=key, config=config)
 
         async with self._turn(name):
             self._free(name)
@@ -216,6 +218,10 @@ def _refusing() -> Any:
         raise HttpError(400, "BAD_REQUEST", str(error)) from None
     except errors.NotSupportedError as error:
         raise HttpError(400, "NOT_SUPPORTED", str(error)) from None
+    except EndingError:
+        raise HttpError(
+            503, "SHUTTING_DOWN", "The server is about to end; nothing was changed"
+        ) from None
     except OSError as error:
         if errors.is_disk_full(error):
             raise HttpError(507, "DISK_FULL", "The disk is full; nothing was changed") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import signal
@@ -292,8 +293,8 @@ def create(*, name: str, dump: Path | None, encryption_key: Key | None, where: W
     else:
         fill = functools.partial(making.empty, key=encryption_key)
         if url is not None:
-            pieces = making.dump_at(url)
-            fill = lambda path: making.loaded(path, pieces(), key=encryption_key)  # type: ignore[assignment]  # noqa: E731
+            text = dataclasses.replace(making.dump_at(url), quotable=True)
+            fill = lambda path: making.loaded(path, text, key=encryption_key)  # type: ignore[assignment]  # noqa: E731
         with _catalog(where.folder) as catalog:
             if name in catalog.configs:
                 _refuse(f"there is a database {name} already; nothing was changed")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from nearlite import errors
-from nearlite._native.database import Database
 from nearlite._native.sealing import Key
 from nearlite.access import Access, Authority, Open
 from nearlite.applications import PrimaryApp
@@ -36,6 +37,7 @@ from nearlite.greeting import GREETING, Greeting, greet, turn_away
 from nearlite.guarding import Guard
 from nearlite.hooks import Guarded, Hooks
 from nearlite.limits import Limits
+from nearlite.making import hold_to
 from nearlite.meters import Counts, Meters
 from nearlite.names import Choice
 from nearlite.primary import ROLL_BYTES, Primary
@@ -50,7 +52,6 @@ IDLE_SECONDS: Final = 60.0
 """After so long without a request one is closed."""
 _THREADS: Final = 256  # that run SQL, of all databases together
 _RESTART: Final = 1012  # of a WebSocket: try again
-_LENGTH: Final = 0  # SQLITE_LIMIT_LENGTH
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,10 @@ class Hosting:
         self._deadlines = Deadlines(self.limits)
         self._answering = Answering(self._deadlines)
         self._guard = Guard(self._answering)
+        self._changes = 0
+        self._changed = asyncio.Event()  # there are no more of them
+        #: set when the server is about to end
+        self.ending = threading.Event()
 
     def __repr__(self) -> str:
         return f"<nearlite.Hosting of {str(self._folder)!r}>"
@@ -189,7 +194,14 @@ class Hosting:
             self._residents.stop_waiting()
 
     async def shutdown(self) -> None:
-        """Close every database, and let go of the folder; idempotent."""
+        """Close every database, and let go of the folder; idempotent.
+
+        What an administrator has begun is finished first, or broken off where it can be.
+        """
+        self.ending.set()
+        while self._changes:
+            self._changed.clear()
+            await self._changed.wait()
         residents, catalog, threads = self._residents, self._catalog, self._threads
         self._residents = self._catalog = self._threads = None
         loop = asyncio.get_running_loop()
@@ -199,6 +211,23 @@ class Hosting:
             await loop.run_in_executor(None, threads.shutdown)
         if catalog is not None:
             catalog.close()
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """The folder is being changed for as long as the block takes: it stays this process's.
+
+        Raises:
+          HttpError: 503, the server is about to end.
+        """
+        if self.ending.is_set():
+            raise HttpError(503, "SHUTTING_DOWN", "The server is about to end")
+        self._changes += 1
+        try:
+            yield
+        finally:
+            self._changes -= 1
+            if not self._changes:
+                self._changed.set()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -275,7 +304,7 @@ class Hosting:
             limits=limits,
             hooks=self.serving.hooks,
             threads=self._threads,
-            prepare=partial(_limit, config),
+            prepare=partial(hold_to, config),
             ended=partial(self._ended, name),
         )
 
@@ -423,13 +452,3 @@ def _lets_in(gate: Authority, name: str) -> bool:
     except HttpError as error:
         return error.status != 401
     return True
-
-
-def _limit(config: Config, database: Database) -> None:
-    """Hold a connection to a database's limits."""
-    if config.max_row_size is not None:
-        database.limit(_LENGTH, config.max_row_size)
-    if config.max_db_size is not None:
-        (row,) = database.prepare("PRAGMA page_size").run(b"\x90")
-        pages = max(config.max_db_size // row[0], 1)
-        database.exec(f"PRAGMA max_page_count={pages}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import logging
 import os
+import queue
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -17,17 +21,34 @@ from urllib.parse import unquote, urlsplit
 from nearlite import errors, hrana
 from nearlite._native.database import NO_PARAMETERS, Backup, Database
 from nearlite._native.sealing import Key
+from nearlite.configs import Config
 from nearlite.datafile import prepare_file
 from nearlite.hrana import StatementError, Step
 from nearlite.primary import Primary
 from nearlite.script import holds_nothing, statements_of
 from nearlite.session import Session
 from nearlite.statements import Kind
+from nearlite.streams import EndingError
+
+log = logging.getLogger("nearlite.server")
 
 _PIECE: Final = 1 << 20  # bytes of a dump
 _DUMP_SECONDS: Final = 3600.0
 _PATIENCE: Final = 30.0  # seconds for one piece of a dump over the network, or for a lock
+_AHEAD: Final = 4  # pieces that are read ahead
+_LOOK: Final = 0.1  # seconds between two looks at whether anybody still wants it
+_LENGTH: Final = 0  # SQLITE_LIMIT_LENGTH
 _OK, _BUSY, _LOCKED, _DONE = 0, 5, 6, 101
+
+
+def hold_to(config: Config, database: Database) -> None:
+    """Hold a connection to a database's limits."""
+    if config.max_row_size is not None:
+        database.limit(_LENGTH, config.max_row_size)
+    if config.max_db_size is not None:
+        (row,) = database.prepare("PRAGMA page_size").run(NO_PARAMETERS)
+        pages = max(config.max_db_size // row[0], 1)
+        database.exec(f"PRAGMA max_page_count={pages}")
 
 
 def empty(path: Path, *, key: Key | None = None) -> None:
@@ -59,32 +80,42 @@ def copied(path: Path, source: Database, *, key: Key | None = None) -> None:
     empty(path, key=key)
 
 
-def loaded(path: Path, dump: Iterable[bytes], *, key: Key | None = None) -> None:
+def loaded(path: Path, dump: Dump, *, key: Key | None = None, config: Config | None = None) -> None:
     """What the statements of a dump make: one transaction, committed by the dump itself.
 
     Args:
       path: of the database.
-      dump: UTF-8 text in pieces.
+      dump: where its text comes from.
       key: of the database.
+      config: whose limits hold for it.
 
     Raises:
       errors.ProgrammingError: what is wrong with the dump.
+      EndingError: the server is about to end.
     """
     prepare_file(path, key)
     database = Database(str(path), create=False, defensive=True, key=key)
+    if config is not None:
+        hold_to(config, database)
     late = threading.Timer(_DUMP_SECONDS, database.interrupt)
     late.daemon = True
     late.start()
     session = Session(database)
     number = 1
     try:
-        for text in _statements(dump):
+        for text in _statements(dump.pieces()):
             _run(session, text)
             number += 1
         if session.native.in_transaction:
             raise errors.ProgrammingError("The dump should commit the transaction.")
     except (StatementError, UnicodeDecodeError) as error:
-        told = error.message if isinstance(error, StatementError) else str(error)
+        if isinstance(error, UnicodeDecodeError):
+            code = told = "it is no UTF-8"
+        else:
+            code, told = str(error.code), error.message
+        if not dump.quotable:
+            log.warning("statement %d of the dump of a new database: %s", number, told)
+            told = f"{code} (the server's log says more)"
         raise errors.ProgrammingError(f"statement {number} of the dump: {told}") from None
     finally:
         late.cancel()
@@ -119,12 +150,31 @@ def _statements(dump: Iterable[bytes]) -> Iterator[str]:
 # ---------------------------------------------------------------- where dumps come from
 
 
-def dump_at(url: object) -> Callable[[], Iterator[bytes]]:
-    """Reads a dump in pieces: ``file:///absolute/path``, ``http://``, ``https://``.
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """Text of a dump.
+
+    Attributes:
+      pieces: begins to read it: UTF-8.
+      quotable: what is wrong with it may be told in its words. A file's are kept from who asks over a network:
+        who may make databases need not be who may read files of this machine.
+    """
+
+    pieces: Callable[[], Iterator[bytes]]
+    quotable: bool = True
+
+
+def dump_at(url: object, ending: threading.Event | None = None) -> Dump:
+    """The dump at ``file:///absolute/path``, ``http://``, ``https://``.
+
+    Args:
+      url: where it is.
+      ending: set when nobody wants it any more: `EndingError`.
 
     Raises:
       errors.ProgrammingError: it is no such URL, or there is no such file.
     """
+    stop = ending or threading.Event()
     if not isinstance(url, str):
         raise errors.ProgrammingError("dump_url is text")
     parts = urlsplit(url)
@@ -134,12 +184,63 @@ def dump_at(url: object) -> Callable[[], Iterator[bytes]]:
             raise errors.ProgrammingError("The dump file path must be absolute.")
         if not path.is_file():
             raise errors.ProgrammingError("The dump file doesn't exist.")
-        return lambda: _of_file(path)
+        return Dump(lambda: _until(stop, _of_file(path)), quotable=False)
     if parts.scheme in ("http", "https") and parts.hostname:
-        return lambda: _of_web(url)
+        return Dump(lambda: _from_afar(stop, url))
     raise errors.ProgrammingError(
         "Unsupported dump URL scheme: dump_url begins with file:///, http:// or https://"
     )
+
+
+def _until(stop: threading.Event, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    until = time.monotonic() + _DUMP_SECONDS
+    for piece in pieces:
+        if stop.is_set():
+            raise EndingError
+        if time.monotonic() > until:
+            raise errors.ProgrammingError(f"The dump took longer than {_DUMP_SECONDS:.0f} seconds")
+        yield piece
+
+
+def _from_afar(stop: threading.Event, url: str) -> Iterator[bytes]:
+    """Read ahead in a thread that nobody has to wait for: a piece may take as long as its server likes."""
+    ready: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
+    gone = threading.Event()
+
+    def put(item: bytes | BaseException) -> None:
+        while not gone.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=_LOOK)
+                return
+
+    def read() -> None:
+        try:
+            for piece in _of_web(url):
+                put(piece)
+                if gone.is_set():
+                    return
+            put(b"")
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            put(error)
+
+    def come() -> Iterator[bytes]:
+        while True:
+            try:
+                item = ready.get(timeout=_LOOK)
+            except queue.Empty:
+                yield b""  # for those who look at the clock
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            if not item:
+                return
+            yield item
+
+    threading.Thread(target=read, name="nearlite-dump", daemon=True).start()
+    try:
+        yield from _until(stop, come())
+    finally:
+        gone.set()
 
 
 def _of_file(path: Path) -> Iterator[bytes]:
@@ -166,7 +267,7 @@ def _of_web(url: str) -> Iterator[bytes]:
         if answer is None:
             raise errors.ProgrammingError("The dump could not be fetched: it leads elsewhere")
         with answer:
-            while piece := answer.read(_PIECE):
+            while piece := answer.read1(_PIECE):
                 yield piece
     except urllib.error.HTTPError as error:
         error.close()

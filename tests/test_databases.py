@@ -509,3 +509,25 @@ def test_a_created_database_is_no_reason_to_warn(
         served.create("a", "b")
         served.of("a").run(CREATE)
         assert not [record for record in caplog.records if record.levelname != "INFO"]
+
+
+def test_streams_of_one_client_count_together(tmp_path: Path) -> None:
+    limits = nearlite.Limits(max_streams_per_client=3)
+    store = {"type": "store_sql", "sql_id": 1, "sql": "SELECT 8"}
+    with many(made(tmp_path / "dbs", "a", "b"), limits=limits) as served:
+        a, b = served.of("a"), served.of("b")
+        for _ in range(5):  # nobody would miss these
+            a.pipeline(execute("SELECT 1"))
+            b.pipeline(execute("SELECT 1"))
+        batons = [client.pipeline(store)["baton"] for client in (a, b, a)]
+        for client in (a, b):
+            body = b'{"requests":[{"type":"store_sql","sql_id":1,"sql":"SELECT 8"}]}'
+            reply = client.request("POST", "/v3/pipeline", body)
+            assert (reply.status, reply.json["code"]) == (429, "TOO_MANY_STREAMS")
+        b.pipeline({"type": "close"}, baton=batons[1])
+        a.pipeline(store)
+        assert (
+            served.configure("a", block_writes=True).status == 200
+        )  # opened anew, without streams
+        for _ in range(3):
+            b.pipeline(store)

@@ -24,7 +24,7 @@ from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
 from nearlite.routes import Routes
 from nearlite.server import App, Served, SqlRoutes
-from nearlite.streams import baton_key
+from nearlite.streams import Holders, baton_key
 from nearlite.usage import Usage
 
 
@@ -57,6 +57,7 @@ class PrimaryApp(App):
       hooks: are told of requests, commits, rolls.
       threads: those of a server of many databases, of which this is one (nearlite.residents).
       prepare: called with each connection that runs SQL, before it does.
+      holders: of streams, where this is one of many databases.
       ended: called with what was asked of it, and what it has done, when it is closed.
     """
 
@@ -74,6 +75,7 @@ class PrimaryApp(App):
         hooks: Hooks | None = None,
         threads: ThreadPoolExecutor | None = None,
         prepare: Callable[[Database], None] | None = None,
+        holders: Holders | None = None,
         ended: Callable[[Usage, Counts], None] | None = None,
     ) -> None:
         super().__init__(
@@ -89,6 +91,7 @@ class PrimaryApp(App):
         self._foreign_keys = foreign_keys
         self._threads = threads
         self._prepare = prepare
+        self._holders = holders
         self._ended = ended
         self._executor: Executor | None = None
         self._owner: Owner | None = None
@@ -107,6 +110,7 @@ class PrimaryApp(App):
                 hooks=self._hooks,
                 threads=self._threads,
                 prepare=self._prepare,
+                holders=self._holders,
             )
             feed = self._feed_of(owner)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)

@@ -43,6 +43,7 @@ from nearlite.names import Choice
 from nearlite.primary import ROLL_BYTES, Primary
 from nearlite.residents import Residents
 from nearlite.server import preflight
+from nearlite.streams import Holders
 from nearlite.tokens import authority as authority_of
 from nearlite.usage import Usage
 
@@ -155,6 +156,7 @@ class Hosting:
         self._deadlines = Deadlines(self.limits)
         self._answering = Answering(self._deadlines)
         self._guard = Guard(self._answering)
+        self._holders: Holders = {}
         self._changes = 0
         self._changed = asyncio.Event()  # there are no more of them
         #: set when the server is about to end
@@ -305,6 +307,7 @@ class Hosting:
             hooks=self.serving.hooks,
             threads=self._threads,
             prepare=partial(hold_to, config),
+            holders=self._holders,
             ended=partial(self._ended, name),
         )
 

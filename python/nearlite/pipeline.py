@@ -39,7 +39,7 @@ from nearlite.rolling import Host, Rolls
 from nearlite.routing import Router
 from nearlite.session import OverrunError, Session
 from nearlite.statements import Kind
-from nearlite.streams import EndingError, Stream, Streams, Turn
+from nearlite.streams import EndingError, Holders, Stream, Streams, Turn
 from nearlite.threads import Threads
 from nearlite.usage import Usage
 from nearlite.writer import Writer
@@ -99,6 +99,7 @@ class Executor:
       threads: those of a server of many databases. Whoever gives them calls `look` and `rest`, and idle the
         database then has one connection and no thread.
       prepare: called with each connection, before it runs anything.
+      holders: of streams of all databases of the server.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Executor:
         hooks: Hooks | None = None,
         threads: ThreadPoolExecutor | None = None,
         prepare: Callable[[Database], None] | None = None,
+        holders: Holders | None = None,
     ) -> None:
         self._upstream = upstream
         self._told = upstream.latest  # of what was told that it was committed
@@ -122,7 +124,7 @@ class Executor:
         self._opening = threading.Lock()  # they are opened in any thread
         self._closed_usage = Usage()
         self._loop = asyncio.get_running_loop()
-        self.streams = Streams(key, limits)
+        self.streams = Streams(key, limits, holders=holders)
         self.turn = Turn()
         self.counts = Counts(hooks)
         linger = None if threads is None else _LINGER
@@ -779,6 +781,7 @@ class Executor:
                         stream.session.database.interrupt()
                 await asyncio.wait({ended}, timeout=_INTERRUPT_EVERY)
             ended.result()
+        self.streams.close()
         self._at_once.close()
         for session in [self._reader, *self._slow_sessions]:
             session.close()

@@ -139,20 +139,30 @@ class Stream:
         return lost | (_IN_TRANSACTION if self.in_transaction or self.ending else 0)
 
 
+Holders = dict[Hashable, "OrderedDict[Stream, Streams]"]
+"""The streams that each client holds of all databases of a server, the longest unused first; and where."""
+
+
 class Streams:
-    """All streams of one server. Event loop thread only.
+    """All streams of one database. Event loop thread only.
 
     Args:
       key: secret of the batons, 32 bytes.
       limits: how long and how many.
       clock: seconds, monotonic.
+      holders: shared with other databases of the server.
 
     Attributes:
       busy: how many are: `open` and `take` make one so, `done` and `untake` end that.
     """
 
     def __init__(
-        self, key: bytes, limits: Limits, clock: Callable[[], float] = time.monotonic
+        self,
+        key: bytes,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        holders: Holders | None = None,
     ) -> None:
         self._key = key
         self._limits = limits
@@ -160,7 +170,7 @@ class Streams:
         # A new server must not hand out numbers that an older one's batons carry.
         self._numbers = itertools.count(time.time_ns())
         self._streams: OrderedDict[int, Stream] = OrderedDict()
-        self._of: dict[Hashable, OrderedDict[int, Stream]] = {}  # the same, by who holds them
+        self._holders: Holders = {} if holders is None else holders
         self.busy = 0
 
     def __len__(self) -> int:
@@ -175,7 +185,7 @@ class Streams:
         Raises:
           HttpError: 429, its client has as many as it may, and each of them has something to lose.
         """
-        held = self._of.get(holder)
+        held = self._holders.get(holder)
         if held is not None and len(held) >= self._limits.max_streams_per_client:
             self._make_room(held)
         stream = Stream(next(self._numbers), self._clock(), holder)
@@ -184,11 +194,12 @@ class Streams:
         self.busy += 1
         return stream
 
-    def _make_room(self, held: OrderedDict[int, Stream]) -> None:
+    @staticmethod
+    def _make_room(held: OrderedDict[Stream, Streams]) -> None:
         """End a client's stream that nobody will miss: its baton simply begins a new one."""
-        for stream in held.values():
+        for stream, where in held.items():
             if not stream.busy and stream.session is None and stream.flags == 0:
-                self.forget(stream)
+                where.forget(stream)
                 return
         raise HttpError(
             429,
@@ -243,7 +254,7 @@ class Streams:
         head = _HEAD.pack(stream.number, stream.sequence, flags)
         if stream.sequence == 1:
             self._streams[stream.number] = stream
-            self._of.setdefault(stream.holder, OrderedDict())[stream.number] = stream
+            self._holders.setdefault(stream.holder, OrderedDict())[stream] = self
         return base64.b64encode(head + self._tag(head)).decode("ascii")
 
     def done(self, stream: Stream) -> Stream | None:
@@ -254,7 +265,7 @@ class Streams:
         if stream.number not in self._streams:
             return None
         self._streams.move_to_end(stream.number)
-        self._of[stream.holder].move_to_end(stream.number)
+        self._holders[stream.holder].move_to_end(stream)
         if len(self._streams) <= self._limits.max_streams:
             return None
         return next((other for other in self._streams.values() if not other.busy), None)
@@ -263,10 +274,15 @@ class Streams:
         """The stream has ended."""
         stream.closed = True
         if self._streams.pop(stream.number, None) is not None:
-            held = self._of[stream.holder]
-            del held[stream.number]
+            held = self._holders[stream.holder]
+            del held[stream]
             if not held:
-                del self._of[stream.holder]
+                del self._holders[stream.holder]
+
+    def close(self) -> None:
+        """Nobody uses them any more."""
+        for stream in self:
+            self.forget(stream)
 
     def idle(self) -> list[Stream]:
         """Streams that have had no request for too long."""

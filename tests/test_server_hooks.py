@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from serving import Client, app_of, execute, serving
 
 from nearlite.hooks import Hooks, Lines, Request
-from nearlite.logs import JsonLines
+from nearlite.logs import JsonLines, PlainLines
 
 DOCS = (Path(__file__).parent.parent / "docs" / "server.md").read_text()
 CLOSE = {"type": "close"}
@@ -232,3 +233,32 @@ def test_only_what_is_slow_is_slow(caplog: pytest.LogCaptureFixture) -> None:
     for seconds in (0.1, 0.5):
         Lines(every=False, slow=0.5).request(Request("GET", "/", "other", 200, 0.0, seconds, ""))
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_what_a_client_asks_for_begins_no_line_of_its_own(tmp_path: Path, form: str) -> None:
+    command = [sys.executable, "-m", "nearlite", "serve", "data.db", "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        [*command, "--access-log", "--log-level", "warning", "--log-format", form],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    port = int(re.findall(r":(\d+)$", process.stdout.readline())[0])
+    for path in ("/a%0A2026-01-01%20nearlite%20CRITICAL%20lost", "/b%1b[31m%C2%85%7f"):
+        with socket.create_connection(("127.0.0.1", port), 20) as raw:
+            raw.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            while raw.recv(4096):
+                pass
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    lines = told.splitlines()
+    assert len(lines) == 2
+    assert all("nearlite.access" in line and line.isprintable() for line in lines)
+
+
+def test_a_message_for_people_is_one_line() -> None:
+    record = logging.makeLogRecord({"msg": "it quotes %s", "args": ("a\nb\x1b[0m\u0085",)})
+    assert PlainLines("%(message)s").format(record) == "it quotes a\\x0ab\\x1b[0m\\x85"

@@ -6,6 +6,7 @@ import itertools
 import logging
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import quote
 
 _numbers: Final = itertools.count(1)
 log = logging.getLogger("nearlite.access")
@@ -73,7 +74,8 @@ class Lines(Hooks):
             "%s%s %s %d in %.6f s",
             "slow: " if slow else "",
             request.method,
-            request.path,
+            # As it was sent, roughly: what it stands for may be the end of a line.
+            request.path if request.path.isprintable() else quote(request.path),
             request.status,
             request.seconds,
             extra={

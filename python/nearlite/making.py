@@ -114,7 +114,7 @@ def loaded(path: Path, dump: Dump, *, key: Key | None = None, config: Config | N
         else:
             code, told = str(error.code), error.message
         if not dump.quotable:
-            log.warning("statement %d of the dump of a new database: %s", number, told)
+            log.warning("statement %d of the dump of a new database: %r", number, told)
             told = f"{code} (the server's log says more)"
         raise errors.ProgrammingError(f"statement {number} of the dump: {told}") from None
     finally:

@@ -318,3 +318,17 @@ def test_a_client_warns_once_when_its_token_travels_in_clear() -> None:
     assert connect("https://fourth.example", token=TOKEN) == []
     assert connect("http://127.0.0.1:8080", token=TOKEN) == []
     assert connect("http://localhost", token=TOKEN) == []
+
+
+def test_a_handshake_does_not_take_for_ever(tmp_path: Path, certificates: Path) -> None:
+    app = app_of(tmp_path / "data.db", limits=nearlite.Limits(client_seconds=0.3))
+    with serving(app, tls=server_context(certificates / "server.pem")) as port:
+        for beginning in (b"", b"\x16\x03\x01\x02\x00\x01"):  # nothing; a client's hello that stops
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+                raw.sendall(beginning)
+                with contextlib.suppress(ConnectionError):
+                    while raw.recv(4096):
+                        pass
+        tls = ssl.create_default_context(cafile=certificates / "ca.pem")
+        with contextlib.closing(Client(port, tls=tls)) as client:
+            assert client.rows("SELECT 1") == [[1]]

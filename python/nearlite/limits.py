@@ -64,7 +64,7 @@ class Limits:
     client_seconds: float = _limit(
         30.0,
         "seconds",
-        "that a client may take for a request's head, and for a piece of a body or an answer",
+        "that a client may take for a request's head (for TLS's handshake), and for a piece of a body or an answer",
         least=0.001,
     )
     min_bytes_per_second: int = _limit(

@@ -10,8 +10,9 @@ import resource
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import uvicorn
 
@@ -53,6 +54,7 @@ class _Server(uvicorn.Server):
       app: what is served.
       beside: another application, and where it listens, for as long as this one is served.
       tls: of both.
+      patience: seconds for TLS's handshake.
     """
 
     def __init__(
@@ -61,15 +63,18 @@ class _Server(uvicorn.Server):
         app: Serves,
         beside: tuple[Serves, socket.socket] | None = None,
         tls: ssl.SSLContext | None = None,
+        patience: float = 30.0,
     ) -> None:
         super().__init__(config)
         self._app = app
         self._tls = tls
+        self._patience = patience
         self._beside = beside
         self._second: tuple[uvicorn.Server, asyncio.Task[None]] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        with contextlib.nullcontext() if self._tls is None else self._handshakes():
+            await super().startup(sockets)
         if self._beside is not None and not self.should_exit:
             app, listening = self._beside
             second = server(app, self._tls)
@@ -81,6 +86,16 @@ class _Server(uvicorn.Server):
             # again and again in the middle of requests.
             gc.collect()
             gc.freeze()
+
+    @contextlib.contextmanager
+    def _handshakes(self) -> Iterator[None]:
+        """A client has as long for TLS's handshake as for a request's head. uvicorn has no option for it."""
+        loop: Any = asyncio.get_running_loop()
+        loop.create_server = partial(loop.create_server, ssl_handshake_timeout=self._patience)
+        try:
+            yield
+        finally:
+            del loop.create_server
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.stop_waiting()
@@ -236,7 +251,7 @@ def server(
     if tls is not None:
         config.load()
         config.ssl = tls
-    return _Server(config, app, beside, tls)
+    return _Server(config, app, beside, tls, limits.client_seconds)
 
 
 def _no_shortcut(_scope: Scope) -> None:

@@ -214,6 +214,34 @@ class Dripping:
         self._listener.close()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\nBEGIN; ",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\nBEGIN; CREATE TABLE u(b); ",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"no HTTP at all\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_dump_that_breaks_off_makes_nothing(served: Many, answer: bytes) -> None:
+    with ThreadPoolExecutor() as pool, socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            link, _ = listener.accept()
+            with link:
+                link.recv(65536)
+                link.sendall(answer)
+
+        serving = pool.submit(serve)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        reply = served.admin("POST", "/v1/namespaces/c/create", {"dump_url": url})
+        serving.result(20)
+    assert reply.status == 400
+    assert served.of("c").request("GET", "/nl/v1/status").status == 404
+    assert os.listdir(served.folder / ".nearlite" / "new") == []
+
+
 def test_a_server_ends_while_a_dump_hardly_comes(tmp_path: Path) -> None:
     folder = tmp_path / "dbs"
     with ThreadPoolExecutor() as pool, closing(Dripping()) as web:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import http.client
 import logging
 import os
 import queue
@@ -136,9 +137,13 @@ def _statements(dump: Iterable[bytes]) -> Iterator[str]:
     decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     held = ""
     for piece in dump:
-        held += decode(piece)
-        *whole, held = list(statements_of(held)) or [""]  # the last may go on in the next piece
-        yield from (text for text in whole if not holds_nothing(text))
+        text = decode(piece)
+        held += text
+        if (
+            len(held) > hrana.MAX_STATEMENT or ";" in text
+        ):  # small pieces of a large text are looked at once
+            *whole, held = list(statements_of(held)) or [""]  # the last may go on in the next piece
+            yield from (text for text in whole if not holds_nothing(text))
         if len(held) > hrana.MAX_STATEMENT:
             raise errors.ProgrammingError(
                 f"The dump has a statement of more than {hrana.MAX_STATEMENT} characters"
@@ -272,7 +277,7 @@ def _of_web(url: str) -> Iterator[bytes]:
     except urllib.error.HTTPError as error:
         error.close()
         raise errors.ProgrammingError(f"The dump could not be fetched: {error}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise errors.ProgrammingError(f"The dump could not be fetched: {error}") from None
 
 

@@ -51,3 +51,9 @@ def environment(python: Path, folder: Path) -> Path:
 def pip(target: Path, *arguments: object, **variables: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", target]
     run(*command, "install", "--quiet", *arguments, cwd=target.parent.parent, **variables)
+
+
+def has_suite(python: Path) -> bool:
+    """Whether an interpreter comes with CPython's own tests of sqlite3."""
+    code = "import importlib.util as u; u.find_spec('test.test_sqlite3') or u.find_spec('sqlite3.test').name"
+    return subprocess.run([python, "-c", code], capture_output=True, timeout=60).returncode == 0

@@ -1,8 +1,8 @@
 """CPython's own tests of ``sqlite3`` with nearlite in its place, on files and on replicas of a live primary.
 
 What is missed stands in cpython_expected.json, each test with its reason; it may only become less. The suite is
-that of the Python that runs this, or of another one; with NL_EVERY_PYTHON (`make cpython`) those of every Python
-from 3.10 to 3.13 on this machine.
+that of the Python that runs this, or of another one. With NL_EVERY_PYTHON (`make cpython`, a step of CI) those of
+every Python from 3.10 to 3.13 on this machine, and the last of them on replicas as well.
 """
 
 from __future__ import annotations
@@ -27,11 +27,17 @@ BARS = {"files": 460, "replicas": 400}
 
 # Debian's Python comes without these tests; others are looked for then.
 PYTHONS = [path for path in pythons() if has_suite(path)]
-if not os.environ.get("NL_EVERY_PYTHON"):
+EVERY = bool(os.environ.get("NL_EVERY_PYTHON"))
+if not EVERY:
     PYTHONS = PYTHONS[:1]
-every_python = pytest.mark.parametrize(
-    "python", PYTHONS, ids=lambda path: path.parent.parent.name or path.name
-)
+
+
+def on(pythons: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "python", pythons, ids=lambda path: path.parent.parent.name or path.name
+    )
+
+
 Suite = Callable[..., dict[str, str]]
 
 
@@ -69,11 +75,14 @@ def compare(found: dict[str, str], where: str) -> None:
 
 if PYTHONS:
 
-    @every_python
+    @on(PYTHONS)
     def test_on_files(python: Path, suite: Suite) -> None:
         compare(suite(), "files")
 
-    @every_python
+
+if EVERY and PYTHONS:
+
+    @on(PYTHONS[-1:])
     def test_on_replicas(python: Path, suite: Suite, tmp_path: Path) -> None:
         with many(tmp_path / "databases") as served:
             compare(suite("--replicas", served.url, served.admin_url), "replicas")

@@ -960,7 +960,7 @@ def test_a_function_of_a_replica_writes_to_the_primary(served):
     assert rows(con, "select count(*) from t") == [(7,)]
 
 
-def test_hooks_of_a_replica_hear_of_what_runs_here_and_of_nothing_of_ours(served):
+def test_hooks_of_a_replica_hear_of_the_programs_statements_and_of_nothing_of_ours(served):
     con = served.replica(isolation_level=None)
     heard = []
     con.set_trace_callback(heard.append)
@@ -969,7 +969,7 @@ def test_hooks_of_a_replica_hear_of_what_runs_here_and_of_nothing_of_ours(served
     )
     con.execute("insert into t(b) values('three')")
     assert rows(con, "select b from t where a = 3") == [("three",)]
-    assert heard == ["select b from t where a = 3"]
+    assert heard == ["insert into t(b) values('three')", "select b from t where a = 3"]
     with pytest.raises(nearlite.DatabaseError, match="not authorized"):
         con.execute("select abs(a) from t")
 

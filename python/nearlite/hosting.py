@@ -191,7 +191,8 @@ class Hosting:
             )
 
     def stop_waiting(self) -> None:
-        """Answer long polls now: the server is about to end."""
+        """Answer long polls now, and break off what is being made: the server is about to end."""
+        self.ending.set()
         if self._residents is not None:
             self._residents.stop_waiting()
 

@@ -22,7 +22,7 @@ from peers import Server, free_port, serving
 
 from nearlite.catalog import Catalog
 from nearlite.configs import Config
-from nearlite.making import loaded
+from nearlite.making import Dump, loaded
 
 Open = Iterator[Callable[[], Sample]]
 DATABASES = 1000
@@ -41,7 +41,9 @@ def folder_of(folder: Path) -> Path:
     ).encode()
     with closing(Catalog(folder / "dbs")) as catalog:
         for number in range(DATABASES):
-            catalog.create(f"d{number}", Config(), lambda path: loaded(path, [dump]))
+            catalog.create(
+                f"d{number}", Config(), lambda path: loaded(path, Dump(lambda: iter([dump])))
+            )
         return catalog.folder
 
 

@@ -18,7 +18,7 @@ static int backup_enter(const nl_backup *b, nl_error *err)
     int code = nl_db_enter(b->from, err);
 
     if (code) return code;
-    code = nl_db_enter(b->to, err);
+    code = b->sqlite ? nl_db_enter_to_copy(b->to, err) : nl_db_enter(b->to, err);
     if (code) nl_db_leave(b->from);
     return code;
 }
@@ -27,6 +27,11 @@ static void backup_leave(const nl_backup *b)
 {
     nl_db_leave(b->to);
     nl_db_leave(b->from);
+}
+
+int nl_db_copying(nl_db *db)
+{
+    return db->copies > 0 || db->receives;
 }
 
 int nl_backup_begin(
@@ -44,7 +49,12 @@ int nl_backup_begin(
         return code;
     }
     b->sqlite = sqlite3_backup_init(to->sqlite, to_name, from->sqlite, from_name);
-    if (!b->sqlite) code = nl_db_fail(to, sqlite3_extended_errcode(to->sqlite), err);
+    if (b->sqlite) {
+        from->copies++;
+        to->receives = 1;
+    } else {
+        code = nl_db_fail(to, sqlite3_extended_errcode(to->sqlite), err);
+    }
     backup_leave(b);
     if (code) {
         free(b);
@@ -74,8 +84,10 @@ int nl_backup_end(nl_backup *b, nl_error *err)
     if (!b) return NL_OK;
     int code = backup_enter(b, err);
 
-    if (code) return code; /* closed meanwhile, or inherited: SQLite must not see it again */
+    if (code) return code; /* inherited: SQLite must not see it again */
     int rc = sqlite3_backup_finish(b->sqlite);
+    b->from->copies--;
+    b->to->receives = 0;
     if (rc != SQLITE_OK) code = nl_db_fail(b->to, rc, err);
     backup_leave(b);
     free(b);

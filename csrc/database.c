@@ -128,17 +128,26 @@ void nl_db_distrust_schemas(void)
     __atomic_add_fetch(&database_schemas, 1, __ATOMIC_RELEASE);
 }
 
+/* Between two steps of a copy its target is half of one database and half of another. SQLite relies on nobody
+** looking: pages that it has cached meanwhile end in memory that is not its own. */
+static int database_receives(nl_error *err)
+{
+    return nl_fail(err, NL_E_MISUSE,
+        "the connection cannot be used until the copy that is being put in its place is complete");
+}
+
 /* A callback uses the connection that calls it. What belongs to the call it is in (time, budget, seal)
 ** stays as it is. Until the call that begins here is over, nobody is let in: signal handlers may run in it. */
-static int database_enter_again(nl_db *db, nl_error *err)
+static int database_enter_again(nl_db *db, int copying, nl_error *err)
 {
     if (!db->sqlite) return nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed database.");
+    if (db->receives && !copying) return database_receives(err);
     __atomic_store_n(&db->caller, 0, __ATOMIC_RELAXED);
     db->again++;
     return NL_OK;
 }
 
-int nl_db_enter(nl_db *db, nl_error *err)
+static inline int database_enter(nl_db *db, int copying, nl_error *err)
 {
     if (database_inherited(db)) {
         return nl_fail(err, NL_E_MISUSE,
@@ -146,7 +155,7 @@ int nl_db_enter(nl_db *db, nl_error *err)
             "nothing was done. Open a new connection in the child");
     }
     if (__atomic_load_n(&db->caller, __ATOMIC_RELAXED) == (uintptr_t)pthread_self()) {
-        return database_enter_again(db, err);
+        return database_enter_again(db, copying, err);
     }
     if (!database_claim_for_call(db)) {
         return nl_fail(err, NL_E_MISUSE, "%s", nl_call_inside(db)
@@ -156,6 +165,10 @@ int nl_db_enter(nl_db *db, nl_error *err)
     if (!db->sqlite) {
         database_exit(db);
         return nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed database.");
+    }
+    if (db->receives && !copying) {
+        database_exit(db);
+        return database_receives(err);
     }
     if (db->sealing.key) {
         db->sealing.empty = 0;
@@ -168,6 +181,16 @@ int nl_db_enter(nl_db *db, nl_error *err)
     db->over_budget = 0;
     db->steps_left = db->budget;
     return NL_OK;
+}
+
+int nl_db_enter(nl_db *db, nl_error *err)
+{
+    return database_enter(db, 0, err);
+}
+
+int nl_db_enter_to_copy(nl_db *db, nl_error *err)
+{
+    return database_enter(db, 1, err);
 }
 
 void nl_db_leave(nl_db *db)
@@ -568,6 +591,10 @@ int nl_db_close(nl_db *db, nl_error *err)
         return nl_fail(err, NL_E_MISUSE, "the connection cannot be closed by a callback that it waits for");
     }
     if (nl_db_enter(db, err)) return NL_E_MISUSE;
+    if (db->copies) { /* SQLite would keep the file open, and locked, until the copy ends */
+        nl_db_leave(db);
+        return nl_fail(err, NL_E_MISUSE, "the connection cannot be closed while a copy of it is being made");
+    }
     pthread_mutex_lock(&db->guard);
     db->sqlite = NULL;
     pthread_mutex_unlock(&db->guard);

@@ -15,9 +15,11 @@ int nl_db_serialize(nl_db *db, const char *schema, uint8_t **out, int64_t *size,
     *out = sqlite3_serialize(db->sqlite, schema, &n, 0);
     *size = n;
     if (!*out && n != 0) {
-        /* -1: there is no such schema, or it could not be read; otherwise there was no memory for it. */
+        /* -1: there is no such schema (what the connection says then is of an earlier failure), or it could not
+        ** be read; otherwise there was no memory for it. */
         const int rc = sqlite3_errcode(db->sqlite);
-        code = n < 0 && rc != SQLITE_OK && rc != SQLITE_ROW && rc != SQLITE_DONE
+        const int known = sqlite3_db_readonly(db->sqlite, schema) >= 0;
+        code = n < 0 && known && rc != SQLITE_OK && rc != SQLITE_ROW && rc != SQLITE_DONE
             ? nl_db_fail(db, rc, err)
             : nl_fail(err, n < 0 ? NL_E_BIND : NL_E_NOMEM, "unable to serialize '%s'", schema);
     }

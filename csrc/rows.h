@@ -40,6 +40,8 @@ struct nl_db {
     int running;             /* NL_INSIDE while a call is: a second thread is refused, not obeyed */
     uintptr_t caller;        /* atomic: thread in a callback that may use the connection; 0: none is */
     int again;               /* calls that such callbacks are in */
+    int copies;              /* copies that are being made of it (backup.c) */
+    int receives;            /* ... one is being put in its place: only that may use it */
     int depth;               /* callbacks that are running, one within the other */
     uint8_t *area;           /* NL_CALL_AREA bytes for their arguments; NULL before the first is defined */
     int64_t groups;          /* number of the last aggregate's instance */
@@ -97,6 +99,7 @@ struct nl_stmt {
 ** code that a signal handler interrupted, is inside, once the connection is closed, and in the child of a
 ** fork. Leaving refreshes db->status. */
 int nl_db_enter(nl_db *db, nl_error *err);
+int nl_db_enter_to_copy(nl_db *db, nl_error *err); /* by what puts a copy in its place */
 void nl_db_leave(nl_db *db);
 
 /* Enters a new statement into db->first and takes a reference. While `running`. */

@@ -6,15 +6,18 @@ raises is part of the outcome, as the name of the DB-API class, the text and SQL
 
 from __future__ import annotations
 
+import copy
 import datetime
 import enum
 import gc
+import pickle
 import sqlite3
 import subprocess
 import sys
 import threading
 import uuid
 import weakref
+from contextlib import closing
 from decimal import Decimal
 
 import pytest
@@ -698,6 +701,85 @@ def base_init_not_called(m):
         outcome(lambda _: cur.close(), m), outcome(lambda _: con.cursor(), m),
         outcome(lambda _: con.in_transaction, m),
     ]  # fmt: skip
+
+
+@scenario
+def looped(module):
+    """A cursor that is executed again inside its own loop."""
+    found = []
+    with closing(module.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t(a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(i,) for i in range(10)])
+        cursor = connection.execute("SELECT a FROM t ORDER BY a")
+        for (value,) in cursor:
+            found.append(value)
+            if len(found) == 4:
+                cursor.execute("SELECT a + 100 FROM t WHERE a < 2")
+        return [*found, cursor.fetchall()]
+
+
+@scenario
+def loops(module):
+    """Two loops over one cursor, executed again with rows that a factory makes."""
+    found = []
+    with closing(module.connect(":memory:")) as connection:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3")
+        outer = iter(cursor)
+        found.append(next(outer))
+        cursor.row_factory = lambda _cursor, row: list(row)
+        found.append(next(outer))
+        cursor.execute("SELECT 4 UNION ALL SELECT 5 UNION ALL SELECT 6")
+        found += [next(outer), next(iter(cursor)), cursor.fetchone(), next(outer, None)]
+        connection.execute("CREATE TABLE t(a)")
+        cursor.executemany("INSERT INTO t VALUES (?)", ())
+        return [*found, *outer]
+
+
+@scenario
+def converted(module):
+    """A converter that fails for one row, twice."""
+    failures = ["once", "twice"]
+
+    def convert(value):
+        if value == b"1" and failures:
+            raise ZeroDivisionError(failures.pop())
+        return int(value)
+
+    module.register_converter("picky", convert)
+    with closing(module.connect(":memory:", detect_types=module.PARSE_DECLTYPES)) as connection:
+        connection.execute("CREATE TABLE t(a picky)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(0,), (1,), (2,), (3,)])
+        cursor = connection.execute("SELECT a FROM t ORDER BY a")
+        found = [cursor.fetchone()]
+        with pytest.raises(ZeroDivisionError):
+            cursor.fetchone()
+        with pytest.raises(ZeroDivisionError):
+            cursor.fetchall()
+        return [*found, *cursor.fetchall()]
+
+
+@scenario
+def many(module):
+    """Sizes that no C int holds."""
+    with closing(module.connect(":memory:")) as connection:
+        cursor = connection.execute("SELECT 1")
+        for size in (2**31, 2**63, -(2**40)):
+            with pytest.raises(OverflowError):
+                cursor.fetchmany(size)
+        return list(cursor.fetchmany(2**31 - 1))
+
+
+@scenario
+def pickled(module):
+    """Rows with names are not pickled, nor copied."""
+    with closing(module.connect(":memory:")) as connection:
+        connection.row_factory = module.Row
+        row = connection.execute("SELECT 1 AS a").fetchone()
+        for make in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="cannot pickle"):
+                make(row)
+        return list(row)
 
 
 if sys.version_info >= (3, 11):  # before, the standard library raised other classes

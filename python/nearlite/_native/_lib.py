@@ -214,3 +214,12 @@ _init()
 
 sqlite_version: str = ffi.string(lib.nl_sqlite_version()).decode()
 openssl_version: str = ffi.string(lib.nl_openssl_version()).decode()
+
+
+def name_of(name: str) -> bytes:
+    """The name of a database, a table or a column for C, which would take it to end at a NUL."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name must be str, not {type(name).__name__}")
+    if "\0" in name:
+        raise ValueError("embedded null character")
+    return name.encode()

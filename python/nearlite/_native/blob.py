@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nearlite._native._lib import ffi, lib
+from nearlite._native._lib import ffi, lib, name_of
 from nearlite._native.database import Database
 
 
@@ -29,7 +29,7 @@ class OpenBlob:
         self._database = database
         self._err = database.error
         out = ffi.new("nl_blob **")
-        schema, table, column = (name.encode() for name in where)
+        schema, table, column = (name_of(name) for name in where)
         if lib.nl_blob_open(database.handle, schema, table, column, row, writable, out, self._err):
             database.fail()
         self._blob = ffi.gc(out[0], lib.nl_blob_free)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
 from nearlite import errors
-from nearlite._native._lib import exception, ffi, lib, new_error, sqlite_exception
+from nearlite._native._lib import exception, ffi, lib, name_of, new_error, sqlite_exception
 from nearlite._native.callbacks import Callbacks, carried
 from nearlite._native.sealing import Key, key_handle, tell_reports
 
@@ -238,6 +238,11 @@ class Database:
         """Whether this thread is inside one of them."""
         return bool(lib.nl_db_calling(self._db))
 
+    @property
+    def copying(self) -> bool:
+        """Whether a copy of it, or into it, has been begun and not ended."""
+        return bool(lib.nl_db_copying(self._db))
+
     def exec(self, sql: str) -> None:
         """Run all statements of a script; rows are thrown away. Stops at the first failure."""
         text = sql.encode()
@@ -331,7 +336,7 @@ class Database:
           OperationalError: there is none of that name.
         """
         image, size = ffi.new("uint8_t **"), ffi.new("int64_t *")
-        code = lib.nl_db_serialize(self._db, name.encode(), image, size, self._err)
+        code = lib.nl_db_serialize(self._db, name_of(name), image, size, self._err)
         if code == lib.NL_E_BIND:
             raise errors.OperationalError(_string(self._err.text))
         if code:
@@ -349,7 +354,7 @@ class Database:
             )
         image = ffi.from_buffer(data)
         try:
-            if lib.nl_db_deserialize(self._db, name.encode(), image, len(image), self._err):
+            if lib.nl_db_deserialize(self._db, name_of(name), image, len(image), self._err):
                 self.fail()
         finally:
             # A traceback may keep it and the buffer in a cycle, which the collector cannot clear.
@@ -362,7 +367,7 @@ class Database:
           KeyRefusedError: this connection has no key, or it is not the file's.
         """
         handle = key_handle(key)
-        if lib.nl_db_attach(self._db, path, name.encode(), handle, page_size, self._err):
+        if lib.nl_db_attach(self._db, path, name_of(name), handle, page_size, self._err):
             self.fail()
 
     def interrupt(self) -> None:
@@ -415,9 +420,9 @@ class Backup:
         self._used = (one, two)  # they outlive it
         self._err, out = new_error(), ffi.new("nl_backup **")
         self._progress = ffi.new("nl_backup_progress *")
-        names = one_name.encode(), two_name.encode()
+        names = name_of(one_name), name_of(two_name)
         if lib.nl_backup_begin(one.handle, names[0], two.handle, names[1], out, self._err):
-            raise exception(self._err)
+            self._fail()
         self._backup = out[0]
 
     def step(self, pages: int) -> tuple[int, int, int]:
@@ -427,13 +432,18 @@ class Backup:
           SQLite's result (OK, DONE, BUSY or LOCKED), pages left, pages of the source.
         """
         if lib.nl_backup_step(self._backup, pages, self._progress, self._err):
-            raise exception(self._err)
+            self._fail()
         return self._progress.rc, self._progress.remaining, self._progress.pages
 
     def end(self) -> None:
         """Ready, or given up: the target is then as it was."""
         if lib.nl_backup_end(self._backup, self._err):
-            raise exception(self._err)
+            self._fail()
+
+    def _fail(self) -> NoReturn:
+        if self._err.code == lib.NL_E_MISUSE and not self._err.sqlite_rc:
+            raise errors.ProgrammingError(_string(self._err.text))
+        raise exception(self._err)
 
 
 class Statement:

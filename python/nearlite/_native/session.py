@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nearlite._native._lib import check, ffi, lib, new_error
+from nearlite._native._lib import check, ffi, lib, name_of, new_error
 from nearlite._native.database import Database
 
 ON_CONFLICT: Final = {
@@ -32,13 +32,13 @@ class Recording:
         self._database = database
         self._err = database.error
         out = ffi.new("nl_session **")
-        if lib.nl_session_open(database.handle, schema.encode(), out, self._err):
+        if lib.nl_session_open(database.handle, name_of(schema), out, self._err):
             database.fail()
         self._session = ffi.gc(out[0], lib.nl_session_free)
 
     def attach(self, table: str | None) -> None:
         """Record a table, None: all of them. One without a primary key is never recorded."""
-        name = ffi.NULL if table is None else table.encode()
+        name = ffi.NULL if table is None else name_of(table)
         self._check(lib.nl_session_attach(self._session, name, self._err))
 
     def enabled(self, value: int = -1) -> bool:

@@ -359,6 +359,10 @@ class Connection(Whole, Functions):
     def _check_idle(self) -> None:
         if self._database.calling:
             raise ProgrammingError("the connection cannot be closed by a callback of its own")
+        if self._database.copying:
+            raise ProgrammingError(
+                "the connection cannot be closed while a copy of it, or into it, is being made"
+            )
 
     def _close(self) -> None:
         if self._autocommit is False and self._database.in_transaction:
@@ -529,9 +533,9 @@ class Connection(Whole, Functions):
     def _reading(self, cursor: Cursor) -> None:
         """`cursor` holds a statement of this connection's database that has more rows."""
 
-    def _finish_rows(self, statement: Result, rows: Iterator[Any]) -> Iterator[Any]:
-        """Convert rows on their way out: text_factory and detect_types."""
-        return conversion.convert(rows, statement, self._detect_types, self._text_factory)
+    def _finisher(self, statement: Result) -> Callable[[Any], Any] | None:
+        """What converts a row on its way out: text_factory and detect_types."""
+        return conversion.finisher(statement, self._detect_types, self._text_factory)
 
 
 _new: Callable[[type[Cursor]], Cursor] = object.__new__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from msgspec.msgpack import Ext
@@ -72,16 +72,16 @@ def _without_type(name: str) -> str:
     return name[: cut - 1] if cut > 0 and name[cut - 1] == " " else name[:cut]
 
 
-def convert(
-    rows: Iterator[Any], statement: Result, detect_types: int, text_factory: Any
-) -> Iterator[Any]:
-    """Rows with every column's converter and text_factory applied, one by one as they are fetched."""
+def finisher(
+    statement: Result, detect_types: int, text_factory: Any
+) -> Callable[[tuple[Any, ...]], tuple[Any, ...]] | None:
+    """What applies every column's converter and text_factory to a row; None: rows are as they are."""
     casts = _casts(statement, detect_types)
     if not any(casts):
         casts = ()
     if text_factory is str or text_factory is bytes:
         if not casts:
-            return rows
+            return None
         text = None
     else:
         text = text_factory
@@ -91,7 +91,7 @@ def convert(
             _value(value, casts[i] if i < len(casts) else None, text) for i, value in enumerate(row)
         )
 
-    return map(finish, rows)
+    return finish
 
 
 def _value(value: Any, cast: Converter | None, text: Any) -> Any:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="Cursor")
 
 _NO_ROWS: Final[Iterator[Any]] = iter(())
+_END: Final = (1 << 31) - 1  # behind the last row of any batch
+_BATCH: Final[Any] = type(iter([]))  # the iterator over rows that nobody has to convert
 _CLOSED: Final = "Cannot operate on a closed cursor."
 _RECURSIVE: Final = "Recursive use of cursors not allowed."
 
@@ -56,6 +58,34 @@ class Result(Protocol):
         """Their declared types."""
 
 
+class _Converted:
+    """Rows through the program's converters, which may not use the cursor.
+
+    A row that a converter fails for is not taken: it is what is fetched next, as in the standard library.
+    """
+
+    __slots__ = ("_cursor", "_finish", "_row", "_rows")
+
+    def __init__(self, cursor: Cursor, rows: Iterator[Any], finish: Callable[[Any], Any]) -> None:
+        self._cursor, self._rows, self._finish = cursor, rows, finish
+        self._row: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        row = next(self._rows) if self._row is None else self._row
+        cursor = self._cursor
+        self._row = row
+        cursor._barred = _RECURSIVE
+        try:
+            finished = self._finish(row)
+        finally:
+            cursor._barred = None
+        self._row = None
+        return finished
+
+
 class Cursor:
     """A DB-API cursor.
 
@@ -70,6 +100,8 @@ class Cursor:
     _rows: Iterator[Any] = _NO_ROWS  # of the present batch, through row_factory if there is one
     _plain_rows: Iterator[Any] = _NO_ROWS  # the same without it; only kept while there is one
     _statement: Statement | None = None  # a statement with more rows
+    _looped: Any = None  # the batch that a loop is handing out by itself
+    _held: bool = False  # there is one of the two, or was: _drop() comes before the next statement
     _description: Any = None
     _row_factory: Callable[[Cursor, Any], Any] | None = None
     _rowcount: int = -1
@@ -107,7 +139,7 @@ class Cursor:
         connection = self._connection
         if connection._thread != get_ident() or self._barred is not None:
             return self._execute_guarded(sql, parameters)
-        if self._statement is not None:
+        if self._held:
             self._drop()
         statement = connection._statements.get(sql)
         kind = type(parameters)
@@ -199,6 +231,7 @@ class Cursor:
         if statement.more:
             connection._statements.pop(statement.sql, None)
             self._statement = statement
+            self._held = True
             if connection._forwards:
                 connection._reading(self)
         self._rows = iter(rows)
@@ -218,7 +251,7 @@ class Cursor:
         connection._settle()
         self._rowcount = -1
         sets = iter(parameters)
-        if self._statement is not None:
+        if self._held:
             self._drop()
         self._reset()
         with connection._guard():
@@ -287,6 +320,8 @@ class Cursor:
         """At most `size` rows (default: ``arraysize``)."""
         self._check()
         wanted = index(self.arraysize if size is None else size)
+        if not -(1 << 31) <= wanted < 1 << 31:
+            raise OverflowError("Python int too large to convert to C int")
         if wanted < 1:  # the standard library counts to a number it never meets
             return self.fetchall()
         rows = list(islice(self._rows, wanted))
@@ -315,9 +350,19 @@ class Cursor:
         self._check()
         while True:
             rows = self._rows
-            yield from rows
+            if type(rows) is _BATCH:
+                # Nothing is run for a row. A statement that the loop itself executes on this cursor
+                # ends the batch: _drop().
+                self._looped = rows
+                self._held = True
+                yield from rows
+            else:
+                for row in rows:
+                    yield row
+                    if self._rows is not rows:
+                        break  # executed again, or the rest was read ahead
             if self._rows is not rows:
-                continue  # more have been read ahead meanwhile
+                continue
             if self._statement is None or not self._fill():
                 return
 
@@ -399,6 +444,8 @@ class Cursor:
     @row_factory.setter
     def row_factory(self, factory: Any) -> None:
         plain = self._rows if self._row_factory is None else self._plain_rows
+        if plain is self._looped:
+            plain = iter(list(plain))  # the loop's batch ends here, and it goes on with these
         self._row_factory = factory
         self._rows = self._plain_rows = plain
         if factory is not None:
@@ -449,7 +496,7 @@ class Cursor:
             self._rowcount = connection._database.changes
         connection._give(statement)
         if connection._raw_rows:
-            rest = self._converted(connection._finish_rows(statement, rest))
+            rest = self._converted(statement, rest)
         plain = self._rows if self._row_factory is None else self._plain_rows
         self._rows = self._plain_rows = chain(plain, rest)
         self.row_factory = self._row_factory
@@ -458,22 +505,14 @@ class Cursor:
         """Put converters and row_factory between the batch and whoever fetches."""
         rows = self._rows
         if self._connection._raw_rows:
-            rows = self._converted(self._connection._finish_rows(statement, rows))
+            rows = self._converted(statement, rows)
         self._rows = self._plain_rows = rows
         if self._row_factory is not None:
             self._rows = map(self._row_factory, repeat(self), rows)
 
-    def _converted(self, rows: Iterator[Any]) -> Iterator[Any]:
-        """The rows of an iterator that runs the program's converters: they may not use this cursor."""
-        while True:
-            self._barred = _RECURSIVE
-            try:
-                row = next(rows, None)
-            finally:
-                self._barred = None
-            if row is None:
-                return
-            yield row
+    def _converted(self, statement: Result, rows: Iterator[Any]) -> Iterator[Any]:
+        finish = self._connection._finisher(statement)
+        return rows if finish is None else _Converted(self, rows, finish)
 
     def _drop(self) -> None:
         """End the present statement and give it back."""
@@ -483,6 +522,10 @@ class Cursor:
                 statement.reset()
                 self._statement = None
                 self._connection._give(statement)
+        if self._looped is not None:
+            self._looped.__setstate__(_END)
+            self._looped = None
+        self._held = False
         self._rows = self._plain_rows = _NO_ROWS
 
     def _reset(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from nearlite.dbapi.cursor import Cursor
 
@@ -66,6 +66,9 @@ class Row(Sequence):  # type: ignore[type-arg]  # generic only in stubs, as sqli
 
     def __hash__(self) -> int:
         return hash(self._description) ^ hash(self._values)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("cannot pickle 'nearlite.Row' object")
 
     def __repr__(self) -> str:
         return f"<nearlite.Row object at {id(self):#x}>"

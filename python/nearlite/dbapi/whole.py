@@ -174,10 +174,11 @@ class Whole:
         if target._forwards:
             raise NotSupportedError("a replica is what its primary is; copy into another file")
         with self._copied(name) as database:
-            copying = Backup((database, name), (target._database, "main"))
+            with self._with(target):
+                copying = Backup((database, name), (target._database, "main"))
             try:
                 while True:
-                    with self._guard(), target._guard():
+                    with self._with(target):
                         rc, left, total = copying.step(pages if pages > 0 else -1)
                     if progress is not None:
                         progress(rc, left, total)
@@ -189,7 +190,15 @@ class Whole:
                             raise OperationalError("database is locked")
                         time.sleep(sleep)
             finally:
-                copying.end()
+                with self._with(target):
+                    copying.end()
+
+    @contextlib.contextmanager
+    def _with(self, target: Whole) -> Iterator[None]:
+        """Both connections, for this thread: in one order, whoever copies into whom."""
+        first, second = sorted((self, target), key=id)
+        with first._guard(), second._guard():
+            yield
 
     def _copied(self, name: str) -> contextlib.AbstractContextManager[Database]:  # noqa: ARG002
         """What a copy of the database `name` is made from."""

@@ -99,6 +99,8 @@ SOURCES = [
     "blob.c",
     "image.c",
     "session.c",
+    "changeset.c",
+    "snapshot.c",
     "hrana.c",
 ]
 

@@ -18,15 +18,32 @@ int nl_buffer_reserve(nl_buffer *b, size_t n)
         if (cap > SIZE_MAX / 2) return NL_E_NOMEM;
         cap *= 2;
     }
-    uint8_t *data = realloc(b->data, cap);
+    uint8_t *data = realloc(b->data == b->kept ? NULL : b->data, cap);
     if (!data) return NL_E_NOMEM;
+    if (b->kept && b->data == b->kept) memcpy(data, b->kept, b->size);
     b->data = data;
     b->cap = cap;
     return NL_OK;
 }
 
+void nl_buffer_keep(nl_buffer *b)
+{
+    b->kept = b->data;
+    b->kept_cap = b->cap;
+}
+
+void nl_buffer_shrink(nl_buffer *b)
+{
+    if (b->data == b->kept) return;
+    free(b->data);
+    b->data = b->kept;
+    b->cap = b->kept_cap;
+    b->size = 0;
+}
+
 void nl_buffer_free(nl_buffer *b)
 {
-    free(b->data);
+    if (b->data != b->kept) free(b->data);
+    free(b->kept);
     memset(b, 0, sizeof *b);
 }

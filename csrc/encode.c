@@ -175,7 +175,7 @@ static int encode_argument(nl_buffer *out, sqlite3_value *value)
 {
     if (nl_buffer_reserve(out, 16)) return SQLITE_NOMEM;
     uint8_t *p = out->data + out->size;
-    switch (sqlite3_value_type(value)) {
+    switch (value ? sqlite3_value_type(value) : SQLITE_NULL) {
     case SQLITE_INTEGER:
         out->size += encode_int(p, sqlite3_value_int64(value));
         return SQLITE_OK;
@@ -232,4 +232,17 @@ int nl_put_strings(
         }
     }
     return rc;
+}
+
+int nl_put_flags(nl_buffer *out, int count, const uint8_t *flags)
+{
+    return encode_bytes(out, flags, (size_t)count, encode_bin, 0);
+}
+
+int nl_put_raw(nl_buffer *out, const uint8_t *bytes, size_t n)
+{
+    if (nl_buffer_reserve(out, n)) return SQLITE_NOMEM;
+    memcpy(out->data + out->size, bytes, n);
+    out->size += n;
+    return SQLITE_OK;
 }

@@ -474,7 +474,7 @@ void nl_image_free(uint8_t *image);
 /* Makes a copy of those bytes, in memory, the database of that name. */
 int nl_db_deserialize(nl_db *db, const char *schema, const uint8_t *image, int64_t size, nl_error *err);
 
-/* ------------------------------------------------------------------ sessions and changesets (session.c) */
+/* ------------------------------------------------------------------ sessions and changesets (session.c, changeset.c) */
 
 typedef struct nl_stmt nl_session; /* one sqlite3_session: held, and freed, as a statement is */
 #define NL_SESSION_ENABLED 0     /* changes are recorded */
@@ -505,6 +505,25 @@ int nl_changeset_apply(
 int nl_changeset_invert(const uint8_t *data, size_t n, uint8_t **out, int64_t *size, nl_error *err);
 int nl_changeset_concat(
     const uint8_t *a, size_t na, const uint8_t *b, size_t nb, uint8_t **out, int64_t *size, nl_error *err);
+/* Reads a changeset or patchset change by change. The bytes must outlive it. [one thread at a time] */
+typedef struct nl_changes nl_changes;
+int nl_changes_open(const uint8_t *data, size_t n, nl_changes **out, nl_error *err);
+/* The next ones as a MessagePack array, valid until the next call; size 0: that was all. Each is
+** [[operation, table], indirect, key, old held, old values, new held, new values]: operation as
+** SQLITE_INSERT, _UPDATE, _DELETE; key and held one byte a column; nil for a side that there is not. */
+int nl_changes_next(nl_changes *c, const uint8_t **batch, size_t *size, nl_error *err);
+void nl_changes_free(nl_changes *c);
+
+/* ------------------------------------------------------------------ snapshots (snapshot.c) */
+
+typedef struct nl_snapshot nl_snapshot; /* one sqlite3_snapshot: a state that the WAL still holds */
+/* The state that the open transaction reads, or would read now. */
+int nl_snapshot_get(nl_db *db, const char *schema, nl_snapshot **out, nl_error *err);
+/* The open transaction, which has not written, and reads already, reads that state from now on. */
+int nl_snapshot_open(nl_db *db, const char *schema, nl_snapshot *snapshot, nl_error *err);
+/* Less than 0, 0, more than 0: `a` is older, the same, newer. Of one file. */
+int nl_snapshot_compare(nl_snapshot *a, nl_snapshot *b);
+void nl_snapshot_free(nl_snapshot *snapshot);            /* [any thread] */
 
 /* ------------------------------------------------------------------ backup (backup.c) */
 
@@ -683,7 +702,7 @@ int nl_db_trace(
 #define NL_SMALL_BATCH 4096      /* capacity of a statement's own output buffer, bytes */
 #define NL_RUN_MORE 1            /* there may be more rows: ask nl_stmt_more */
 #define NL_RUN_COLUMNS 2         /* the schema changed: the result columns may be others than before */
-#define NL_RUN_LARGE 4           /* the output buffer moved: ask nl_stmt_out, and reset at the end */
+#define NL_RUN_LARGE 4           /* the batch is in another buffer: ask nl_stmt_out, and reset at the end */
 #define NL_RUN_SPECIAL 8         /* the statement writes, or nl_stmt_set_special was called */
 
 #define NL_RUN_RUNNING -2

@@ -7,8 +7,8 @@
 ** Lifetimes. Parameters are copied once into the statement's own buffer and bound from there without
 ** further copies (SQLITE_STATIC), so they live exactly as long as the statement may look at them.
 ** Rows are encoded into the statement's buffer `out`, which starts with NL_SMALL_BATCH bytes whose
-** address never changes while a batch fits (Python keeps a view of it); a larger batch gets a larger
-** buffer, which goes away when the statement is reset.
+** address never changes (Python keeps a view of them); a larger batch gets another buffer, which goes
+** away when the statement is reset.
 */
 #include "bytes.h"
 #include "rows.h"
@@ -54,13 +54,7 @@ int nl_stmt_reset(nl_stmt *s)
         nl_db_leave(s->db);
     }
     s->failed = 0;
-    if (s->out.cap > NL_SMALL_BATCH) {
-        uint8_t *small = realloc(s->out.data, NL_SMALL_BATCH);
-        if (small) {
-            s->out.data = small;
-            s->out.cap = NL_SMALL_BATCH;
-        }
-    }
+    nl_buffer_shrink(&s->out);
     s->out.size = 0;
     return NL_OK;
 }

@@ -148,11 +148,14 @@ typedef struct nl_input {
 int nl_input_array(nl_input *in, size_t *count, nl_error *err);
 /* Binds one array of values to all parameters. The input must outlive the binding. (bind.c) */
 int nl_input_bind(nl_stmt *s, nl_input *in, nl_error *err);
-/* Appends values of SQLite as one array; strings (NULL: nil) as one, with an integer before them unless
+/* Appends values of SQLite (NULL: nil) as one array; strings (NULL: nil) as one, with an integer before them unless
 ** `first` is NULL; sizes NULL: they end in NUL. Answer a SQLite result code. (encode.c) */
 int nl_put_values(nl_buffer *out, int count, sqlite3_value **values);
 int nl_put_strings(
     nl_buffer *out, const int *first, int count, const char *const *strings, const int *sizes);
+/* Appends one byte a flag, as bin; MessagePack that is there already. Answer a SQLite result code. (encode.c) */
+int nl_put_flags(nl_buffer *out, int count, const uint8_t *flags);
+int nl_put_raw(nl_buffer *out, const uint8_t *bytes, size_t n);
 /* Appends rows to s->out until it holds `target` bytes, the rows end, or a failure; `rc` is the result of
 ** a step already made. Answers SQLITE_OK when there may be more, or SQLite's result. (encode.c) */
 int nl_stmt_put_rows(nl_stmt *s, int rc, size_t target, uint32_t *count);

@@ -69,6 +69,7 @@ int nl_stmt_prepare(
         code = nl_fail(err, NL_E_NOMEM, "out of memory");
         goto done;
     }
+    nl_buffer_keep(&s->out);
     nl_db_adopt(db, s);
     s->own = flags & NL_PREPARE_OWN;
     const int outer = db->own;

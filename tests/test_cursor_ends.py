@@ -7,13 +7,14 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from serving import Client, app_of, batch, execute, serving
 
+import nearlite
 from nearlite._native.database import Database
 from nearlite.hrana import RunBatch, Step
 from nearlite.limits import Limits
@@ -174,3 +175,30 @@ def test_a_cursor_that_only_reads_does_not_hold_its_state_for_ever(tmp_path: Pat
             entries = fetch()
         assert entries[-1]["error"]["code"] == TIMEOUT
         assert "not fetched" in entries[-1]["error"]["message"]
+
+
+@pytest.mark.parametrize("stop", ["progress", "function"])
+def test_a_statement_that_is_stopped_in_a_large_batch_answers_its_own_rows_again(stop: str) -> None:
+    """Its next short result was read from where its buffer had been, which others had by then."""
+    armed = []
+    sql = "SELECT a, b, f(a) FROM t WHERE a >= ? AND a < ?"
+    with closing(nearlite.connect(":memory:")) as connection:
+        connection.create_function("f", 1, lambda _a: 1 // 0 if armed and stop == "function" else 0)
+        connection.execute("CREATE TABLE t(a, b)")
+        connection.execute("CREATE TABLE secret(a, b)")
+        rows = [(i, "x" * 300) for i in range(3000)]
+        connection.executemany("INSERT INTO t VALUES (?, ?)", rows)
+        connection.execute("INSERT INTO secret VALUES (5, ?)", ("s" * 300,))
+        for turn in range(5):
+            cursor = connection.execute(sql, (0, 3000))
+            cursor.fetchone()
+            armed.append(1)
+            if stop == "progress":
+                connection.set_progress_handler(lambda: 1, 500)
+            with pytest.raises(nearlite.OperationalError):
+                cursor.fetchall()
+            connection.set_progress_handler(None, 0)
+            armed.clear()
+            for other in range(3):
+                connection.execute(f"SELECT a, b, {turn} FROM secret, (SELECT {other})").fetchall()
+            assert connection.execute(sql, (5, 6)).fetchall() == [(5, "x" * 300, 0)]

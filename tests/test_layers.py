@@ -105,6 +105,8 @@ C_ORDER = [
     "blob",
     "image",
     "session",
+    "changeset",
+    "snapshot",
     "hrana",
 ]
 

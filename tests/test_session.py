@@ -33,6 +33,10 @@ def content(connection: Any) -> list[Any]:
     ]
 
 
+def read(changes: bytes) -> list[Any]:
+    return list(nearlite.read_changeset(changes))
+
+
 @pytest.fixture
 def pair() -> Iterator[tuple[Any, Any]]:
     with closing(fresh()) as one, closing(fresh()) as other:
@@ -87,6 +91,101 @@ def test_any_history_is_carried_out_and_undone(rng: random.Random) -> None:
         for part in reversed(parts):
             other.apply(nearlite.invert_changeset(part))
         assert content(other) == [[], []]
+
+
+def carried_out(connection: Any, changes: bytes) -> None:
+    """What read_changeset() answers, as statements: an oracle for apply(), and the other way round."""
+    for change in nearlite.read_changeset(changes):
+        columns = [
+            row[1] for row in connection.execute(f"PRAGMA table_info({change.table})").fetchall()
+        ]
+        if change.operation == "INSERT":
+            assert change.old is None
+            marks = ", ".join("?" * len(columns))
+            connection.execute(f"INSERT INTO {change.table} VALUES ({marks})", change.new)
+            continue
+        assert change.old is not None
+        keys = [name for name, is_key in zip(columns, change.key, strict=True) if is_key]
+        where = " AND ".join(f"{name} IS ?" for name in keys)
+        key = [value for value, is_key in zip(change.old, change.key, strict=True) if is_key]
+        assert nearlite.ABSENT not in key
+        if change.operation == "DELETE":
+            assert change.new is None
+            connection.execute(f"DELETE FROM {change.table} WHERE {where}", key)
+            continue
+        new = [(n, v) for n, v in zip(columns, change.new, strict=True) if v is not nearlite.ABSENT]
+        sets = ", ".join(f"{name} = ?" for name, _ in new)
+        connection.execute(
+            f"UPDATE {change.table} SET {sets} WHERE {where}", [v for _, v in new] + key
+        )
+
+
+@given(st.randoms(), st.booleans())
+def test_what_a_changeset_says_is_what_it_does(rng: random.Random, patch: bool) -> None:
+    with closing(fresh()) as one, closing(fresh()) as other:
+        for connection in (one, other):
+            connection.execute("INSERT INTO t VALUES (1, 'text', 2.5), (2, x'00', NULL), (3, 3, 3)")
+            connection.execute("INSERT INTO u VALUES ('k', -9000000000), ('ü', '')")
+        with one.session() as session:
+            for _ in range(rng.randrange(1, 15)):
+                value = rng.choice(
+                    [None, 0, -5, 40_000, 1 << 40, 2.5, "", "täxt", b"", b"\0" * 300]
+                )
+                sql = rng.choice(
+                    [
+                        "INSERT OR REPLACE INTO t VALUES (?1, ?2, ?2)",
+                        "UPDATE t SET a = ?2 WHERE id = ?1",
+                        "DELETE FROM t WHERE id = ?1 OR (id = 3 AND ?2 IS NULL)",
+                        "UPDATE OR REPLACE t SET id = id + 10, b = ?2 WHERE id = ?1",
+                        "INSERT OR REPLACE INTO u VALUES (?1, ?2)",
+                        "UPDATE u SET v = ?2 WHERE k = 'k' OR ?1 > 2",
+                    ]
+                )
+                one.execute(sql, (rng.randrange(5), value))
+            carried_out(other, session.patchset() if patch else session.changeset())
+        assert content(other) == content(one)
+
+
+def test_changes_are_read_with_what_was_there(pair: tuple[Any, Any]) -> None:
+    one, _ = pair
+    one.execute("INSERT INTO t VALUES (1, 'old', NULL)")
+    one.executescript(
+        "CREATE TRIGGER tr AFTER UPDATE ON t BEGIN INSERT INTO u VALUES ('by', 'trigger'); END"
+    )
+    with one.session() as session:
+        one.execute("UPDATE t SET a = 'new' WHERE id = 1")
+        changes, patch = session.changeset(), session.patchset()
+    absent = nearlite.ABSENT
+    assert list(nearlite.read_changeset(changes)) == [
+        ("UPDATE", "t", (1, "old", absent), (absent, "new", absent), (True, False, False), False),
+        ("INSERT", "u", None, ("by", "trigger"), (True, False), True),
+    ]
+    assert next(nearlite.read_changeset(patch)).old == (1, absent, absent)
+    assert repr(absent) == "nearlite.ABSENT"
+    assert list(nearlite.read_changeset(b"")) == []
+
+
+def test_large_changesets_are_read_in_batches(pair: tuple[Any, Any]) -> None:
+    one, _ = pair
+    with one.session() as session:
+        one.executemany("INSERT INTO t VALUES (?, ?, ?)", ((i, "x" * 100, i) for i in range(5000)))
+        changes = session.changeset()
+    reading = nearlite.read_changeset(bytearray(changes))
+    found = [next(reading)]
+    gc.collect()
+    found += reading
+    assert sorted(change.new[0] for change in found) == list(range(5000))
+
+
+def test_text_in_a_changeset_that_is_no_utf8(pair: tuple[Any, Any]) -> None:
+    one, other = pair
+    with one.session() as session:
+        one.execute("INSERT INTO t VALUES (1, CAST(x'ff' AS TEXT), 0)")
+        changes = session.changeset()
+    with pytest.raises(nearlite.OperationalError, match="decode to UTF-8"):
+        list(nearlite.read_changeset(changes))
+    other.apply(changes)
+    assert other.execute("SELECT hex(a) FROM t").fetchone() == ("FF",)
 
 
 def test_a_changeset_is_that_of_stock_sqlite(tmp_path: Path) -> None:
@@ -154,7 +253,7 @@ def test_foreign_keys_count(pair: tuple[Any, Any]) -> None:
 def test_bytes_that_are_no_changeset(data: bytes) -> None:
     with closing(fresh()) as one:
         before = content(one)
-        for act in (one.apply, nearlite.invert_changeset):
+        for act in (one.apply, nearlite.invert_changeset, read):
             try:
                 act(data)
             except nearlite.DatabaseError:
@@ -172,7 +271,7 @@ def test_a_damaged_changeset_is_an_error_at_worst(rng: random.Random) -> None:
         for _ in range(rng.randrange(1, 4)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         del data[rng.randrange(len(data)) :]
-        for act in (other.apply, nearlite.invert_changeset):
+        for act in (other.apply, nearlite.invert_changeset, read):
             try:
                 act(bytes(data))
             except (nearlite.DatabaseError, MemoryError):

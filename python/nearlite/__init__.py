@@ -22,6 +22,14 @@ from nearlite._native.codes import *  # noqa: F403 - constants, each named in it
 from nearlite.dbapi import constants as _constants
 from nearlite.dbapi.binding import PrepareProtocol, adapters
 from nearlite.dbapi.blob import Blob
+from nearlite.dbapi.changeset import (
+    ABSENT,
+    Conflicts,
+    RowChange,
+    concat_changesets,
+    invert_changeset,
+    read_changeset,
+)
 from nearlite.dbapi.connection import LEGACY_TRANSACTION_CONTROL, Connection
 from nearlite.dbapi.constants import *  # noqa: F403
 from nearlite.dbapi.conversion import (
@@ -35,7 +43,8 @@ from nearlite.dbapi.conversion import (
 from nearlite.dbapi.cursor import Cursor
 from nearlite.dbapi.functions import enable_callback_tracebacks
 from nearlite.dbapi.row import Row
-from nearlite.dbapi.session import Conflicts, Session, concat_changesets, invert_changeset
+from nearlite.dbapi.session import Session
+from nearlite.dbapi.snapshot import Snapshot
 from nearlite.errors import (
     AnswerError,
     DamagedError,
@@ -317,6 +326,7 @@ def asgi(
 
 
 __all__ = [
+    "ABSENT",
     "LEGACY_TRANSACTION_CONTROL",
     "PARSE_COLNAMES",
     "PARSE_DECLTYPES",
@@ -351,7 +361,9 @@ __all__ = [
     "ProgrammingError",
     "Replica",
     "Row",
+    "RowChange",
     "Session",
+    "Snapshot",
     "StaleReadError",
     "StateMismatchError",
     "SyncError",
@@ -377,6 +389,7 @@ __all__ = [
     "enable_callback_tracebacks",
     "invert_changeset",
     "paramstyle",
+    "read_changeset",
     "register_adapter",
     "register_converter",
     "sqlite_version",

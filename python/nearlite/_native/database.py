@@ -603,9 +603,7 @@ class Statement:
             raise errors.ProgrammingError("Recursive use of cursors not allowed.")
         self.more = False
         self._failure = None
-        if self._large:
-            self._large = False
-            self.small = ffi.buffer(lib.nl_stmt_out(self.handle), lib.NL_SMALL_BATCH)
+        self._large = False
 
     def _note(self, n: int) -> None:
         if n & _LARGE:

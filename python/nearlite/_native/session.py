@@ -1,18 +1,10 @@
-"""Changes of a connection, recorded; changesets applied, undone and joined."""
+"""Changes of a connection, recorded."""
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-from nearlite._native._lib import check, ffi, lib, name_of, new_error
+from nearlite._native._lib import ffi, lib, name_of
+from nearlite._native.changeset import taken
 from nearlite._native.database import Database
-
-ON_CONFLICT: Final = {
-    "abort": lib.NL_CONFLICT_ABORT,
-    "omit": lib.NL_CONFLICT_OMIT,
-    "replace": lib.NL_CONFLICT_REPLACE,
-}
-"""What becomes of a change that does not fit."""
 
 
 class Recording:
@@ -57,7 +49,7 @@ class Recording:
         """What was recorded, as a changeset, or as a patchset, which does not say what was there before."""
         out, size = ffi.new("uint8_t **"), ffi.new("int64_t *")
         self._check(lib.nl_session_changes(self._session, patch, out, size, self._err))
-        return _taken(out, size)
+        return taken(out, size)
 
     def close(self) -> None:
         """End it. Idempotent."""
@@ -71,42 +63,3 @@ class Recording:
     def _check(self, code: int) -> None:
         if code:
             self._database.fail()
-
-
-def apply(database: Database, data: Any, on_conflict: int) -> tuple[int, int, int, int, int]:
-    """Apply a changeset as one unit.
-
-    Returns:
-      how often a row had another content, was missing, its key was taken; a constraint, a foreign key failed.
-
-    Raises:
-      ConflictError: it did not fit, and was to be given up then; FormatError: it is none. Nothing was changed.
-    """
-    count = ffi.new("nl_conflicts *")
-    raw = ffi.from_buffer(data)
-    if lib.nl_changeset_apply(database.handle, raw, len(raw), on_conflict, count, database.error):
-        database.fail()
-    return count.data, count.missing, count.taken, count.constraint, count.foreign_key
-
-
-def invert(data: Any) -> bytes:
-    """The changeset that undoes one. Raises FormatError: it is none."""
-    raw = ffi.from_buffer(data)
-    out, size, err = ffi.new("uint8_t **"), ffi.new("int64_t *"), new_error()
-    check(lib.nl_changeset_invert(raw, len(raw), out, size, err), err)
-    return _taken(out, size)
-
-
-def concat(first: Any, second: Any) -> bytes:
-    """One changeset instead of two. Raises FormatError: one is none, or a table differs."""
-    a, b = ffi.from_buffer(first), ffi.from_buffer(second)
-    out, size, err = ffi.new("uint8_t **"), ffi.new("int64_t *"), new_error()
-    check(lib.nl_changeset_concat(a, len(a), b, len(b), out, size, err), err)
-    return _taken(out, size)
-
-
-def _taken(out: Any, size: Any) -> bytes:
-    try:
-        return bytes(ffi.buffer(out[0], size[0])) if size[0] else b""
-    finally:
-        lib.nl_image_free(out[0])

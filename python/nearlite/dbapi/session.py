@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from nearlite._native import session as native
 from nearlite.errors import ProgrammingError
@@ -12,28 +12,8 @@ if TYPE_CHECKING:
     from nearlite.dbapi.whole import Whole
 
 Self = TypeVar("Self", bound="Session")
-Buffer = Any  # collections.abc.Buffer of Python 3.12
-OnConflict = Literal["abort", "omit", "replace"]
 
 _CLOSED: Final = "Cannot operate on a closed session."
-
-
-class Conflicts(NamedTuple):
-    """Changes of a changeset that did not fit, and were left out or replaced what was there.
-
-    Attributes:
-      data: the row had another content than the changeset says.
-      missing: there was no such row.
-      taken: there was a row with the key of one to insert.
-      constraint: a constraint failed.
-      foreign_key: so many foreign keys were violated at the end.
-    """
-
-    data: int
-    missing: int
-    taken: int
-    constraint: int
-    foreign_key: int
 
 
 class Session:
@@ -117,21 +97,3 @@ class Session:
     ) -> Literal[False]:
         self.close()
         return False
-
-
-def invert_changeset(changeset: Buffer, /) -> bytes:
-    """The changeset that undoes one.
-
-    Raises:
-      DatabaseError: it is none, is damaged, or is a patchset, which does not say what was there.
-    """
-    return native.invert(changeset)
-
-
-def concat_changesets(first: Buffer, second: Buffer, /) -> bytes:
-    """One changeset with the effect of two, one after the other.
-
-    Raises:
-      DatabaseError: one of them is none or is damaged, or a table has other columns in the second.
-    """
-    return native.concat(first, second)

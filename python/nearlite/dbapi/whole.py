@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nearlite._native.blob import OpenBlob
+from nearlite._native.changeset import ON_CONFLICT, apply
 from nearlite._native.database import NO_PARAMETERS, Backup, Database
 from nearlite._native.sealing import Key
-from nearlite._native.session import ON_CONFLICT, Recording, apply
+from nearlite._native.session import Recording
+from nearlite._native.snapshot import State
 from nearlite.dbapi import constants
 from nearlite.dbapi.blob import Blob, OpenValue
+from nearlite.dbapi.changeset import Conflicts, OnConflict
 from nearlite.dbapi.dump import dump
-from nearlite.dbapi.session import Conflicts, OnConflict, Session
+from nearlite.dbapi.session import Session
+from nearlite.dbapi.snapshot import Snapshot
 from nearlite.errors import NotSupportedError, OperationalError, ProgrammingError
 from nearlite.keys import EncryptionKey, key_of
 
@@ -64,6 +68,14 @@ class Whole:
 
     def _plain_rows(self, sql: str, parameters: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """Rows of a statement as tuples."""
+        raise NotImplementedError
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:
+        """Run a statement of the program's."""
+        raise NotImplementedError
+
+    def rollback(self) -> None:
+        """Roll the transaction back."""
         raise NotImplementedError
 
     def getlimit(self, category: int, /) -> int:
@@ -325,6 +337,72 @@ class Whole:
         with self._guard():
             self._begin_to_write()
             return Conflicts(*apply(self._database, changeset, ON_CONFLICT[on_conflict]))
+
+    def snapshot(self, *, name: str = "main") -> Snapshot:
+        """The state of a database in WAL mode that the open transaction reads; without one, the present state.
+
+        Args:
+          name: "main", or of an attached database.
+
+        Raises:
+          OperationalError: the transaction has written; the database is not in WAL mode, or nothing was
+            written since its WAL was last emptied; there is no database of that name.
+        """
+        self._check()
+        self._settle()
+        file = self._file(name)
+        with self._in_one():
+            self._touch(name)
+            with self._guard():
+                return Snapshot(file, State(self._database, name))
+
+    def read_at(self, snapshot: Snapshot, /, *, name: str = "main") -> None:
+        """Read a state of before: in the open transaction, or in one that begins here and ends as any other.
+
+        Args:
+          snapshot: of `Connection.snapshot`, on this connection or on another one to the same file.
+          name: "main", or of an attached database.
+
+        Raises:
+          OperationalError: it is no longer there; the transaction has written, or rows are being fetched in
+            it. What was open is as it was.
+          ValueError: it is of another file.
+        """
+        self._check()
+        self._settle()
+        if snapshot._file != self._file(name):
+            raise ValueError(f"{snapshot!r} is of another file than {self._file(name)!r}")
+        with self._in_one(stays=True):
+            self._touch(name)
+            with self._guard():
+                snapshot._state.open(self._database, name)
+
+    @contextlib.contextmanager
+    def _in_one(self, *, stays: bool = False) -> Iterator[None]:
+        """A transaction: the open one, or one of its own, which stays open if asked to and nothing fails."""
+        begun = not self._in_transaction()
+        if begun:
+            self.execute("BEGIN")
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            if begun and not (done and stays):
+                self.rollback()
+
+    def _touch(self, name: str) -> None:
+        """Read something: before, SQLite does not know whether a database has a WAL."""
+        quoted = '"' + name.replace('"', '""') + '"'
+        self._plain_rows(f"PRAGMA {quoted}.application_id", ())
+
+    def _file(self, name: str) -> str:
+        """Path of a database's file; empty: it has none."""
+        wanted = name.lower()
+        for _number, known, path in self._plain_rows("PRAGMA database_list", ()):
+            if known.lower() == wanted:
+                return str(path or "")
+        raise OperationalError(f"unknown database '{name}'")
 
     def getconfig(self, op: int, /) -> bool:
         """A switch of the connection, one of SQLITE_DBCONFIG_*. Raises ValueError: there is no such one."""

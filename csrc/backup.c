@@ -84,11 +84,12 @@ int nl_backup_end(nl_backup *b, nl_error *err)
     if (!b) return NL_OK;
     int code = backup_enter(b, err);
 
-    if (code) return code; /* inherited: SQLite must not see it again */
+    if (code) return code; /* inherited: SQLite must not see it again; or in use: it can be ended later */
     int rc = sqlite3_backup_finish(b->sqlite);
     b->from->copies--;
     b->to->receives = 0;
-    if (rc != SQLITE_OK) code = nl_db_fail(b->to, rc, err);
+    /* Busy: given up while it waited, which is not a failure. */
+    if (rc != SQLITE_OK && rc != SQLITE_BUSY && rc != SQLITE_LOCKED) code = nl_db_fail(b->to, rc, err);
     backup_leave(b);
     free(b);
     return code;

@@ -68,7 +68,9 @@ int nl_blob_read(nl_blob *b, int64_t at, uint8_t *to, size_t n, nl_error *err)
     int code = blob_enter(b, err);
 
     if (code) return code;
+    b->running = 1; /* hooks may come here */
     int rc = n > INT_MAX || at > INT_MAX ? SQLITE_ERROR : sqlite3_blob_read(b->other, to, (int)n, (int)at);
+    b->running = 0;
     if (rc != SQLITE_OK) {
         b->failed = 1;
         code = nl_db_fail(b->db, rc, err);
@@ -82,7 +84,9 @@ int nl_blob_write(nl_blob *b, int64_t at, const uint8_t *from, size_t n, nl_erro
     int code = blob_enter(b, err);
 
     if (code) return code;
+    b->running = 1;
     int rc = n > INT_MAX || at > INT_MAX ? SQLITE_ERROR : sqlite3_blob_write(b->other, from, (int)n, (int)at);
+    b->running = 0;
     if (rc != SQLITE_OK) {
         b->failed = 1;
         code = nl_db_fail(b->db, rc, err);
@@ -93,8 +97,8 @@ int nl_blob_write(nl_blob *b, int64_t at, const uint8_t *from, size_t n, nl_erro
 
 int nl_blob_close(nl_blob *b, nl_error *err)
 {
+    if (b->running) return nl_fail(err, NL_E_MISUSE, "the value is being read or written by the call that this is in");
     int code = nl_db_enter(b->db, err);
-
     if (code) return code;
     sqlite3_blob *blob = b->other;
     b->other = NULL;

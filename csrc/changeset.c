@@ -122,6 +122,7 @@ struct nl_changes {
     sqlite3_changeset_iter *iter;
     nl_buffer out;
     int ended;
+    int failed;              /* a result that is told behind the changes before it */
 };
 
 int nl_changes_open(const uint8_t *data, size_t n, nl_changes **out, nl_error *err)
@@ -170,7 +171,7 @@ static int changes_put(nl_changes *c)
 
     if (rc == SQLITE_OK) rc = sqlite3changeset_pk(c->iter, &key, &known);
     if (rc != SQLITE_OK) return rc;
-    if (columns <= 0) return SQLITE_CORRUPT;
+    if (columns <= 0 || columns > 32767) return SQLITE_CORRUPT; /* SQLITE_MAX_COLUMN at most */
     const uint8_t flag = indirect != 0;
     rc = nl_put_raw(&c->out, &seven, 1);
     if (rc == SQLITE_OK) rc = nl_put_strings(&c->out, &operation, 1, &table, NULL);
@@ -199,6 +200,7 @@ int nl_changes_next(nl_changes *c, const uint8_t **batch, size_t *size, nl_error
     if (nl_put_raw(&c->out, array32, sizeof array32)) return changeset_fail(SQLITE_NOMEM, err);
     while (!c->ended && c->out.size < CHANGES_BATCH) {
         rc = sqlite3changeset_next(c->iter);
+        const size_t start = c->out.size;
         if (rc == SQLITE_ROW) {
             rc = changes_put(c);
             if (rc == SQLITE_OK) {
@@ -207,7 +209,12 @@ int nl_changes_next(nl_changes *c, const uint8_t **batch, size_t *size, nl_error
             }
         }
         c->ended = 1;
-        if (rc != SQLITE_DONE) return changeset_fail(rc, err);
+        c->out.size = start;
+        if (rc != SQLITE_DONE) c->failed = rc;
+    }
+    if (!count && c->failed) {
+        if (c->failed == SQLITE_NOMEM) return changeset_fail(SQLITE_NOMEM, err);
+        return nl_fail(err, NL_E_FORMAT, "not a changeset, or one that is damaged behind the changes that were read");
     }
     nl_put32(c->out.data + 1, count);
     *batch = c->out.data;

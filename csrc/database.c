@@ -17,6 +17,7 @@
 #include "key.h"
 #include "rows.h"
 
+#include <limits.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -622,7 +623,7 @@ int nl_db_attach(nl_db *db, const char *path, const char *name, nl_key *key, uin
     int rc = sqlite3_prepare_v2(db->sqlite, "ATTACH ?1 AS ?2", -1, &statement, NULL);
     if (rc == SQLITE_OK) rc = sqlite3_bind_text(statement, 1, path, -1, SQLITE_STATIC);
     if (rc == SQLITE_OK) rc = sqlite3_bind_text(statement, 2, name, -1, SQLITE_STATIC);
-    if (rc == SQLITE_OK && sqlite3_step(statement) == SQLITE_DONE) db->epoch++;
+    if (rc == SQLITE_OK) sqlite3_step(statement);
     const int ended = sqlite3_finalize(statement);
     if (rc == SQLITE_OK) rc = ended;
     const int code = rc == SQLITE_OK ? NL_OK : nl_db_fail(db, rc, err);
@@ -705,11 +706,6 @@ int nl_db_over_budget(nl_db *db)
     return db->over_budget;
 }
 
-uint32_t nl_db_epoch(nl_db *db)
-{
-    return db->epoch;
-}
-
 int nl_db_limit(nl_db *db, int id, int value)
 {
     return db->sqlite ? sqlite3_limit(db->sqlite, id, value) : -1;
@@ -759,8 +755,9 @@ int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err)
 {
     const char *end = sql + n;
     int rc = SQLITE_OK;
-    int code = nl_db_enter(db, err);
 
+    if (n >= INT_MAX) return nl_fail(err, NL_E_TOO_BIG, "a script is shorter than 2 GiB");
+    int code = nl_db_enter(db, err);
     if (code) return code;
     while (rc == SQLITE_OK && sql < end) {
         sqlite3_stmt *stmt = NULL;
@@ -768,9 +765,11 @@ int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err)
         uint32_t flags = 0;
         db->collect = &flags;
         db->alters_main = 0;
-        rc = sqlite3_prepare_v2(db->sqlite, sql, (int)(end - sql), &stmt, &tail);
+        /* With the NUL behind it: without, SQLite would copy the whole rest for every statement. */
+        rc = sqlite3_prepare_v2(db->sqlite, sql, (int)(end - sql) + 1, &stmt, &tail);
         db->collect = NULL;
         if (rc != SQLITE_OK) break;
+        if (tail == sql) break; /* a NUL within: there is nothing behind it for SQLite */
         sql = tail;
         if (!stmt) continue;
         db->step_flags = flags;
@@ -778,7 +777,6 @@ int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err)
             rc = sqlite3_step(stmt);
         } while (rc == SQLITE_ROW);
         rc = sqlite3_finalize(stmt);
-        if (flags & (NL_STMT_SCHEMA | NL_STMT_ATTACH)) db->epoch++;
         if (rc == SQLITE_OK && nl_db_carried(db, err)) code = NL_E_MISUSE;
         if (code) break;
     }

@@ -216,7 +216,7 @@ int64_t nl_direct_compare(const nl_callable *callable, int n1, const char *text1
                 PyErr_Clear(); /* no integer: as the sqlite3 module has it, equal */
                 order = 0;
             }
-            answer = overflow ? overflow : order;
+            answer = overflow ? overflow : (order > 0) - (order < 0);
         } else {
             answer = direct_raised(callable, direct_kept);
         }

@@ -164,7 +164,7 @@ static int encode_array(nl_buffer *out, int count)
         p[0] = (uint8_t)(0x90 | count);
         out->size += 1;
     } else {
-        p[0] = 0xdc;   /* SQLITE_MAX_FUNCTION_ARG is 1000 */
+        p[0] = 0xdc;   /* arguments: at most 1000; columns of a changeset: 32767 */
         encode_put16(p + 1, (uint32_t)count);
         out->size += 3;
     }

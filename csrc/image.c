@@ -43,9 +43,11 @@ int nl_db_deserialize(nl_db *db, const char *schema, const uint8_t *image, int64
     } else {
         if (size) memcpy(copy, image, (size_t)size);
         /* It is SQLite's from here on, also when it refuses. */
+        const int outer = db->own;
+        db->own = 1; /* the ATTACH within is not the program's: its trace would attach in the middle of it */
         int rc = sqlite3_deserialize(db->sqlite, schema, copy, size, size,
             SQLITE_DESERIALIZE_FREEONCLOSE | SQLITE_DESERIALIZE_RESIZEABLE);
-        db->epoch++;
+        db->own = outer;
         if (rc != SQLITE_OK) code = nl_db_fail(db, rc, err);
     }
     nl_db_leave(db);

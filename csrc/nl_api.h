@@ -10,7 +10,8 @@
 **   sizes      size_t bytes unless the name says pages or frames
 **   threads    a handle belongs to one thread at a time (callers serialise); functions marked
 **              [any thread] may be called while another thread is inside the same handle
-**   GIL        released by cffi around every call; no function calls back into Python
+**   GIL        released by cffi around every call; Python is called back by what a program has defined
+**              (callbacks.c, direct.c), and so that signal handlers run in long calls
 */
 
 /* ------------------------------------------------------------------ errors (errors.c) */
@@ -449,8 +450,8 @@ int nl_db_open(
     uint32_t page_size,     /* of a sealed file that is new; 0: 4096 */
     nl_db **out,            /* OUT: close with nl_db_close, then nl_db_free */
     nl_error *err);
-/* Closes the connection; statements still open keep it alive inside SQLite until they are freed.
-** The handle stays valid (and refuses everything) until nl_db_free. Idempotent. */
+/* Closes the connection and ends statements that are still held. The handle, and theirs, stay valid (and
+** refuse everything) until they are freed. Idempotent. */
 int nl_db_close(nl_db *db, nl_error *err);
 /* ATTACH path AS name, with a key of its own; NULL: a plain file. NL_E_KEY: the connection has no key. */
 int nl_db_attach(
@@ -473,6 +474,10 @@ int nl_db_serialize(nl_db *db, const char *schema, uint8_t **out, int64_t *size,
 void nl_image_free(uint8_t *image);
 /* Makes a copy of those bytes, in memory, the database of that name. */
 int nl_db_deserialize(nl_db *db, const char *schema, const uint8_t *image, int64_t size, nl_error *err);
+
+/* The text that SQLite makes of a REAL, NUL-terminated. */
+#define NL_REAL_TEXT 40
+void nl_real_text(double value, char out[40]);
 
 /* ------------------------------------------------------------------ sessions and changesets (session.c, changeset.c) */
 
@@ -538,7 +543,8 @@ int nl_backup_begin(
 int nl_backup_step(nl_backup *b, int pages, nl_backup_progress *progress, nl_error *err); /* pages < 0: all */
 int nl_backup_end(nl_backup *b, nl_error *err);
 
-/* ------------------------------------------------------------------ */
+/* ------------------------------------------------------------------ what a connection says (database.c) */
+
 void nl_db_interrupt(nl_db *db);                     /* [any thread] */
 nl_status *nl_db_status(nl_db *db);                  /* lives as long as the handle */
 const char *nl_db_message(nl_db *db);                /* whole text of the last failure, or "" */
@@ -555,7 +561,6 @@ void nl_db_set_begin(nl_db *db, int kind);
 nl_error *nl_db_error(nl_db *db);                    /* of nl_stmt_go; lives as long as the handle */
 void nl_db_budget(nl_db *db, int64_t steps);         /* VM steps per statement; < 0: no limit */
 int nl_db_over_budget(nl_db *db);                    /* 1: the last failure was the budget's */
-uint32_t nl_db_epoch(nl_db *db);                     /* rises when temp or attached names changed */
 int nl_db_limit(nl_db *db, int id, int value);       /* sqlite3_limit(); value -1 only asks */
 /* sqlite3_db_config() of one of the switches; value -1 only asks. `now`: OUT, what it is then. */
 int nl_db_config(nl_db *db, int op, int value, int *now, nl_error *err);

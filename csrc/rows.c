@@ -34,7 +34,6 @@ int nl_stmt_finish(nl_stmt *s)
         sqlite3_clear_bindings(s->sqlite);
         nl_buffer_free(&s->bound);
     }
-    if (s->flags & (NL_STMT_SCHEMA | NL_STMT_ATTACH)) s->db->epoch++;
     return rc;
 }
 
@@ -47,7 +46,7 @@ int nl_stmt_reset(nl_stmt *s)
 {
     if (s->running) return NL_E_MISUSE;
     if (s->db->sqlite && s->active) {
-        if (nl_db_enter(s->db, NULL)) return nl_call_inside(s->db) ? NL_E_MISUSE : NL_OK;
+        if (nl_db_enter(s->db, NULL)) return nl_call_inside(s->db) ? NL_E_MISUSE : NL_E_BUSY;
         s->running = 1; /* an aggregate of it may end here, and come back */
         nl_stmt_finish(s);
         s->running = 0;
@@ -99,6 +98,7 @@ static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
 
     s->out.size = ROWS_HEADER;
     rc = nl_stmt_put_rows(s, rc, target, &count);
+    const int carries = db->carries;
     if ((rc == SQLITE_OK || rc == SQLITE_DONE) && nl_db_carried(db, err)) {
         nl_stmt_finish(s);
         return -1;
@@ -107,8 +107,9 @@ static int64_t rows_batch(nl_stmt *s, int rc, size_t target, nl_error *err)
         /* The message belongs to the statement until it is reset. */
         nl_db_fail(db, rc, &s->failure);
         nl_stmt_finish(s);
-        /* An interrupt is told at once: nobody waits for rows any more. */
-        if (!count || (rc & 0xff) == SQLITE_INTERRUPT) {
+        /* An interrupt is told at once: nobody waits for rows any more. So is what Python has kept to be raised
+        ** (KeyboardInterrupt in a function): it would be raised by whatever fails next. */
+        if (!count || carries || (rc & 0xff) == SQLITE_INTERRUPT) {
             if (err) *err = s->failure;
             return -1;
         }
@@ -190,9 +191,12 @@ int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err)
         nl_db_leave(s->db);
         return -1;
     }
+    const int outer = s->db->own;
     s->running = 1;
+    s->db->own = s->own;
     s->db->step_flags = s->flags;
     answer = rows_batch(s, sqlite3_step(s->sqlite), target, err);
+    s->db->own = outer;
     s->running = 0;
     s->db->status.changes = sqlite3_changes64(s->db->sqlite);
     nl_db_leave(s->db);

@@ -33,7 +33,6 @@ struct nl_db {
     int unplaced_count;      /* may exceed the room: then main is assumed */
     char pragma[32];         /* while compiling: name of the pragma */
     int pragma_set;          /* ... and whether it has a value */
-    uint32_t epoch;          /* rises when this connection changes what names mean (temp, attach) */
     uint32_t forks;          /* nl_forks() at birth: in the child of a fork this handle is dead */
     nl_sealing sealing;      /* of what this connection opens; key NULL: it is plain */
     const nl_sealing *outer; /* while `running`: what this thread was about before */

@@ -96,8 +96,11 @@ int nl_session_changes(nl_session *s, int patch, uint8_t **out, int64_t *size, n
 
 int nl_session_close(nl_session *s, nl_error *err)
 {
+    /* SQLite may be in this very session: what it reads a table's columns with is traced. */
+    if (nl_call_inside(s->db)) {
+        return nl_fail(err, NL_E_MISUSE, "a session cannot be closed by a callback of its connection");
+    }
     int code = nl_db_enter(s->db, err);
-
     if (code) return code;
     nl_stmt_end(s);
     nl_db_leave(s->db);

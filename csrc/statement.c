@@ -196,3 +196,8 @@ void nl_stmt_set_special(nl_stmt *s)
 {
     s->special = NL_RUN_SPECIAL;
 }
+
+void nl_real_text(double value, char out[40])
+{
+    sqlite3_snprintf(NL_REAL_TEXT, out, "%!.17g", value);
+}

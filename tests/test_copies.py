@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
@@ -79,6 +80,51 @@ def test_a_copy_that_is_given_up_leaves_both_usable() -> None:
         assert target.execute("SELECT * FROM sqlite_schema").fetchall() == []
         source.backup(target)
         assert target.execute("SELECT count(*) FROM t").fetchone() == (500,)
+
+
+@pytest.mark.parametrize("raised", [KeyError("its own"), KeyboardInterrupt()])
+def test_what_ends_a_copy_that_waits_is_what_is_raised(tmp_path: Path, raised: Exception) -> None:
+    def progress(*_left: int) -> None:
+        raise raised
+
+    with (
+        closing(filled(tmp_path / "a.db", timeout=0)) as source,
+        closing(nearlite.connect(tmp_path / "a.db", isolation_level=None)) as other,
+        closing(nearlite.connect(":memory:")) as target,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(type(raised)) as caught:
+            source.backup(target, progress=progress)
+        assert caught.value is raised
+        other.rollback()
+        source.backup(target)
+        assert target.execute("SELECT count(*) FROM t").fetchone() == (500,)
+
+
+def test_a_signal_ends_a_copy_that_waits_for_a_lock(tmp_path: Path) -> None:
+    class AlarmError(Exception):
+        pass
+
+    def handler(*_args: Any) -> None:
+        raise AlarmError
+
+    with (
+        closing(filled(tmp_path / "a.db", timeout=60)) as source,
+        closing(nearlite.connect(tmp_path / "a.db", isolation_level=None)) as other,
+        closing(nearlite.connect(":memory:")) as target,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            with pytest.raises(AlarmError):
+                source.backup(target, sleep=60)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        with pytest.raises(nearlite.OperationalError, match="no such table"):
+            target.execute("SELECT * FROM t")
+        other.rollback()
+        source.close()
 
 
 def test_a_copy_waits_for_threads_that_use_the_source() -> None:

@@ -370,11 +370,3 @@ def test_waiting_for_a_lock_ends_at_the_timeout_and_at_interrupt(tmp_path):
         waiting.exec("insert into t values(1)")
     timer.join()
     holder.close()
-
-
-def test_epoch_rises_when_names_change(db):
-    before = db.epoch
-    rows(db.prepare("select 1"))
-    assert db.epoch == before
-    rows(db.prepare("create temp table x(a)"))
-    assert db.epoch > before

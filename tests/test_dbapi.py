@@ -11,6 +11,7 @@ import datetime
 import enum
 import gc
 import pickle
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -771,6 +772,75 @@ def many(module):
 
 
 @scenario
+def given_up(module):
+    """A cursor that is half read and let go of ends at once, whatever makes its rows."""
+    found = []
+    gc.disable()
+    try:
+        for options in ({}, {"detect_types": module.PARSE_DECLTYPES}):
+            for factory in (None, module.Row, lambda _cursor, row: list(row)):
+                with closing(module.connect(":memory:", **options)) as connection:
+                    connection.row_factory = factory
+                    connection.execute("CREATE TABLE t(a picky)")
+                    connection.executemany("INSERT INTO t VALUES (?)", [("x" * 99,)] * 1000)
+                    connection.commit()
+                    found.append(len(connection.execute("SELECT a FROM t").fetchone()))
+                    connection.execute("DROP TABLE t")
+    finally:
+        gc.enable()
+    return found
+
+
+@scenario
+def orders(module):
+    """Collations may answer any integer."""
+    found = []
+    with closing(module.connect(":memory:")) as connection:
+        for order in (-sys.maxsize - 1, -sys.maxsize, sys.maxsize, -(1 << 70), 1 << 70, -1, 0):
+            connection.create_collation("any", lambda _a, _b, order=order: order)
+            found += connection.execute(
+                "SELECT 'a' = 'b' COLLATE any, 'a' < 'b' COLLATE any, 'a' > 'b' COLLATE any"
+            ).fetchall()
+    return found
+
+
+@scenario
+def texts(module):
+    """What a converter and a text_factory are given."""
+    module.register_converter("raw", bytes)
+    with closing(module.connect(":memory:", detect_types=module.PARSE_DECLTYPES)) as connection:
+        connection.text_factory = bytearray
+        connection.execute("CREATE TABLE t(a raw, b)")
+        values = ["", b"", "é", b"x", 5, None, 1e100, 1e-5, 0.5, 100.0, float("inf")]
+        connection.executemany("INSERT INTO t VALUES (?, '')", [(value,) for value in values])
+        return connection.execute("SELECT * FROM t").fetchall()
+
+
+@scenario
+def left(module):
+    """What a function raises to end the program is not kept for another statement."""
+
+    def picky(value):
+        if value == 3:
+            raise KeyboardInterrupt
+        return value
+
+    with closing(module.connect(":memory:")) as connection:
+        connection.create_function("picky", 1, picky)
+        connection.execute("CREATE TABLE t(a UNIQUE)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(1,), (2,), (3,)])
+        try:
+            connection.execute("SELECT picky(a) FROM t").close()
+        except (KeyboardInterrupt, module.OperationalError):
+            pass
+        try:
+            connection.execute("INSERT INTO t VALUES (1)")
+        except module.IntegrityError as error:
+            return str(error)
+    return None
+
+
+@scenario
 def pickled(module):
     """Rows with names are not pickled, nor copied."""
     with closing(module.connect(":memory:")) as connection:
@@ -795,6 +865,59 @@ if sys.version_info >= (3, 11):  # before, the standard library raised other cla
 
 
 # ---------------------------------------------------------------- threads, signals, lifetimes
+
+
+def test_the_same_text_run_between_a_statement_and_its_result_is_another_statement():
+    """A signal handler, or a finalizer, runs there; so does a profiler, at a known place."""
+    with closing(nearlite.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t(a)")
+        runs = []
+        inside = []
+
+        def profile(_frame, event, function):
+            if event == "c_return" and not inside and "nl_stmt_go" in repr(function):
+                inside.append(1)
+                runs.extend(connection.execute(sql, (-7,)).fetchall() for sql in texts)
+                inside.clear()
+
+        texts = ["SELECT ?", "SELECT ? || ''", "INSERT INTO t VALUES (?) RETURNING a"]
+        for sql in (*texts, *texts):
+            sys.setprofile(profile)
+            try:
+                got = connection.execute(sql, (5,)).fetchall()
+            finally:
+                sys.setprofile(None)
+            assert got in ([(5,)], [("5",)])
+        assert runs == [[(-7,)], [("-7",)], [(-7,)]] * 6
+
+
+def test_a_cursor_that_a_signal_handler_closes_in_a_long_statement():
+    class AlarmError(Exception):
+        pass
+
+    with closing(nearlite.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t(a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("y" * 100,) for _ in range(5000)])
+        connection.commit()
+        sql = "SELECT a FROM t"
+        cursor = connection.execute(sql)
+        cursor.fetchone()
+
+        def handler(*_args):
+            cursor.close()
+            raise AlarmError
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            with pytest.raises(AlarmError):
+                connection.execute(
+                    "WITH r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r) SELECT count(*) FROM r"
+                )
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert len(connection.execute(sql).fetchall()) == 5000
+        connection.execute("DROP TABLE t")
 
 
 def test_another_thread_is_refused_unless_told_otherwise():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -478,6 +480,17 @@ def test_rows_read_ahead_are_converted_when_they_are_fetched(served):
     assert cursor.fetchall()[-1] == (2999, "<w2999>")
 
 
+def temporary_files():
+    """Descriptors of files without a name in the folder for temporary files."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            file = os.readlink(f"/proc/self/fd/{name}")
+            if os.path.dirname(file) == tempfile.gettempdir() and file.endswith(" (deleted)"):
+                found.add(f"/proc/self/fd/{name}")
+    return found
+
+
 def test_many_rows_read_ahead_are_kept_in_a_file(served, tmp_path, monkeypatch):
     con = served.replica(isolation_level=None)
     con.execute("with c(i) as (values(1) union all select i + 1 from c where i < 3000) "
@@ -485,12 +498,16 @@ def test_many_rows_read_ahead_are_kept_in_a_file(served, tmp_path, monkeypatch):
     expected = rows(con, "select * from t order by a")
     cursor = con.execute("select * from t order by a")
     first = cursor.fetchone()
+    before = temporary_files()
     tracemalloc.start()
     try:
         con.execute("delete from t")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    (kept,) = temporary_files() - before
+    with open(kept, "rb") as file:
+        assert (expected[2000][1][:64] in file.read()) is (con._key is None)
     assert peak < 20 << 20  # of 30 MB; what is encoded and decoded at a time is 1 MiB
     assert [first, *cursor] == expected
 
@@ -508,19 +525,42 @@ def test_what_fails_behind_rows_read_ahead_fails_there(served):
     assert cursor.fetchall() == []
 
 
+def test_what_ends_the_reading_ahead_is_raised_and_the_rows_end_with_an_error(served):
+    con = served.replica(isolation_level=None)
+    con.executemany("insert into t(b) values(?)", [(i,) for i in range(3000)])
+
+    def picky(value):
+        if value == 2500:
+            raise KeyboardInterrupt
+        return value
+
+    con.create_function("picky", 1, picky)
+    cursor = con.execute("select picky(a) from t order by a")
+    cursor.fetchone()
+    before = served.remote(isolation_level=None).execute("select count(*) from t").fetchone()
+    with pytest.raises(KeyboardInterrupt):
+        con.execute("insert into t(b) values('not sent')")
+    assert (
+        served.remote(isolation_level=None).execute("select count(*) from t").fetchone() == before
+    )
+    with pytest.raises(nearlite.OperationalError, match="were not read: KeyboardInterrupt"):
+        list(cursor)
+
+
 def test_a_full_disk_of_temporary_files_is_told_behind_the_rows_that_were_kept(served):
     program = """
 import resource, sys, nearlite
 con = nearlite.connect(sys.argv[1], sync_url=sys.argv[2], isolation_level=None)
 cursor = con.execute("select a, b from t order by a")
 cursor.fetchone()
-import nearlite.dbapi.ahead, tempfile
-class Full(tempfile.SpooledTemporaryFile):
-    def write(self, data):
-        if self.tell() > 1 << 20:
-            raise OSError(28, "No space left on device")
-        return super().write(data)
-tempfile.SpooledTemporaryFile = Full
+from nearlite.spooling import Spool
+put = Spool._put
+def full(self, block):
+    if self._blocks == 40:
+        self._file.write(block[:100])
+        raise OSError(28, "No space left on device")
+    return put(self, block)
+Spool._put = full
 con.execute("insert into t(b) values('written all the same')")
 seen = 0
 try:
@@ -531,7 +571,7 @@ except nearlite.DiskFullError as error:
 """
     served.remote(isolation_level=None).execute(
         "with c(i) as (values(1) union all select i + 1 from c where i < 3000) "
-        "insert into t(b) select randomblob(1000) from c"
+        "insert into t(b) select randomblob(4000) from c"
     )
     command = [sys.executable, "-c", program, served.path.parent / "other.db", served.url]
     run = subprocess.run(command, capture_output=True, text=True)

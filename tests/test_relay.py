@@ -410,6 +410,32 @@ def test_a_statement_of_a_client_that_leaves_is_interrupted(tree: Tree) -> None:
     assert answer["results"][0]["type"] == "ok"
 
 
+def test_a_statement_of_a_client_that_leaves_in_the_middle_of_its_answer_is_interrupted(
+    tree: Tree,
+) -> None:
+    """It has answered rows, and then computes: nothing comes that could tell that nobody listens."""
+    top = tree.primary()
+    made(tree, top)
+    client = Client(tree.below(top).port)
+    endless = (
+        "(WITH RECURSIVE e(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM e) SELECT count(*) FROM e)"
+    )
+    rows = (
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 3000) "
+        f"SELECT CASE WHEN n < 3000 THEN hex(zeroblob(1000)) ELSE {endless} END FROM c"
+    )
+    steps = [{"stmt": {"sql": sql}} for sql in ("BEGIN IMMEDIATE", rows)]
+    client.connection.request("POST", "/v3/cursor", json.dumps({"batch": {"steps": steps}}))
+    answer = client.connection.getresponse()
+    assert answer.status == 200
+    assert len(answer.read(300_000)) == 300_000
+    client.connection.close()
+    answer.close()
+    other = Client(top.port)
+    found = other.pipeline(execute("INSERT INTO t(b) VALUES('x')"), {"type": "close"})
+    assert found["results"][0]["type"] == "ok"
+
+
 # ---------------------------------------------------------------- without the one above
 
 

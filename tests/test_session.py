@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -177,6 +179,51 @@ def test_large_changesets_are_read_in_batches(pair: tuple[Any, Any]) -> None:
     assert sorted(change.new[0] for change in found) == list(range(5000))
 
 
+def test_changes_before_the_damage_are_read(pair: tuple[Any, Any]) -> None:
+    one, _ = pair
+    with one.session() as session:
+        one.executemany("INSERT INTO t VALUES (?, ?, 0)", ((i, f"v{i}") for i in range(5)))
+        changes = session.changeset()
+    for cut in range(1, 15):  # within the last change
+        found = []
+        with pytest.raises(nearlite.DatabaseError, match="damaged behind the changes"):
+            found.extend(nearlite.read_changeset(changes[:-cut]))
+        assert len(found) == 4
+    wide = b"T" + b"\x84\x80\x00" + bytes([1]) + bytes(65535) + b"t\0" + b"\x12\0"
+    wide += b"\x01" + bytes(7) + b"\x05" + b"\x05" * 65535
+    with pytest.raises(nearlite.DatabaseError, match="damaged"):
+        list(nearlite.read_changeset(wide))
+
+
+@pytest.mark.parametrize("act", ["apply", "invert", "concat", "read", "blob"])
+def test_buffers_that_a_failure_keeps_in_a_cycle(act: str) -> None:
+    """Before 3.12.6 the collector crashed the process over a memoryview whose buffer had been lent."""
+    program = f"""
+import gc, nearlite
+connection = nearlite.connect(":memory:", isolation_level=None)
+connection.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+connection.execute("INSERT INTO t VALUES (1, zeroblob(10))")
+blob = connection.blobopen("t", "b", 1, readonly=True)
+acts = dict(
+    apply=connection.apply,
+    invert=nearlite.invert_changeset,
+    concat=lambda data: nearlite.concat_changesets(b"", data),
+    read=lambda data: next(nearlite.read_changeset(data)),
+    blob=blob.write,
+)
+def fail():
+    lent = memoryview(bytearray(b"garbage"))
+    try:
+        acts["{act}"](lent)
+    except nearlite.Error as error:
+        error.cycle = [error]
+        return 1
+print(sum(fail() + 0 * gc.collect() for _ in range(3)))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "3\n"), run.stderr
+
+
 def test_text_in_a_changeset_that_is_no_utf8(pair: tuple[Any, Any]) -> None:
     one, other = pair
     with one.session() as session:
@@ -277,6 +324,39 @@ def test_a_damaged_changeset_is_an_error_at_worst(rng: random.Random) -> None:
             except (nearlite.DatabaseError, MemoryError):
                 pass
         assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_sessions_of_files_under_any_name(tmp_path: Path) -> None:
+    with closing(nearlite.connect(":memory:")) as one:
+        one.text_factory = bytes
+        one.execute("ATTACH ? AS Aux", (str(tmp_path / "aux.db"),))
+        one.execute("CREATE TABLE aux.t(id INTEGER PRIMARY KEY, a)")
+        for name in ("main", "Aux", "aux", "AUX", "temp"):
+            with one.session(name=name) as session:
+                one.execute("INSERT INTO aux.t(a) VALUES (1)")
+                assert session.is_empty is (name.lower() != "aux")
+        with pytest.raises(nearlite.OperationalError, match="unknown database 'nowhere'"):
+            one.session(name="nowhere")
+
+
+def test_a_session_is_not_closed_by_a_hook_that_it_waits_for(pair: tuple[Any, Any]) -> None:
+    one, _ = pair
+    session, refused = one.session(), []
+
+    def trace(sql: str) -> None:
+        if "table_xinfo" in sql:  # SQLite's own, in the middle of the change
+            with pytest.raises(nearlite.ProgrammingError, match="by a callback"):
+                session.close()
+            refused.append(sql)
+
+    one.set_trace_callback(trace)
+    one.execute("INSERT INTO t VALUES (1, 2, 3)")
+    one.set_trace_callback(None)
+    assert refused
+    assert not session.is_empty
+    session.close()
+    with pytest.raises(nearlite.ProgrammingError, match="closed session"):
+        session.changeset()
 
 
 def test_a_session_that_is_paused_records_nothing(pair: tuple[Any, Any]) -> None:

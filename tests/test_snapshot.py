@@ -136,6 +136,21 @@ def test_what_has_no_snapshots(wal: Any) -> None:
         assert not memory.in_transaction
 
 
+def test_snapshots_whatever_autocommit_and_text_are(wal: Any) -> None:
+    for autocommit in (True, False, nearlite.LEGACY_TRANSACTION_CONTROL):
+        writer, reader = wal(), wal(autocommit=autocommit)
+        reader.text_factory = bytes
+        open_before = reader.in_transaction
+        snapshot = reader.snapshot()
+        assert reader.in_transaction is open_before is (autocommit is False)
+        count = writer.execute(COUNT).fetchone()
+        add(writer)
+        reader.read_at(snapshot)
+        assert reader.execute(COUNT).fetchone() == count
+        reader.execute("COMMIT")
+        assert reader.execute(COUNT).fetchone() == (count[0] + 1,)
+
+
 def test_an_empty_log_has_no_snapshot(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     with closing(nearlite.connect(path)) as first:

@@ -53,6 +53,7 @@ _WHOLE: Final = 1 << 20
 _PIECE: Final = 256 << 10
 _PROTOBUF: Final = "/v3-protobuf/"
 _BatonOf = Callable[[bytes], "str | None"]
+_Asked = tuple[Sent, Response, "bytes | None"]
 _UP: Final = frozenset(
     [
         b"content-type",
@@ -170,9 +171,15 @@ class Passing:
             baton_of = (await load_protobuf()).baton_of
         leaving = Leaving(receive)
         try:
-            response, whole = await self._ask(target, body, headers, leaving, access, baton_of)
+            sent, response, whole = await self._ask(
+                target, body, headers, leaving, access, baton_of
+            )
             try:
-                baton = await self._answer(response, whole, send, access, baton_of)
+                if whole is None:
+                    baton = None
+                    await self._hand_on(sent, response, send, leaving)
+                else:
+                    baton = await self._answer(response, whole, send, access, baton_of)
             finally:
                 await self._close(response)
         finally:
@@ -189,8 +196,8 @@ class Passing:
         leaving: Leaving,
         access: Access,
         baton_of: _BatonOf = _baton_of,
-    ) -> tuple[Response, bytes | None]:
-        """The head of the answer, and its body if it is small.
+    ) -> _Asked:
+        """What was sent, the head of its answer, and its body if it is small.
 
         Raises:
           HttpError: there is none.
@@ -199,7 +206,9 @@ class Passing:
         under_way: list[Sent] = []
         left = threading.Event()
 
-        def work() -> tuple[Response, bytes | None]:
+        def work() -> _Asked:
+            if left.is_set():  # while it waited for its turn
+                raise ClientGoneError
             deadline = Deadline(_PATIENCE, renewed=True)
             sent = self._transport.send(target, deadline, body=body, headers=headers)
             under_way.append(sent)
@@ -208,8 +217,8 @@ class Passing:
             response = sent.answer(deadline)
             length = response.length
             if length is not None and length <= _WHOLE:
-                return response, response.read(_WHOLE)
-            return response, None
+                return sent, response, response.read(_WHOLE)
+            return sent, response, None
 
         goes_on = len(body) > _GLANCE or baton_of(body) is not None
         threads = self._of_streams if goes_on else self._threads
@@ -217,16 +226,21 @@ class Passing:
             asked = asyncio.get_running_loop().run_in_executor(threads, work)
         except RuntimeError:  # no new futures after shutdown
             raise _shutting_down() from None
+        stays = False
         try:
-            if not await either(asked, leaving):
+            stays = await either(asked, leaving)
+        finally:
+            if not stays:  # or this is given up
                 left.set()
                 for sent in under_way:
                     sent.abort()
                 asked.add_done_callback(partial(self._forget, access=access, baton_of=baton_of))
-                raise GoneError
-            if asked.cancelled():  # it was still waiting for a thread
-                raise _shutting_down()
-            response, whole = await asked
+        if not stays:
+            raise GoneError
+        if asked.cancelled():  # it was still waiting for a thread
+            raise _shutting_down()
+        try:
+            sent, response, whole = asked.result()
         except OfflineError as error:
             raise _unreachable(error) from None
         if response.status == 401 or (response.status == 403 and not _is_told(whole)):
@@ -236,43 +250,45 @@ class Passing:
                 "UPSTREAM_REFUSED",
                 "The server above this one did not accept this one's token; nothing was carried out",
             )
-        return response, whole
+        return sent, response, whole
 
     async def _answer(
-        self,
-        response: Response,
-        whole: bytes | None,
-        send: Send,
-        access: Access,
-        baton_of: _BatonOf,
+        self, response: Response, whole: bytes, send: Send, access: Access, baton_of: _BatonOf
     ) -> str | None:
-        """Send it on; the baton in it, if it is in memory as a whole."""
+        """Send a small answer on; the baton in it."""
+        kind = response.header("content-type").encode("latin-1")
+        baton = _baton_in(response, whole, baton_of)
+        try:
+            await self._answering.whole(send, response.status, whole, kind, _down(response))
+        except BaseException:
+            if baton is not None:
+                self._soon(self._abandon(baton, access))
+            raise
+        return baton
+
+    async def _hand_on(self, sent: Sent, response: Response, send: Send, leaving: Leaving) -> None:
+        """Send a large answer on as it comes; a client that leaves ends it up there."""
         kind = response.header("content-type").encode("latin-1")
         headers = _down(response)
-        if whole is not None:
-            baton = _baton_in(response, whole, baton_of)
-            try:
-                await self._answering.whole(send, response.status, whole, kind, headers)
-            except BaseException:
-                if baton is not None:
-                    self._soon(self._abandon(baton, access))
-                raise
-            return baton
         length = response.length
         if length is not None:
             headers = ((b"content-length", b"%d" % length), *headers)
         await self._answering.start(send, response.status, kind, headers)
         buffer = memoryview(bytearray(_PIECE))
         while True:
+            piece = asyncio.ensure_future(self._thread(response.readinto, buffer))
+            if not await either(piece, leaving):
+                sent.abort()
             try:
-                count = await self._thread(response.readinto, buffer)
-            except OfflineError as error:  # its client sees an answer that ends too early
+                count = await piece
+            except (
+                OfflineError
+            ) as error:  # its client sees an answer that ends too early, or is not there
                 raise ClientGoneError from error
             if count == 0:
                 break
             await self._answering.piece(send, bytes(buffer[:count]))
         await self._answering.end(send)
-        return None
 
     async def _close(self, response: Response) -> None:
         try:
@@ -284,7 +300,7 @@ class Passing:
 
     def _forget(
         self,
-        asked: asyncio.Future[tuple[Response, bytes | None]],
+        asked: asyncio.Future[_Asked],
         *,
         access: Access,
         baton_of: _BatonOf,
@@ -292,7 +308,7 @@ class Passing:
         """Nobody wants what comes of it."""
         if asked.cancelled() or asked.exception() is not None:
             return
-        response, whole = asked.result()
+        _sent, response, whole = asked.result()
         response.close()
         baton = None if whole is None else _baton_in(response, whole, baton_of)
         if baton is not None:  # it was quicker than its end

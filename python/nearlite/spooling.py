@@ -1,4 +1,4 @@
-"""A page set that is too large for memory, in an unlinked file beside the database.
+"""What is too large for memory, a page set or rows, in an unlinked file.
 
 Beside a sealed database it is sealed as well, by a key that is drawn for this one file and nowhere kept:
 blocks of 64 KiB, each a record of its own (csrc/codec.c), which opens at its own place only.
@@ -64,11 +64,11 @@ class Spool:
     def _put(self, block: bytes | bytearray | memoryview) -> None:
         if self._codec is not None:
             block = self._codec.seal_record(_NAME, self._blocks, block)
-        self._blocks += 1
         with memoryview(block) as view:
             done = 0
             while done < len(view):
                 done += self._file.write(view[done:])
+        self._blocks += 1  # behind it: a block that the disk had no room for is not there
 
     def blocks(self) -> Iterator[bytes]:
         """All of it, in pieces of at most 64 KiB."""

@@ -49,8 +49,9 @@ class OpenBlob:
 
     def write(self, at: int, data: Any) -> None:
         """Write bytes there; its size stays. Raises as `read`."""
-        raw = ffi.from_buffer(data)
-        self._check(lib.nl_blob_write(self._blob, at, raw, len(raw), self._err))
+        # `with`: a traceback may keep it and the buffer in a cycle, which the collector cannot clear.
+        with ffi.from_buffer(data) as raw:
+            self._check(lib.nl_blob_write(self._blob, at, raw, len(raw), self._err))
 
     def close(self) -> None:
         """Close it; outside a transaction what was written is committed."""

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+# A buffer is given back at once (`with`): a traceback may keep it in a cycle, which the collector of Python
+# before 3.12.6 takes apart in an order that crashes the process.
 from nearlite import errors
 from nearlite._native._lib import check, ffi, lib, new_error
 from nearlite._native.database import Database
@@ -33,25 +35,27 @@ def apply(database: Database, data: Any, on_conflict: int) -> tuple[int, int, in
       ConflictError: it did not fit, and was to be given up then; FormatError: it is none. Nothing was changed.
     """
     count = ffi.new("nl_conflicts *")
-    raw = ffi.from_buffer(data)
-    if lib.nl_changeset_apply(database.handle, raw, len(raw), on_conflict, count, database.error):
-        database.fail()
+    with ffi.from_buffer(data) as raw:
+        if lib.nl_changeset_apply(
+            database.handle, raw, len(raw), on_conflict, count, database.error
+        ):
+            database.fail()
     return count.data, count.missing, count.taken, count.constraint, count.foreign_key
 
 
 def invert(data: Any) -> bytes:
     """The changeset that undoes one. Raises FormatError: it is none."""
-    raw = ffi.from_buffer(data)
     out, size, err = ffi.new("uint8_t **"), ffi.new("int64_t *"), new_error()
-    check(lib.nl_changeset_invert(raw, len(raw), out, size, err), err)
+    with ffi.from_buffer(data) as raw:
+        check(lib.nl_changeset_invert(raw, len(raw), out, size, err), err)
     return taken(out, size)
 
 
 def concat(first: Any, second: Any) -> bytes:
     """One changeset instead of two. Raises FormatError: one is none, or a table differs."""
-    a, b = ffi.from_buffer(first), ffi.from_buffer(second)
     out, size, err = ffi.new("uint8_t **"), ffi.new("int64_t *"), new_error()
-    check(lib.nl_changeset_concat(a, len(a), b, len(b), out, size, err), err)
+    with ffi.from_buffer(first) as a, ffi.from_buffer(second) as b:
+        check(lib.nl_changeset_concat(a, len(a), b, len(b), out, size, err), err)
     return taken(out, size)
 
 
@@ -68,20 +72,20 @@ def read(data: Any) -> Iterator[tuple[Any, ...]]:
 
     Raises OperationalError: text in it is not UTF-8.
     """
-    raw = ffi.from_buffer(data)
-    out, err = ffi.new("nl_changes **"), new_error()
-    check(lib.nl_changes_open(raw, len(raw), out, err), err)
-    reading = ffi.gc(out[0], lib.nl_changes_free)
-    batch, size = ffi.new("uint8_t **"), ffi.new("size_t *")
-    while True:
-        check(lib.nl_changes_next(reading, batch, size, err), err)
-        if not size[0]:
-            return
-        try:
-            changes = _changes(ffi.buffer(batch[0], size[0]))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            # As where such a row is fetched. Which one it is can only be told with text as bytes.
-            raise errors.OperationalError(
-                "Could not decode to UTF-8: text or the name of a table in the changeset"
-            ) from None
-        yield from changes
+    with ffi.from_buffer(data) as raw:
+        out, err = ffi.new("nl_changes **"), new_error()
+        check(lib.nl_changes_open(raw, len(raw), out, err), err)
+        reading = ffi.gc(out[0], lib.nl_changes_free)
+        batch, size = ffi.new("uint8_t **"), ffi.new("size_t *")
+        while True:
+            check(lib.nl_changes_next(reading, batch, size, err), err)
+            if not size[0]:
+                return
+            try:
+                changes = _changes(ffi.buffer(batch[0], size[0]))
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                # As where such a row is fetched. Which one it is can only be told with text as bytes.
+                raise errors.OperationalError(
+                    "Could not decode to UTF-8: text or the name of a table in the changeset"
+                ) from None
+            yield from changes

@@ -275,11 +275,6 @@ class Database:
         return int(self._status.done)
 
     @property
-    def epoch(self) -> int:
-        """Rises when this connection changed what names mean (CREATE, DROP, ATTACH ...)."""
-        return int(lib.nl_db_epoch(self._db))
-
-    @property
     def over_budget(self) -> bool:
         """Whether the last failure was the step budget's."""
         return bool(lib.nl_db_over_budget(self._db))
@@ -433,6 +428,10 @@ class Backup:
         """
         if lib.nl_backup_step(self._backup, pages, self._progress, self._err):
             self._fail()
+        # A signal handler raised it (KeyboardInterrupt) while the step waited for a lock: it ends with BUSY then.
+        raised = carried.pop(threading.get_ident(), None)
+        if raised is not None:
+            raise raised
         return self._progress.rc, self._progress.remaining, self._progress.pages
 
     def end(self) -> None:
@@ -441,6 +440,9 @@ class Backup:
             self._fail()
 
     def _fail(self) -> NoReturn:
+        raised = carried.pop(threading.get_ident(), None)
+        if raised is not None:
+            raise raised
         if self._err.code == lib.NL_E_MISUSE and not self._err.sqlite_rc:
             raise errors.ProgrammingError(_string(self._err.text))
         raise exception(self._err)
@@ -454,13 +456,30 @@ class Statement:
       tail: bytes of the text that it took, with blanks and comments behind it.
       parameters: names without their prefix, None for a nameless one, in order.
       more: whether rows are left to fetch.
+      busy: its result still lies in its buffer: whoever runs the same text now (a signal handler, a
+        finalizer) needs another statement.
 
     """
 
     __slots__ = (
-        "_columns", "_db", "_err", "_failure", "_large", "_target",
-        "database", "describe", "description", "flags", "handle", "more", "parameters",
-        "small", "sql", "tail", "used",
+        "_columns",
+        "_db",
+        "_err",
+        "_failure",
+        "_large",
+        "_target",
+        "busy",
+        "database",
+        "describe",
+        "description",
+        "flags",
+        "handle",
+        "more",
+        "parameters",
+        "small",
+        "sql",
+        "tail",
+        "used",
     )  # fmt: skip
 
     def __init__(self, database: Database, db: Any, err: Any, sql: str, flags: int) -> None:
@@ -483,6 +502,7 @@ class Statement:
         self._target = _NEXT
         self.more = False
         self.used = False
+        self.busy = False
         self.flags = int(lib.nl_stmt_flags(stmt))
         self.tail = int(lib.nl_stmt_tail(stmt))
         names = [
@@ -593,17 +613,25 @@ class Statement:
         if _many(self.handle, params, len(params), begin, self._err):
             self.database.fail()
 
-    def reset(self) -> None:
+    def reset(self) -> bool:
         """End it early: locks are released, rows not yet fetched are gone.
+
+        Returns:
+          False: not now, because a signal handler or a finalizer does it within another call of the
+            connection. Let go of it: then it ends behind that call.
 
         Raises:
           ProgrammingError: it is running, and this is one of its callbacks.
         """
-        if lib.nl_stmt_reset(self.handle):
+        code = lib.nl_stmt_reset(self.handle)
+        if code == lib.NL_E_BUSY:
+            return False
+        if code:
             raise errors.ProgrammingError("Recursive use of cursors not allowed.")
         self.more = False
         self._failure = None
         self._large = False
+        return True
 
     def _note(self, n: int) -> None:
         if n & _LARGE:
@@ -659,3 +687,10 @@ def undecodable(column: str, value: bytes) -> errors.OperationalError:
 def _text_of(value: bytes) -> bytes:
     """The bytes of a MessagePack string."""
     return value[1 if value[0] < 0xC0 else 1 + (1, 2, 4)[value[0] - 0xD9] :]
+
+
+def real_text(value: float) -> bytes:
+    """The text that SQLite makes of a REAL."""
+    out = ffi.new("char[]", lib.NL_REAL_TEXT)
+    lib.nl_real_text(value, out)
+    return ffi.string(out)  # type: ignore[no-any-return]

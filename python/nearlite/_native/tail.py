@@ -180,8 +180,8 @@ class Tail(Reader):
         at.bound = salt is not None
         at.salt = [int(part, 16) for part in _halves(salt or "0" * 16)]
         at.checksum = [int(part, 16) for part in _halves(checksum)]
-        data = ffi.from_buffer(table)
-        self._check(lib.nl_tail_load(self._t, data, len(table) // 8, at, self._err))
+        with ffi.from_buffer(table) as data:
+            self._check(lib.nl_tail_load(self._t, data, len(table) // 8, at, self._err))
         self.frame = frame
 
     def scan(self) -> None:
@@ -314,8 +314,8 @@ class Tail(Reader):
 
     def select_pairs(self, pairs: bytes | memoryview, after: int) -> None:
         """Add the pages of an index whose last frame is later than `after`."""
-        data = ffi.from_buffer(pairs)
-        self._check(lib.nl_tail_select_pairs(self._t, data, len(pairs) // 8, after, self._err))
+        with ffi.from_buffer(pairs) as data:
+            self._check(lib.nl_tail_select_pairs(self._t, data, len(pairs) // 8, after, self._err))
 
     def select_frames(self, after: int) -> None:
         """Add the pages of this generation's frames after `after`."""
@@ -340,8 +340,8 @@ class Tail(Reader):
           A bit for each of those, lowest first: set when it differs.
         """
         bits = ffi.new("uint8_t[]", (ranges + 7) // 8 or 1)
-        data = ffi.from_buffer("uint8_t[]", runs)
-        self._check(lib.nl_tail_compare(self._t, data, len(runs), bits, self._err))
+        with ffi.from_buffer("uint8_t[]", runs) as data:
+            self._check(lib.nl_tail_compare(self._t, data, len(runs), bits, self._err))
         return bytes(ffi.buffer(bits, (ranges + 7) // 8))
 
     def selected(self) -> int:

@@ -7,7 +7,7 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, SupportsIndex, TypeVar, overload
 
-from nearlite.errors import ProgrammingError
+from nearlite.errors import OperationalError, ProgrammingError
 
 if TYPE_CHECKING:
     from nearlite.dbapi.whole import Whole
@@ -75,6 +75,10 @@ class Blob:
         opened = self._checked()
         with self._connection._guard():
             left = opened.size - self._at
+            if left < 0:
+                raise OperationalError(
+                    "query aborted: the value was changed or deleted since it was opened"
+                )
             if length < 0 or length > left:
                 length = left
             if length == 0:
@@ -134,9 +138,14 @@ class Blob:
         """Close it; outside a transaction what was written is committed. Idempotent."""
         self._connection._check()
         opened, self._open = self._open, None
-        if opened is not None:
-            with self._connection._guard():
+        if opened is None:
+            return
+        with self._connection._guard():
+            try:
                 opened.close()
+            except ProgrammingError:  # not now: a hook of a read or a write of it does this
+                self._open = opened
+                raise
 
     def __enter__(self: Self) -> Self:
         self._checked()

@@ -368,8 +368,10 @@ class Connection(Whole, Functions):
         if self._autocommit is False and self._database.in_transaction:
             with contextlib.suppress(errors.Error):  # closing does it as well; a trace sees it so
                 self._database.exec("ROLLBACK")
-        self._database.close()
-        self._unwatch()
+        try:
+            self._database.close()
+        finally:
+            self._unwatch()
 
     def interrupt(self) -> None:
         """Stop what runs on this connection. From any thread."""
@@ -480,7 +482,7 @@ class Connection(Whole, Functions):
     def _take(self, sql: str) -> Statement:
         """A compiled statement out of the cache, or a new one. Until `_give` it is the caller's."""
         statement = self._statements.pop(sql, None)
-        return self._compile(sql) if statement is None else statement
+        return self._compile(sql) if statement is None or statement.busy else statement
 
     def _give(self, statement: Statement) -> None:
         """Put a statement at rest into the cache."""

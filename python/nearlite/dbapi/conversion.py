@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from msgspec.msgpack import Ext
 
+from nearlite._native.database import real_text
 from nearlite.dbapi.binding import OUTSIDE, PLAIN, PrepareProtocol, adapters, asked
 from nearlite.dbapi.cursor import Result
 from nearlite.errors import ProgrammingError
@@ -94,12 +95,15 @@ def finisher(
     return finish
 
 
-def _value(value: Any, cast: Converter | None, text: Any) -> Any:
+def _value(value: Any, cast: Converter | None, factory: Any) -> Any:
     if cast is not None:
         # An empty value is None, as in the standard library (SQLite has no address for it).
-        return None if value is None or value == b"" or value == "" else cast(_as_bytes(value))
+        if value is None:
+            return None
+        text = _as_bytes(value)
+        return cast(text) if text else None
     if type(value) is Ext:
-        return text(bytes(value.data))
+        return factory(bytes(value.data))
     return value
 
 
@@ -112,8 +116,7 @@ def _as_bytes(value: Any) -> bytes:
     if isinstance(value, Ext):
         return bytes(value.data)
     if isinstance(value, float):
-        text = f"{value:.15g}"
-        return (text if any(c in text for c in ".en") else text + ".0").encode()
+        return real_text(value)
     return str(value).encode()
 
 

@@ -16,6 +16,7 @@ from operator import index
 from threading import get_ident
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from weakref import ref
 
 from msgspec import MsgspecError
 
@@ -67,7 +68,7 @@ class _Converted:
     __slots__ = ("_cursor", "_finish", "_row", "_rows")
 
     def __init__(self, cursor: Cursor, rows: Iterator[Any], finish: Callable[[Any], Any]) -> None:
-        self._cursor, self._rows, self._finish = cursor, rows, finish
+        self._cursor, self._rows, self._finish = ref(cursor), rows, finish
         self._row: Any = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -75,7 +76,7 @@ class _Converted:
 
     def __next__(self) -> Any:
         row = next(self._rows) if self._row is None else self._row
-        cursor = self._cursor
+        cursor: Any = self._cursor()  # who fetches has it
         self._row = row
         cursor._barred = _RECURSIVE
         try:
@@ -86,8 +87,28 @@ class _Converted:
         return finished
 
 
+class _Made:
+    """Rows through the cursor's row_factory, one by one."""
+
+    __slots__ = ("_cursor", "_rows")
+
+    def __init__(self, cursor: Cursor, rows: Iterator[Any]) -> None:
+        self._cursor, self._rows = ref(cursor), rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        row = next(self._rows)
+        cursor: Any = self._cursor()
+        return cursor._row_factory(cursor, row)
+
+
 class Cursor:
     """A DB-API cursor.
+
+    What it has refers to it weakly: a cursor that nobody has any more ends its statement at once, and not when
+    the garbage collector comes.
 
     Attributes:
       arraysize: rows that `fetchmany` fetches when it is not told.
@@ -144,7 +165,7 @@ class Cursor:
         statement = connection._statements.get(sql)
         kind = type(parameters)
         # (1) compiled and at rest, (2) parameters that are encoded as SQLite stores them ...
-        if statement is None or (kind is not tuple and kind is not list):
+        if statement is None or statement.busy or (kind is not tuple and kind is not list):
             return self._execute_slowly(connection, sql, parameters)
         for value in parameters:
             if type(value) not in PLAIN:
@@ -153,7 +174,7 @@ class Cursor:
             data = encode(parameters)
         except OverflowError:
             data = encode_plain(parameters)
-        statement.used = True
+        statement.used = statement.busy = True
         self._barred = _RECURSIVE  # to the program's functions that SQLite calls
         try:
             n = go(statement.handle, data, len(data))
@@ -166,6 +187,7 @@ class Cursor:
             self._rows = iter(decode(statement.small[: n >> 4]))
         except (MsgspecError, UnicodeDecodeError):
             return self._finish(connection, statement, n, data)
+        statement.busy = False
         if self._row_factory is not None:
             self._wrap(statement)
         self._description = statement.description
@@ -193,6 +215,7 @@ class Cursor:
         statement = connection._take(sql)
         data = self._encode(statement, parameters)
         connection._give(statement)
+        statement.busy = True
         self._barred = _RECURSIVE
         try:
             n = go(statement.handle, data, len(data))
@@ -207,6 +230,7 @@ class Cursor:
         if n == RUNNING:  # we are in a function that this statement calls: another one, then
             statement = connection._compile(statement.sql)
             connection._give(statement)
+            statement.busy = True
             self._barred = _RECURSIVE
             try:
                 n = go(statement.handle, data, len(data))
@@ -215,9 +239,11 @@ class Cursor:
         try:
             rows = statement.outcome(n)
         except BaseException:
+            statement.busy = False
             self._reset()
             connection._last_rowid = connection._database.last_insert_rowid
             raise
+        statement.busy = False
         self._description = statement.description
         self._rowcount = -1
         if statement.flags & EMPTY:
@@ -324,18 +350,21 @@ class Cursor:
             raise OverflowError("Python int too large to convert to C int")
         if wanted < 1:  # the standard library counts to a number it never meets
             return self.fetchall()
-        rows = list(islice(self._rows, wanted))
+        rows = list(islice(self._made(), wanted))
         while len(rows) < wanted and self._fill():
-            rows.extend(islice(self._rows, wanted - len(rows)))
+            rows.extend(islice(self._made(), wanted - len(rows)))
         return rows
 
     def fetchall(self) -> list[Any]:
         """All rows that are left."""
         if self._barred is not None or self._connection._thread != get_ident():
             self._check()
-        rows = list(self._rows)
+        if self._row_factory is None:
+            rows = list(self._rows)
+        else:
+            rows = list(self._made())
         while self._fill():
-            rows.extend(self._rows)
+            rows.extend(self._made())
         return rows
 
     def __iter__(self) -> Iterator[Any]:
@@ -350,14 +379,15 @@ class Cursor:
         self._check()
         while True:
             rows = self._rows
-            if type(rows) is _BATCH:
-                # Nothing is run for a row. A statement that the loop itself executes on this cursor
-                # ends the batch: _drop().
-                self._looped = rows
+            plain = rows if self._row_factory is None else self._plain_rows
+            if type(plain) is _BATCH:
+                # Nothing is run for a row but its factory. A statement that the loop itself executes on
+                # this cursor ends the batch: _drop().
+                self._looped = plain
                 self._held = True
-                yield from rows
+                yield from self._made()
             else:
-                for row in rows:
+                for row in self._made():
                     yield row
                     if self._rows is not rows:
                         break  # executed again, or the rest was read ahead
@@ -449,7 +479,7 @@ class Cursor:
         self._row_factory = factory
         self._rows = self._plain_rows = plain
         if factory is not None:
-            self._rows = map(factory, repeat(self), plain)
+            self._rows = _Made(self, plain)
 
     # ------------------------------------------------------------ inside
 
@@ -490,7 +520,7 @@ class Cursor:
         if statement is None:
             return
         connection = self._connection
-        rest = read_ahead(statement)
+        rest, raised = read_ahead(statement, sealed=connection._key is not None)
         self._statement = None
         if statement.flags & DML:
             self._rowcount = connection._database.changes
@@ -500,6 +530,8 @@ class Cursor:
         plain = self._rows if self._row_factory is None else self._plain_rows
         self._rows = self._plain_rows = chain(plain, rest)
         self.row_factory = self._row_factory
+        if raised is not None:
+            raise raised
 
     def _wrap(self, statement: Result) -> None:
         """Put converters and row_factory between the batch and whoever fetches."""
@@ -508,7 +540,12 @@ class Cursor:
             rows = self._converted(statement, rows)
         self._rows = self._plain_rows = rows
         if self._row_factory is not None:
-            self._rows = map(self._row_factory, repeat(self), rows)
+            self._rows = _Made(self, rows)
+
+    def _made(self) -> Iterator[Any]:
+        """The rows of the present batch for who takes many of them: the factory is called without `_Made`."""
+        factory = self._row_factory
+        return self._rows if factory is None else map(factory, repeat(self), self._plain_rows)
 
     def _converted(self, statement: Result, rows: Iterator[Any]) -> Iterator[Any]:
         finish = self._connection._finisher(statement)
@@ -519,9 +556,10 @@ class Cursor:
         statement = self._statement
         if statement is not None:
             with self._connection._guard():
-                statement.reset()
+                at_rest = statement.reset()
                 self._statement = None
-                self._connection._give(statement)
+                if at_rest:
+                    self._connection._give(statement)
         if self._looped is not None:
             self._looped.__setstate__(_END)
             self._looped = None

@@ -79,10 +79,10 @@ class Session:
     def close(self) -> None:
         """End it. Idempotent."""
         self._connection._check()
-        recording, self._recording = self._recording, None
-        if recording is not None:
+        if self._recording is not None:
             with self._connection._guard():
-                recording.close()
+                self._recording.close()
+            self._recording = None
 
     def __enter__(self: Self) -> Self:
         self._checked()

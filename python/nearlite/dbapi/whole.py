@@ -21,7 +21,7 @@ from nearlite.dbapi.changeset import Conflicts, OnConflict
 from nearlite.dbapi.dump import dump
 from nearlite.dbapi.session import Session
 from nearlite.dbapi.snapshot import Snapshot
-from nearlite.errors import NotSupportedError, OperationalError, ProgrammingError
+from nearlite.errors import Error, NotSupportedError, OperationalError, ProgrammingError
 from nearlite.keys import EncryptionKey, key_of
 
 if TYPE_CHECKING:
@@ -70,12 +70,8 @@ class Whole:
         """Rows of a statement as tuples."""
         raise NotImplementedError
 
-    def execute(self, sql: str, parameters: Any = (), /) -> Any:
-        """Run a statement of the program's."""
-        raise NotImplementedError
-
-    def rollback(self) -> None:
-        """Roll the transaction back."""
+    def _word(self, sql: str) -> None:
+        """Run BEGIN, COMMIT or ROLLBACK, whatever `autocommit` says."""
         raise NotImplementedError
 
     def getlimit(self, category: int, /) -> int:
@@ -195,15 +191,18 @@ class Whole:
                     if progress is not None:
                         progress(rc, left, total)
                     if rc == _DONE:
-                        return
+                        break
                     if rc != _OK:
                         if self._database.calling or target._database.calling:
                             # It is the call that waits for this callback that is in the way.
                             raise OperationalError("database is locked")
                         time.sleep(sleep)
-            finally:
-                with self._with(target):
+            except BaseException:
+                with contextlib.suppress(Error), self._with(target):
                     copying.end()
+                raise
+            with self._with(target):
+                copying.end()
 
     @contextlib.contextmanager
     def _with(self, target: Whole) -> Iterator[None]:
@@ -304,9 +303,8 @@ class Whole:
         if self._forwards:
             raise NotSupportedError("what is written on a replica is carried out by its primary")
         self._settle()
-        known = {row[1] for row in self._plain_rows("PRAGMA database_list", ())} | {"temp"}
-        if name.lower() not in known:  # SQLite would record nothing, in silence
-            raise OperationalError(f"unknown database '{name}'")
+        if name.lower() != "temp":
+            self._file(name)  # SQLite would record nothing, in silence
         with self._guard():
             recording = Recording(self._database, name)
             for table in tables or (None,):
@@ -350,14 +348,17 @@ class Whole:
         """
         self._check()
         self._settle()
-        file = self._file(name)
-        with self._in_one():
-            self._touch(name)
-            with self._guard():
+        with self._guard():
+            file = self._file(name)
+            with self._in_one():
+                self._touch(name)
                 return Snapshot(file, State(self._database, name))
 
     def read_at(self, snapshot: Snapshot, /, *, name: str = "main") -> None:
-        """Read a state of before: in the open transaction, or in one that begins here and ends as any other.
+        """Read a state of before: in the open transaction, or in one that begins here.
+
+        It ends with `commit` or `rollback`; with ``autocommit=True``, where these do nothing, by
+        ``execute("COMMIT")``.
 
         Args:
           snapshot: of `Connection.snapshot`, on this connection or on another one to the same file.
@@ -372,24 +373,23 @@ class Whole:
         self._settle()
         if snapshot._file != self._file(name):
             raise ValueError(f"{snapshot!r} is of another file than {self._file(name)!r}")
-        with self._in_one(stays=True):
+        with self._guard(), self._in_one(stays=True):
             self._touch(name)
-            with self._guard():
-                snapshot._state.open(self._database, name)
+            snapshot._state.open(self._database, name)
 
     @contextlib.contextmanager
     def _in_one(self, *, stays: bool = False) -> Iterator[None]:
         """A transaction: the open one, or one of its own, which stays open if asked to and nothing fails."""
         begun = not self._in_transaction()
         if begun:
-            self.execute("BEGIN")
+            self._word("BEGIN")
         done = False
         try:
             yield
             done = True
         finally:
             if begun and not (done and stays):
-                self.rollback()
+                self._word("ROLLBACK")
 
     def _touch(self, name: str) -> None:
         """Read something: before, SQLite does not know whether a database has a WAL."""
@@ -399,9 +399,11 @@ class Whole:
     def _file(self, name: str) -> str:
         """Path of a database's file; empty: it has none."""
         wanted = name.lower()
-        for _number, known, path in self._plain_rows("PRAGMA database_list", ()):
-            if known.lower() == wanted:
-                return str(path or "")
+        with self._guard():
+            listing = self._database.prepare("PRAGMA database_list", own=True)
+            for _number, known, path in listing.run(NO_PARAMETERS):
+                if known.lower() == wanted:
+                    return str(path or "")
         raise OperationalError(f"unknown database '{name}'")
 
     def getconfig(self, op: int, /) -> bool:

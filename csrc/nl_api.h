@@ -755,6 +755,9 @@ int64_t nl_stmt_run(
 /* The same with the connection's defaults (nl_db_set_begin, nl_db_error) and a batch of at most
 ** NL_SMALL_BATCH / 2 bytes: every argument of a call from Python costs. */
 int64_t nl_stmt_go(nl_stmt *s, const uint8_t *params, size_t n);
+/* Runs it once with one array of values, throws its rows away and begins no transaction. Answers how many rows
+** were changed; -1: nl_db_error says why. */
+int64_t nl_stmt_once(nl_stmt *s, const uint8_t *params, size_t n);
 int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err);
 const uint8_t *nl_stmt_out(nl_stmt *s);
 /* Ends it early; gives large buffers back. NL_E_MISUSE: it is running, and a callback of it is who called. */

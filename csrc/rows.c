@@ -185,6 +185,11 @@ int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err)
         if (err) *err = s->failure;
         return -1;
     }
+    /* Closed meanwhile, by another thread or by what rows are made with: rows are missing. */
+    if (!s->db->sqlite) {
+        nl_fail(err, NL_E_MISUSE, "Cannot operate on a closed database.");
+        return -1;
+    }
     if (!s->active) return 0;
     if (nl_db_enter(s->db, err)) return -1;
     if (rows_refuse(s, err)) {
@@ -201,6 +206,48 @@ int64_t nl_stmt_more(nl_stmt *s, size_t target, nl_error *err)
     s->db->status.changes = sqlite3_changes64(s->db->sqlite);
     nl_db_leave(s->db);
     return answer;
+}
+
+/* Steps a bound statement to its end; rows are thrown away. Answers how many it changed, -1: *err says why. */
+static int64_t rows_once(nl_stmt *s, nl_error *err)
+{
+    int rc = SQLITE_ROW;
+
+    while (rc == SQLITE_ROW) rc = sqlite3_step(s->sqlite);
+    if (rc != SQLITE_DONE) {
+        nl_db_fail(s->db, rc, err);
+        sqlite3_reset(s->sqlite);
+        return -1;
+    }
+    int64_t changes = sqlite3_changes64(s->db->sqlite);
+    sqlite3_reset(s->sqlite);
+    return changes;
+}
+
+int64_t nl_stmt_once(nl_stmt *s, const uint8_t *params, size_t n)
+{
+    nl_db *db = s->db;
+    nl_error *err = &db->error;
+    nl_input in = {params, params + n};
+    int64_t changes = -1;
+
+    if (nl_db_enter(db, err)) return -1;
+    if (rows_refuse(s, err)) {
+        nl_db_leave(db);
+        return -1;
+    }
+    s->running = 1;
+    db->step_flags = s->flags;
+    if (!s->sqlite) {
+        changes = 0;
+    } else if (!nl_input_bind(s, &in, err)) {
+        changes = rows_once(s, err);
+        if (changes >= 0 && nl_db_carried(db, err)) changes = -1;
+        sqlite3_clear_bindings(s->sqlite); /* the values lie in the caller's memory */
+    }
+    s->running = 0;
+    nl_db_leave(db);
+    return changes;
 }
 
 int nl_stmt_many(nl_stmt *s, const uint8_t *params, size_t n, int begin, nl_error *err)
@@ -225,15 +272,12 @@ int nl_stmt_many(nl_stmt *s, const uint8_t *params, size_t n, int begin, nl_erro
     for (size_t i = 0; !code && i < count; i++) {
         code = nl_input_bind(s, &in, err);
         if (code) break;
-        int rc = SQLITE_ROW;
-        while (rc == SQLITE_ROW) rc = sqlite3_step(s->sqlite);
-        if (rc != SQLITE_DONE) {
-            code = nl_db_fail(db, rc, err);
-            sqlite3_reset(s->sqlite);
+        const int64_t changes = rows_once(s, err);
+        if (changes < 0) {
+            code = NL_E_SQLITE;
             break;
         }
-        db->status.changes += sqlite3_changes64(db->sqlite);
-        sqlite3_reset(s->sqlite);
+        db->status.changes += changes;
         db->status.done++;
         if (nl_db_carried(db, err)) code = NL_E_MISUSE;
     }

@@ -772,6 +772,134 @@ def many(module):
 
 
 @scenario
+def sets_reused(module):
+    """An iterator may hand out one container again and again, and go on after a failure."""
+
+    def lists():
+        one = [0]
+        for i in range(5):
+            one[0] = i
+            yield one
+
+    def mappings():
+        one = {}
+        for i in range(5, 10):
+            one["a"] = i
+            yield one
+
+    def buffers():
+        one = bytearray(1)
+        for i in range(5):
+            one[0] = i
+            yield (one,)
+
+    with closing(module.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t(a PRIMARY KEY)")
+        cursor = connection.cursor()
+        counts = [
+            cursor.executemany("INSERT INTO t VALUES (?)", lists()).rowcount,
+            cursor.executemany("INSERT INTO t VALUES (:a)", mappings()).rowcount,
+            cursor.executemany("INSERT INTO t VALUES (?)", buffers()).rowcount,
+        ]
+        rest = iter([("x",), ("x",), ("y",), ("z",), ("z",), ("w",)])
+        failures = 0
+        while True:
+            try:
+                cursor.executemany("INSERT INTO t VALUES (?)", rest)
+                break
+            except module.IntegrityError:
+                failures += 1
+        return [counts, failures, connection.execute("SELECT * FROM t ORDER BY rowid").fetchall()]
+
+
+@scenario
+def sets_seen(module):
+    """What runs while sets are taken, or adapted, finds those before in the table."""
+    seen = []
+
+    class Adapted:
+        def __init__(self, value):
+            self.value = value
+
+        def __conform__(self, _protocol):
+            seen.append(connection.execute("SELECT count(*) FROM t").fetchone())
+            return self.value
+
+    def sets():
+        for i in range(3):
+            seen.append(connection.execute("SELECT count(*) FROM t").fetchone())
+            seen.append(connection.in_transaction)
+            connection.commit()
+            yield (i,)
+
+    with closing(module.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t(a)")
+        connection.executemany("INSERT INTO t VALUES (?)", sets())
+        seen.append(connection.in_transaction)
+        connection.executemany("INSERT INTO t VALUES (?)", [(1,), (Adapted(2),), (Adapted(3),)])
+        connection.rollback()
+        connection.executemany("INSERT INTO t VALUES (?)", ())
+        seen.append(connection.in_transaction)
+        return [seen, connection.execute("SELECT * FROM t").fetchall()]
+
+
+@scenario
+def read_otherwise(module):
+    """text_factory is changed while a cursor is half read: its statement is not used for the old one again."""
+    found = []
+    with closing(module.connect(":memory:")) as connection:
+        sql = "WITH r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r) SELECT 'x' || i FROM r LIMIT ?"
+        for factory in (bytes, str, bytearray, str):
+            cursor = connection.execute(sql, (5000,))
+            cursor.fetchone()
+            connection.text_factory = factory
+            found.append(len(cursor.fetchall()))
+            found += connection.execute(sql, (1,)).fetchall()
+    return found
+
+
+@scenario
+def closed_in_loop(module):
+    with closing(module.connect(":memory:")) as connection:
+        cursor = connection.execute("SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3")
+        found = []
+        with pytest.raises(module.ProgrammingError):
+            for row in cursor:
+                found.append(row)
+                cursor.close()
+        return found
+
+
+@scenario
+def closed_while_rows_are_made(module):
+    """Rows that were not read are not left out in silence."""
+    outcomes = []
+    for fetch in ("fetchall", "__iter__", "fetchmany"):
+        connection = module.connect(":memory:")
+        connection.execute("CREATE TABLE t(a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("x" * 100,)] * 5000)
+        connection.commit()
+        cursor = connection.execute("SELECT a FROM t")
+        cursor.row_factory = lambda cursor, row: cursor.connection.close() or row
+        if fetch == "fetchmany":
+            outcomes.append(outcome(lambda _: cursor.fetchmany(5000), module))  # noqa: B023
+        else:
+            outcomes.append(outcome(lambda _: list(getattr(cursor, fetch)()), module))  # noqa: B023
+    return outcomes
+
+
+@scenario
+def refused_openings(module):
+    for path in ("a\0b", b"a\0b"):
+        with pytest.raises(ValueError, match="embedded null"):
+            module.connect(path)
+    if sys.version_info >= (3, 12) or module is nearlite:
+        for autocommit in (1, 0, None, "yes", -1.0, 2):
+            with pytest.raises(ValueError, match="autocommit must be"):
+                module.connect(":memory:", autocommit=autocommit)
+
+
+@scenario
 def given_up(module):
     """A cursor that is half read and let go of ends at once, whatever makes its rows."""
     found = []

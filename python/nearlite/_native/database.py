@@ -65,6 +65,8 @@ _many: Any = lib.nl_stmt_many
 # If n > 15 and n & 15 == 0 (rows, all of them, nothing special), they are
 # `decode(statement.small[: n >> 4])`; everything else is `statement.outcome(n)`.
 go: Final[Callable[[Any, bytes, int], int]] = lib.nl_stmt_go
+# Likewise one set of an executemany: rows changed; negative: `database.fail()` raises why.
+once: Final[Callable[[Any, bytes, int], int]] = lib.nl_stmt_once
 SIMPLE: Final = 15
 RUNNING: Final[int] = (
     lib.NL_RUN_RUNNING
@@ -456,6 +458,7 @@ class Statement:
       tail: bytes of the text that it took, with blanks and comments behind it.
       parameters: names without their prefix, None for a nameless one, in order.
       more: whether rows are left to fetch.
+      settings: what of a connection's it was compiled under; for whoever keeps it.
       busy: its result still lies in its buffer: whoever runs the same text now (a signal handler, a
         finalizer) needs another statement.
 
@@ -476,6 +479,7 @@ class Statement:
         "handle",
         "more",
         "parameters",
+        "settings",
         "small",
         "sql",
         "tail",
@@ -503,6 +507,7 @@ class Statement:
         self.more = False
         self.used = False
         self.busy = False
+        self.settings: object = None
         self.flags = int(lib.nl_stmt_flags(stmt))
         self.tail = int(lib.nl_stmt_tail(stmt))
         names = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -176,7 +176,7 @@ def _named(parameters: Any, name: str | None, position: int) -> Any:
 
 
 def encode_one(parameters: Any, names: tuple[str | None, ...]) -> bytes:
-    """One parameter set as MessagePack. The callers try the plain case themselves first.
+    """One parameter set as MessagePack. `execute` tries the plain case itself first.
 
     Raises:
       ProgrammingError: as :func:`values_of` and :func:`storable`.
@@ -194,30 +194,15 @@ def encode_plain(values: Sequence[Any]) -> bytes:
         raise OverflowError("Python int too large to convert to SQLite INTEGER") from None
 
 
-def encode_sets(sets: list[Any], names: tuple[str | None, ...]) -> tuple[bytes, Exception | None]:
-    """Many parameter sets as one MessagePack array of arrays.
-
-    Answers the sets before the first one that cannot be encoded, and why it cannot.
+def encode_sets(sets: Sequence[Any]) -> bytes | None:
+    """Many parameter sets of plain values as one MessagePack array of arrays; None: they have to be looked at one
+    by one.
     """
     if {tuple, list}.issuperset(map(type, sets)) and PLAIN.issuperset(
         map(type, chain.from_iterable(sets))
     ):
         try:
-            return encode(sets), None
+            return encode(sets)
         except (OverflowError, UnicodeEncodeError):
-            pass  # found one by one below
-    return _encode_slowly(sets, names)
-
-
-def _encode_slowly(
-    sets: Iterable[Any], names: tuple[str | None, ...]
-) -> tuple[bytes, Exception | None]:
-    encoded = []
-    failure = None
-    for parameters in sets:
-        try:
-            encoded.append(msgspec.Raw(encode_one(parameters, names)))
-        except Exception as error:  # noqa: BLE001 - whatever an adapter raises ends the run there
-            failure = error
-            break
-    return encode(encoded), failure
+            pass
+    return None

@@ -165,9 +165,10 @@ class Connection(Whole, Functions):
             detect_types, isolation_level, check_same_thread, cached_statements, autocommit
         )
         self._key = None if encryption_key is None else key_of(encryption_key)
-        self._database = Database(
-            os.fsencode(database), uri=uri, busy_ms=busy_ms(timeout), key=self._key
-        )
+        path = os.fsencode(database)
+        if b"\0" in path:  # SQLite would open what is before it
+            raise ValueError("embedded null byte")
+        self._database = Database(path, uri=uri, busy_ms=busy_ms(timeout), key=self._key)
         self._unwatch = guard.watch(self, database)
         self._opened()
 
@@ -184,6 +185,7 @@ class Connection(Whole, Functions):
         _checked_autocommit(autocommit)
         self._open = None
         self._statements = {}
+        self._settings: object = object()  # statements that were compiled under others are not kept
         self._words: dict[str, Statement] = {}  # BEGIN, COMMIT, ROLLBACK
         self._cached_statements = max(0, cached_statements)
         self._creator = get_ident()
@@ -396,10 +398,13 @@ class Connection(Whole, Functions):
     @text_factory.setter
     def text_factory(self, factory: Any) -> None:
         self._text_factory = factory
-        self._text_mode = {str: TEXT_STR, bytes: TEXT_BYTES}.get(factory, TEXT_EXT)
+        self._text_mode = TEXT_EXT
+        if factory is str or factory is bytes:
+            self._text_mode = TEXT_STR if factory is str else TEXT_BYTES
         self._raw_rows = bool(self._detect_types) or self._text_mode == TEXT_EXT
         # Compiled statements carry the old mode.
         self._statements.clear()
+        self._settings = object()
 
     @_closed_comes_first
     def __call__(self, sql: str, /) -> Compiled:
@@ -474,6 +479,7 @@ class Connection(Whole, Functions):
             statement.set_special()
         statement.describe = self._describe
         statement.description = self._describe(statement)
+        statement.settings = self._settings
         return statement
 
     def _prepare(self, sql: str) -> Statement:
@@ -487,7 +493,7 @@ class Connection(Whole, Functions):
     def _give(self, statement: Statement) -> None:
         """Put a statement at rest into the cache."""
         statements = self._statements
-        if self._open:
+        if self._open and statement.settings is self._settings:
             statements[statement.sql] = statement
             while len(statements) > self._cached_statements:
                 # A second chance for those that were used since the last look.
@@ -555,5 +561,6 @@ def _checked_level(level: Any) -> None:
 
 
 def _checked_autocommit(autocommit: Any) -> None:
-    if autocommit not in (True, False, LEGACY_TRANSACTION_CONTROL) or isinstance(autocommit, float):
+    legacy = type(autocommit) is int and autocommit == LEGACY_TRANSACTION_CONTROL
+    if autocommit is not True and autocommit is not False and not legacy:
         raise ValueError("autocommit must be True, False, or sqlite3.LEGACY_TRANSACTION_CONTROL")

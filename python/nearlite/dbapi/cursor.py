@@ -276,7 +276,7 @@ class Cursor:
         connection = self._check()
         connection._settle()
         self._rowcount = -1
-        sets = iter(parameters)
+        sets = parameters if type(parameters) in (list, tuple) else iter(parameters)
         if self._held:
             self._drop()
         self._reset()
@@ -285,14 +285,14 @@ class Cursor:
             try:
                 changed = None
                 if connection._forwards:
-                    changed = connection._executemany_elsewhere(sql, sets)
+                    changed = connection._executemany_elsewhere(sql, iter(sets))
                 self._rowcount = self._many(connection, sql, sets) if changed is None else changed
             finally:
                 self._barred = None
         return self
 
     @staticmethod
-    def _many(connection: Connection, sql: str, sets: Iterator[Any]) -> int:
+    def _many(connection: Connection, sql: str, sets: Iterable[Any]) -> int:
         statement = connection._take(sql)
         if statement.running:
             statement = connection._compile(sql)
@@ -392,6 +392,7 @@ class Cursor:
                     if self._rows is not rows:
                         break  # executed again, or the rest was read ahead
             if self._rows is not rows:
+                self._check()  # closed by the loop
                 continue
             if self._statement is None or not self._fill():
                 return

@@ -27,7 +27,7 @@ class Row(Sequence):  # type: ignore[type-arg]  # generic only in stubs, as sqli
             kind = type(cursor).__name__
             raise TypeError(f"Row() argument 1 must be nearlite.Cursor, not {kind}")
         row = super().__new__(cls)
-        row._description = cursor._description
+        row._description = cursor._description or ()
         row._values = data
         return row
 

@@ -1,21 +1,21 @@
-"""The parameter sets of ``executemany``, taken ahead of their execution.
+"""The parameter sets of ``executemany``.
 
-The standard library runs each set before it asks the program's iterator for the next one. Here as many as
-possible are asked for and then run in one call. So that this does not show, the sets that are waiting are
-run first when the iterator itself uses the connection: it finds them in the tables, what it commits
-holds them, and the transaction that began before the first set is not begun again after it.
+The standard library runs each set before it asks the program's iterator for the next one, and so does this
+(`run_sets`). Where sets are sent elsewhere as many as possible are asked for and then sent together; so that
+this does not show, those that are waiting are run first when the iterator itself uses the connection
+(`Asking`): it finds them in the tables, what it commits holds them, and the transaction that began before
+the first set is not begun again after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from nearlite._native.database import NO_BEGIN, Statement
-from nearlite.dbapi.binding import encode_sets
+from nearlite._native.database import NO_BEGIN, Statement, once
+from nearlite.dbapi.binding import PLAIN, encode, encode_one, encode_plain, encode_sets
 
 if TYPE_CHECKING:
     from nearlite.dbapi.connection import Connection
@@ -24,6 +24,7 @@ NO_THREAD: Final = 0
 """Of `Connection._thread`: nobody may go straight ahead."""
 
 _SETS_AT_ONCE: Final = 4096  # parameter sets encoded into one buffer
+_NO_SETS: Final = b"\x90"  # MessagePack: an array of none
 
 
 class Asking:
@@ -83,39 +84,45 @@ class Asking:
         return self._failure is not None
 
 
-def run_sets(connection: Connection, statement: Statement, sets: Iterator[Any]) -> int:
-    """Run a statement here once for every set, as many as possible in one call; the rows changed.
+def run_sets(connection: Connection, statement: Statement, parameters: Iterable[Any]) -> int:
+    """Run a statement here once for every set; the rows changed.
+
+    Plain values in a list or a tuple are run many at a time, in C. Everything else is code of the program's
+    (an iterator, which may use one list again for every set, or go on after a failure; an adapter): each set
+    is run before the next one is asked for, as the standard library does it.
 
     Raises: what a set failed with, or the iterator: the sets before have been executed.
     """
+    statement.many(_NO_SETS, connection._begin)
+    if type(parameters) is not list and type(parameters) is not tuple:
+        return _run_each(connection, statement, parameters)
+    count = at = 0
+    while batch := parameters[at : at + _SETS_AT_ONCE]:
+        at += _SETS_AT_ONCE
+        data = encode_sets(batch)
+        if data is None:
+            count += _run_each(connection, statement, batch)
+        else:
+            statement.many(data, NO_BEGIN)
+            count += connection._database.changes
+    return count
+
+
+def _run_each(connection: Connection, statement: Statement, sets: Iterable[Any]) -> int:
+    database, names, handle = connection._database, statement.parameters, statement.handle
+    nameless = all(name is None or name.isdigit() for name in names)  # of others Python warns
     count = 0
-    begin = connection._begin
-    taken: list[Any] = []
-    done = 0
-
-    def run() -> None:
-        nonlocal count, begin, done
-        waiting = taken[done:] if done else taken
-        done = len(taken)
-        data, failure = encode_sets(waiting, statement.parameters)
-        kind, begin = begin, NO_BEGIN
-        statement.many(data, kind)
-        count += connection._database.changes
-        if failure is not None:
-            raise failure
-
-    asking = Asking(connection, run)
-    while True:
-        try:
-            with asking:
-                taken.extend(islice(sets, _SETS_AT_ONCE))
-        except BaseException:
-            if not asking.failed:
-                run()
-            raise
-        ended = len(taken) < _SETS_AT_ONCE
-        run()
-        if ended:
-            return count
-        taken.clear()
-        done = 0
+    for one in sets:
+        kind = type(one)
+        if nameless and (kind is tuple or kind is list) and PLAIN.issuperset(map(type, one)):
+            try:
+                data = encode(one)
+            except OverflowError:
+                data = encode_plain(one)
+        else:
+            data = encode_one(one, names)
+        changes = once(handle, data, len(data))
+        if changes < 0:
+            database.fail()
+        count += changes
+    return count

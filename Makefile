@@ -56,8 +56,10 @@ format: .venv/ready ## Apply what ruff can mend by itself
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-types: build ## Check types (mypy --strict)
+types: build ## Check types (mypy --strict; pyright, strictly, of what programs see)
 	.venv/bin/mypy
+	@PYTHON=$(PYTHON) sh .ci/packages npm
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
 
 asserts: build ## The C core's tests once more, with SQLite's own asserts and our fault points
 	@# What test_relay and test_tables call in the core, the other files do as well, in less time.

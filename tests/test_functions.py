@@ -5,6 +5,7 @@ Callables are called by C directly (csrc/direct.c) or through cffi's trampolines
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -621,6 +623,93 @@ def test_nothing_leaks_however_often_it_is_called(way):
         round_()
     gc.collect()
     assert sys.getallocatedblocks() - before < 100
+    assert not callbacks.carried
+
+
+class Total:
+    def __init__(self):
+        self.rows = 0
+
+    def step(self, *_values):
+        self.rows += 1
+
+    def inverse(self, *_values):
+        self.rows -= 1
+
+    def value(self):
+        return self.rows
+
+    finalize = value
+
+
+class Broken(Total):
+    def step(self, *_values):
+        raise ZeroDivisionError
+
+
+def everything(folder, closed):
+    """A connection with a callback of every kind and everything that can be held, used, and dropped as it is."""
+    c = nearlite.connect(folder / "a.db", detect_types=nearlite.PARSE_DECLTYPES)
+    c.row_factory = nearlite.Row
+    c.text_factory = lambda text: text.decode() + "!"
+    c.create_function("f", 1, lambda value: 1 // value)
+    c.create_aggregate("g", 1, Total)
+    c.create_aggregate("b", 1, Broken)
+    c.create_window_function("w", 1, Total)
+    c.create_collation("k", lambda a, b: (a > b) - (a < b))
+    c.set_authorizer(lambda *_what: nearlite.SQLITE_OK)
+    c.set_progress_handler(lambda: None, 10)
+    c.set_trace_callback(lambda _sql: None)
+    session = c.session()
+    c.executemany("INSERT INTO t VALUES (?, ?, ?)", ((None, "x" * 200, b"y") for _ in range(50)))
+    for sql in (
+        "SELECT * FROM t ORDER BY a COLLATE k", "SELECT f(id) FROM t", "SELECT f(0)", "SELECT g(a) FROM t",
+        "SELECT b(a) FROM t", "SELECT w(a) OVER (ORDER BY id ROWS 3 PRECEDING) FROM t", "SELECT ?", "bogus",
+    ):  # fmt: skip
+        with contextlib.suppress(nearlite.Error):
+            c.execute(sql).fetchmany(3)
+    changes = session.changeset()
+    half_read = nearlite.read_changeset(changes)
+    next(half_read)
+    c.rollback()
+    c.execute("UPDATE t SET a = 'n' WHERE id = 1")
+    c.commit()
+    c.snapshot()
+    blob = c.blobopen("t", "d", 1, readonly=True)
+    blob.read(1)
+    c.set_authorizer(None)
+    with contextlib.closing(nearlite.connect(":memory:")) as other:
+        c.backup(other, pages=1)
+        other.apply(changes, on_conflict="omit")
+        other.commit()
+        other.deserialize(other.serialize())
+    if closed:
+        c.close()
+    else:
+        c.execute("SELECT t.a FROM t, t AS u").fetchone()
+
+
+def test_nothing_leaks_of_everything(way, tmp_path):
+    with contextlib.closing(nearlite.connect(tmp_path / "a.db")) as first:
+        first.execute("PRAGMA journal_mode = WAL")
+        first.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, a k, d)")
+        first.execute("INSERT INTO t VALUES (1, 'one', x'00')")
+        first.commit()
+
+        def rounds(count):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                for i in range(count):
+                    everything(tmp_path, i % 2)
+                gc.collect()
+            with open("/proc/self/statm") as memory:
+                return sys.getallocatedblocks(), int(memory.read().split()[1]) * 4096
+
+        rounds(40)
+        blocks, resident = rounds(40)
+        after, later = rounds(120)
+        assert after - blocks < 200
+        assert later - resident < 3 << 20  # one statement that stays costs 5 KB and more
     assert not callbacks.carried
 
 

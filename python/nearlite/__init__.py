@@ -13,8 +13,8 @@ import sqlite3 as _sqlite3
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from nearlite._native import codes as _codes
 from nearlite._native._lib import sqlite_version
@@ -79,11 +79,21 @@ from nearlite.keys import EncryptionKey, key_of
 from nearlite.position import Change, Position
 
 if TYPE_CHECKING:
+    from nearlite.embedded import ReplicaConnection
+    from nearlite.freshness import Freshness
     from nearlite.hooks import Hooks
     from nearlite.hosting import Hosting
+    from nearlite.http import Token
     from nearlite.limits import Limits
+    from nearlite.network import Certificate, Verify
     from nearlite.pool import Replica
+    from nearlite.receiving import ProgressCallback
+    from nearlite.remote import RemoteConnection
     from nearlite.server import App
+
+    Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    IsolationLevel = Literal["", "DEFERRED", "IMMEDIATE", "EXCLUSIVE"] | None
+    ConnectionT = TypeVar("ConnectionT", bound=Connection)
 
 # Quiet until the program configures logging.
 logging.getLogger("nearlite").addHandler(logging.NullHandler())
@@ -139,6 +149,87 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'nearlite' has no attribute {name!r}")
 
 
+@overload
+def connect(
+    database: Path,
+    timeout: float = ...,
+    detect_types: int = ...,
+    isolation_level: IsolationLevel = ...,
+    check_same_thread: bool = ...,
+    *,
+    cached_statements: int = ...,
+    uri: bool = ...,
+    autocommit: bool | int = ...,
+    encryption_key: EncryptionKey | None = ...,
+) -> Connection: ...
+@overload
+def connect(
+    database: Path,
+    timeout: float = ...,
+    detect_types: int = ...,
+    isolation_level: IsolationLevel = ...,
+    check_same_thread: bool = ...,
+    *,
+    sync_url: str,
+    cached_statements: int = ...,
+    uri: bool = ...,
+    autocommit: bool | int = ...,
+    auth_token: Token = ...,
+    sync_interval: float | Literal["live"] | None = ...,
+    read_your_writes: bool = ...,
+    freshness: Freshness = ...,
+    network_timeout: float = ...,
+    verify: Verify = ...,
+    cert: Certificate | None = ...,
+    proxy: str | None = ...,
+    headers: Mapping[str, str] | None = ...,
+    progress: ProgressCallback | None = ...,
+    adopt: bool = ...,
+    encryption_key: EncryptionKey | None = ...,
+) -> ReplicaConnection: ...
+@overload
+def connect(
+    database: str,
+    timeout: float = ...,
+    detect_types: int = ...,
+    isolation_level: IsolationLevel = ...,
+    check_same_thread: bool = ...,
+    *,
+    cached_statements: int = ...,
+    autocommit: bool | int = ...,
+    auth_token: Token = ...,
+    network_timeout: float = ...,
+    verify: Verify = ...,
+    cert: Certificate | None = ...,
+    proxy: str | None = ...,
+    headers: Mapping[str, str] | None = ...,
+) -> RemoteConnection: ...
+@overload
+def connect(
+    database: Path,
+    timeout: float = ...,
+    detect_types: int = ...,
+    isolation_level: IsolationLevel = ...,
+    check_same_thread: bool = ...,
+    *,
+    factory: Callable[..., ConnectionT],
+    sync_url: str = ...,
+    **options: Any,
+) -> ConnectionT: ...
+@overload
+def connect(
+    database: Path,
+    timeout: float,
+    detect_types: int,
+    isolation_level: IsolationLevel,
+    check_same_thread: bool,
+    factory: Callable[..., ConnectionT],
+    cached_statements: int = ...,
+    uri: bool = ...,
+    *,
+    sync_url: str = ...,
+    **options: Any,
+) -> ConnectionT: ...
 def connect(
     database: str | bytes | os.PathLike[str] | os.PathLike[bytes],
     *args: Any,

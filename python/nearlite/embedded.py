@@ -21,7 +21,7 @@ import contextlib
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -423,7 +423,7 @@ class ReplicaConnection(ReplicatingConnection):
     # ------------------------------------------------------------ copies
 
     @contextlib.contextmanager
-    def _copied(self, name: str) -> Iterator[Database]:
+    def _copied(self, name: str) -> Generator[Database, None, None]:
         """What was committed, as a database like any other: no program may write to a copy of a replica's pages."""
         if name.lower() != "main":
             yield self._database

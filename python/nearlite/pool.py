@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from nearlite._native.sealing import Key
@@ -176,14 +176,14 @@ class Replica:
         """
         if self._closed:
             raise ProgrammingError("the replica is closed")
-        merged = {"check_same_thread": False, **self._options}
+        merged: dict[str, Any] = {"check_same_thread": False, **self._options}
         if self._key is not None:
             merged["encryption_key"] = self._key
         merged |= options
         return ReplicaConnection(self._path, **merged)
 
     @contextlib.contextmanager
-    def connection(self, timeout: float = 30.0) -> Iterator[ReplicaConnection]:
+    def connection(self, timeout: float = 30.0) -> Generator[ReplicaConnection, None, None]:
         """A connection for the length of a `with` block, out of those that are kept.
 
         The block's transaction is committed at its end, or rolled back when it raises.

@@ -12,6 +12,27 @@ from typing import Any
 from nearlite import errors
 from nearlite._native import codes
 
+
+def _refuse_subinterpreters() -> None:
+    """Callbacks reach Python by PyGILState, which knows the main interpreter alone: in another one functions,
+    hooks and signal handlers would run in the wrong place, and what they hold would be freed there.
+    """
+    for name in ("_interpreters", "_xxsubinterpreters"):  # since Python 3.13; before
+        try:
+            interpreters: Any = importlib.import_module(name)
+            main = interpreters.get_current() == interpreters.get_main()
+        except (ImportError, AttributeError):
+            continue
+        if not main:
+            raise ImportError(
+                "nearlite cannot be used in a subinterpreter, only in the main one of a process; nothing was "
+                "loaded. Use processes or threads (with mod_wsgi: WSGIApplicationGroup %{GLOBAL})"
+            )
+        return
+
+
+_refuse_subinterpreters()
+
 # Tests choose another build of the same code ("test": fault points and SQLite's asserts;
 # "sanitize"): it stands beside the normal one and is never part of a wheel.
 _variant = os.environ.get("NEARLITE_FFI", "")

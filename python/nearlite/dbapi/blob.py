@@ -25,15 +25,19 @@ class OpenValue(Protocol):
     @property
     def size(self) -> int:
         """Bytes."""
+        ...
 
     def read(self, at: int, size: int, /) -> bytes:
         """So many bytes from there on."""
+        ...
 
     def write(self, at: int, data: Any, /) -> None:
         """Write bytes there."""
+        ...
 
     def close(self) -> None:
         """Give it up."""
+        ...
 
 
 class Blob:

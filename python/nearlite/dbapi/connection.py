@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import RLock, get_ident
 from types import TracebackType
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast, overload
 
 from nearlite import errors
 from nearlite._native.database import (
@@ -209,7 +209,11 @@ class Connection(Whole, Functions):
 
     # ------------------------------------------------------------ statements
 
-    def cursor(self, factory: Callable[[Any], CursorT] = Cursor) -> CursorT:  # type: ignore[assignment]
+    @overload
+    def cursor(self) -> Cursor: ...
+    @overload
+    def cursor(self, factory: Callable[[Any], CursorT]) -> CursorT: ...
+    def cursor(self, factory: Callable[[Any], Cursor] = Cursor) -> Cursor:
         """A new cursor, made by calling `factory` with the connection."""
         self._check()
         cursor = factory(self)

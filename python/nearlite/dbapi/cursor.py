@@ -53,10 +53,12 @@ class Result(Protocol):
     @property
     def columns(self) -> tuple[str, ...]:
         """Their names."""
+        ...
 
     @property
     def decltypes(self) -> tuple[str | None, ...]:
         """Their declared types."""
+        ...
 
 
 class _Converted:

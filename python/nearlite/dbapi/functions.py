@@ -26,16 +26,21 @@ if TYPE_CHECKING:
     class Aggregate(Protocol):
         """An instance collects the rows of one group."""
 
-        step: Callable[..., object]
-        finalize: Callable[[], SqliteData]
+        @property
+        def step(
+            self,
+        ) -> Callable[..., object]: ...  # a method takes as many arguments as the function
+        def finalize(self) -> SqliteData: ...
 
     class WindowAggregate(Protocol):
         """An instance goes through a window: rows come and leave."""
 
-        step: Callable[..., object]
-        inverse: Callable[..., object]
-        value: Callable[[], SqliteData]
-        finalize: Callable[[], SqliteData]
+        @property
+        def step(self) -> Callable[..., object]: ...
+        @property
+        def inverse(self) -> Callable[..., object]: ...
+        def value(self) -> SqliteData: ...
+        def finalize(self) -> SqliteData: ...
 
 
 F = TypeVar("F", bound=Callable[..., Any])

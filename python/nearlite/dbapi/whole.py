@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -205,7 +205,7 @@ class Whole:
                 copying.end()
 
     @contextlib.contextmanager
-    def _with(self, target: Whole) -> Iterator[None]:
+    def _with(self, target: Whole) -> Generator[None, None, None]:
         """Both connections, for this thread: in one order, whoever copies into whom."""
         first, second = sorted((self, target), key=id)
         with first._guard(), second._guard():
@@ -378,7 +378,7 @@ class Whole:
             snapshot._state.open(self._database, name)
 
     @contextlib.contextmanager
-    def _in_one(self, *, stays: bool = False) -> Iterator[None]:
+    def _in_one(self, *, stays: bool = False) -> Generator[None, None, None]:
         """A transaction: the open one, or one of its own, which stays open if asked to and nothing fails."""
         begun = not self._in_transaction()
         if begun:

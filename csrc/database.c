@@ -669,6 +669,11 @@ int nl_db_in_transaction(nl_db *db)
     return db->sqlite && !sqlite3_get_autocommit(db->sqlite);
 }
 
+int nl_db_closed(nl_db *db)
+{
+    return !db->sqlite;
+}
+
 int nl_db_has_snapshot(nl_db *db)
 {
     return db->sqlite && sqlite3_txn_state(db->sqlite, "main") != SQLITE_TXN_NONE;

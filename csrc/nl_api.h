@@ -635,6 +635,7 @@ void nl_result_text(const char *text, size_t n);   /* [inside a callback] UTF-8;
 void nl_result_blob(const char *data, size_t n);   /* [inside a callback] copied */
 /* Whether this thread is inside a callback of the connection. */
 int nl_db_calling(nl_db *db);
+int nl_db_closed(nl_db *db);
 /* Whether a copy of it is being made, or one is being put in its place: it cannot be closed. */
 int nl_db_copying(nl_db *db);
 

@@ -1019,6 +1019,95 @@ def test_the_same_text_run_between_a_statement_and_its_result_is_another_stateme
         assert runs == [[(-7,)], [("-7",)], [(-7,)]] * 6
 
 
+def test_a_connection_that_a_signal_handler_cannot_close_stays_open():
+    class AlarmError(Exception):
+        pass
+
+    def handler(*_args):
+        with pytest.raises(nearlite.ProgrammingError, match="in use by another call"):
+            connection.close()
+        raise AlarmError
+
+    connection = nearlite.connect(":memory:")
+    connection.execute("CREATE TABLE t(a)")
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(AlarmError):
+            connection.execute(
+                "WITH r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r) SELECT count(*) FROM r"
+            )
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    connection.close()
+    with pytest.raises(nearlite.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+
+
+def test_threads_that_share_a_cursor_lose_no_rows():
+    with closing(nearlite.connect(":memory:", check_same_thread=False)) as connection:
+        connection.execute("CREATE TABLE t(a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(i,) for i in range(50_000)])
+        cursor = connection.execute("SELECT a FROM t")
+        got = []
+
+        def fetch(many):
+            while True:
+                try:
+                    rows = cursor.fetchmany(100) if many else [cursor.fetchone()]
+                except nearlite.ProgrammingError:
+                    continue  # another thread is in the cursor
+                if rows in ([], [None]):
+                    return
+                got.extend(rows)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            threads = [threading.Thread(target=fetch, args=(many,)) for many in (0, 1, 0, 1)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert sorted(got) == [(i,) for i in range(50_000)]
+
+
+def test_a_fork_while_another_thread_is_in_a_connection():
+    program = """
+import os, threading, nearlite
+connection = nearlite.connect(":memory:", check_same_thread=False)
+begun, end = threading.Event(), threading.Event()
+def wait():
+    begun.set()
+    end.wait()
+    return 1
+connection.create_function("wait", 0, wait)
+thread = threading.Thread(target=connection.execute, args=("SELECT wait()",))
+thread.start()
+begun.wait()
+if not os.fork():
+    for use in (lambda: connection.execute("SELECT 1"), connection.close):
+        try:
+            use()
+            print("done", flush=True)
+        except nearlite.ProgrammingError as error:
+            print("fork" in str(error), flush=True)
+    os._exit(0)
+os.wait()
+end.set()
+thread.join()
+print(connection.execute("SELECT 2").fetchone())
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout.splitlines()[0] == "True", (run.stdout, run.stderr)
+    assert run.stdout.splitlines()[-1] == "(2,)"
+
+
 def test_a_cursor_that_a_signal_handler_closes_in_a_long_statement():
     class AlarmError(Exception):
         pass

@@ -241,6 +241,11 @@ class Database:
         return bool(lib.nl_db_calling(self._db))
 
     @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return bool(lib.nl_db_closed(self._db))
+
+    @property
     def copying(self) -> bool:
         """Whether a copy of it, or into it, has been begun and not ended."""
         return bool(lib.nl_db_copying(self._db))

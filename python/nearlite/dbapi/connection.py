@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import RLock, get_ident
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, cast, overload
+from weakref import WeakValueDictionary
 
 from nearlite import errors
 from nearlite._native.database import (
@@ -194,6 +195,8 @@ class Connection(Whole, Functions):
         self._thread = self._creator if check_same_thread else NO_THREAD
         self._asking: Asking | None = None  # an executemany asks its iterator for parameter sets
         self._lock = None if check_same_thread else RLock()
+        if self._lock is not None:
+            _shared[id(self)] = self
         self._detect_types = detect_types
         self._text_factory: Any = str
         self._text_mode = TEXT_STR
@@ -356,11 +359,17 @@ class Connection(Whole, Functions):
             if not self._open:
                 return
             self._check_idle()
+            before = self._thread
             self._open = False
             self._thread = NO_THREAD
             self._statements.clear()
             self._words.clear()
-            self._close()
+            try:
+                self._close()
+            except BaseException:
+                if not self._database.closed:  # a signal handler in a long call does it: not now
+                    self._open, self._thread = True, before
+                raise
 
     def _check_idle(self) -> None:
         if self._database.calling:
@@ -549,6 +558,17 @@ class Connection(Whole, Functions):
         """What converts a row on its way out: text_factory and detect_types."""
         return conversion.finisher(statement, self._detect_types, self._text_factory)
 
+
+# Connections with a lock, which a thread that the child of a fork does not have may be holding.
+_shared: Final[WeakValueDictionary[int, Connection]] = WeakValueDictionary()
+
+
+def _forked() -> None:
+    for connection in _shared.values():
+        connection._lock = RLock()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 _new: Callable[[type[Cursor]], Cursor] = object.__new__
 

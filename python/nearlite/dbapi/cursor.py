@@ -339,10 +339,12 @@ class Cursor:
         return self._next_row()
 
     def _next_row(self) -> Any:
-        while self._fill():
-            for row in self._rows:
+        while True:
+            rows = self._rows
+            for row in rows:
                 return row
-        return None
+            if not self._fill(rows):
+                return None
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """At most `size` rows (default: ``arraysize``)."""
@@ -352,8 +354,10 @@ class Cursor:
             raise OverflowError("Python int too large to convert to C int")
         if wanted < 1:  # the standard library counts to a number it never meets
             return self.fetchall()
+        batch = self._rows
         rows = list(islice(self._made(), wanted))
-        while len(rows) < wanted and self._fill():
+        while len(rows) < wanted and self._fill(batch):
+            batch = self._rows
             rows.extend(islice(self._made(), wanted - len(rows)))
         return rows
 
@@ -361,11 +365,10 @@ class Cursor:
         """All rows that are left."""
         if self._barred is not None or self._connection._thread != get_ident():
             self._check()
-        if self._row_factory is None:
-            rows = list(self._rows)
-        else:
-            rows = list(self._made())
-        while self._fill():
+        batch = self._rows
+        rows = list(batch if self._row_factory is None else self._made())
+        while self._fill(batch):
+            batch = self._rows
             rows.extend(self._made())
         return rows
 
@@ -396,7 +399,7 @@ class Cursor:
             if self._rows is not rows:
                 self._check()  # closed by the loop
                 continue
-            if self._statement is None or not self._fill():
+            if not self._fill(rows):
                 return
 
     def __next__(self) -> Any:
@@ -405,15 +408,20 @@ class Cursor:
             raise StopIteration
         return row
 
-    def _fill(self) -> bool:
-        """Fetch the next batch; False at the end."""
-        statement = self._statement
-        if statement is None:
-            return False
-        if self._barred is not None:
-            raise ProgrammingError(self._barred)
+    def _fill(self, read: Iterator[Any]) -> bool:
+        """Fetch the batch behind `read`, which has no more rows; False at the end.
+
+        Another thread may have done so meanwhile.
+        """
+        if self._statement is None:
+            return self._rows is not read
         connection = self._connection
         with connection._guard():
+            if self._barred is not None:  # closed, or this is a callback of its own: others have waited
+                raise ProgrammingError(self._barred)
+            statement = self._statement
+            if statement is None or self._rows is not read:
+                return self._rows is not read
             self._barred = _RECURSIVE
             try:
                 rows = statement.fetch()
@@ -427,9 +435,9 @@ class Cursor:
                 if statement.flags & DML:
                     self._rowcount = connection._database.changes
                 connection._give(statement)
-        self._rows = iter(rows)
-        if self._row_factory is not None or connection._raw_rows:
-            self._wrap(statement)
+            self._rows = iter(rows)
+            if self._row_factory is not None or connection._raw_rows:
+                self._wrap(statement)
         return True
 
     # ------------------------------------------------------------ the rest of PEP 249

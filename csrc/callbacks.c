@@ -14,6 +14,7 @@
 */
 #include "callbacks.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,12 +25,17 @@
 nl_trampolines nl_python;
 
 static __thread nl_call *callbacks_current;
-static int callbacks_ended;          /* atomic: only callbacks_last may call */
-static pthread_t callbacks_last;
+static int callbacks_ended;          /* atomic: handlers of atexit are running, or the interpreter ends */
+static pthread_t callbacks_last;     /* who runs them, and ends it */
+static int (*callbacks_finalizing)(void); /* whether it ends now; NULL: Python does not say */
 
 void nl_set_trampolines(const nl_trampolines *trampolines)
 {
     nl_python = *trampolines;
+    /* Public since 3.13, and there before. It may be called without the interpreter's lock. */
+    void *found = dlsym(RTLD_DEFAULT, "Py_IsFinalizing");
+    if (!found) found = dlsym(RTLD_DEFAULT, "_Py_IsFinalizing");
+    memcpy(&callbacks_finalizing, &found, sizeof found);
 }
 
 void nl_callbacks_end(void)
@@ -40,8 +46,10 @@ void nl_callbacks_end(void)
 
 int nl_callbacks_allowed(void)
 {
-    return !__atomic_load_n(&callbacks_ended, __ATOMIC_ACQUIRE)
-        || pthread_equal(callbacks_last, pthread_self());
+    if (!__atomic_load_n(&callbacks_ended, __ATOMIC_ACQUIRE)) return 1;
+    if (pthread_equal(callbacks_last, pthread_self())) return 1;
+    /* Handlers that were registered before ours run behind it, and may wait for other threads. */
+    return callbacks_finalizing && !callbacks_finalizing();
 }
 
 /* ---------------------------------------------------------------- one call */
@@ -49,7 +57,7 @@ int nl_callbacks_allowed(void)
 int nl_call_begin(nl_call *call, nl_db *db, sqlite3_context *context, int use)
 {
     if (!nl_python.call) return 0;
-    /* The interpreter is about to end, and with it the process: a thread that would have to be told so stays
+    /* The interpreter ends, and with it the process: a thread that would have to be told so stays
     ** here, as CPython's own threads do. A failure would come as a traceback out of nowhere. */
     while (!nl_callbacks_allowed()) pause();
     *call = (nl_call){.db = db, .context = context, .outer = callbacks_current, .caller = db->caller};

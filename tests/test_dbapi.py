@@ -1045,6 +1045,15 @@ def test_a_connection_that_a_signal_handler_cannot_close_stays_open():
         connection.execute("SELECT 1")
 
 
+@pytest.mark.parametrize("fetch", ["fetchone", "fetchall", "fetchmany", "__next__", "__iter__"])
+def test_rows_are_not_lost_when_a_factory_raises_stop_iteration(fetch):
+    with closing(nearlite.connect(":memory:")) as connection:
+        connection.row_factory = lambda _cursor, _row: next(iter(()))
+        cursor = connection.execute("SELECT 1 UNION ALL SELECT 2")
+        with pytest.raises(RuntimeError):
+            list(getattr(cursor, fetch)())
+
+
 def test_threads_that_share_a_cursor_lose_no_rows():
     with closing(nearlite.connect(":memory:", check_same_thread=False)) as connection:
         connection.execute("CREATE TABLE t(a)")

@@ -804,6 +804,31 @@ def test_the_interpreter_ends_while_functions_run():
     assert "[(5,)]" in done.stdout
 
 
+def test_handlers_at_exit_may_wait_for_threads_that_are_called_back():
+    """Those that were registered before nearlite was imported run behind its own."""
+    done = run("""
+        import atexit, threading
+        end = threading.Event()
+        def stop():
+            end.set()
+            thread.join()
+            print("joined", connection.execute("SELECT f(1)").fetchone())
+        atexit.register(stop)
+        import nearlite
+        connection = nearlite.connect(":memory:", check_same_thread=False)
+        connection.create_function("f", 1, lambda x: x)
+        begun = threading.Event()
+        def work():
+            while not end.is_set():
+                connection.execute("SELECT f(value) FROM json_each('[1,2,3]')").fetchall()
+                begun.set()
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        begun.wait()
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "joined (1,)\n", "")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_neither_calls_nor_frees():
     done = run("""

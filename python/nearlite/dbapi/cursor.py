@@ -11,7 +11,7 @@ every attribute in it was measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice, repeat
+from itertools import chain, islice
 from operator import index
 from threading import get_ident
 from types import SimpleNamespace
@@ -103,7 +103,10 @@ class _Made:
     def __next__(self) -> Any:
         row = next(self._rows)
         cursor: Any = self._cursor()
-        return cursor._row_factory(cursor, row)
+        try:
+            return cursor._row_factory(cursor, row)
+        except StopIteration as stopped:  # would end the rows, in silence (PEP 479)
+            raise RuntimeError("row_factory raised StopIteration") from stopped
 
 
 class Cursor:
@@ -417,7 +420,9 @@ class Cursor:
             return self._rows is not read
         connection = self._connection
         with connection._guard():
-            if self._barred is not None:  # closed, or this is a callback of its own: others have waited
+            if (
+                self._barred is not None
+            ):  # closed, or this is a callback of its own: others have waited
                 raise ProgrammingError(self._barred)
             statement = self._statement
             if statement is None or self._rows is not read:
@@ -556,7 +561,11 @@ class Cursor:
     def _made(self) -> Iterator[Any]:
         """The rows of the present batch for who takes many of them: the factory is called without `_Made`."""
         factory = self._row_factory
-        return self._rows if factory is None else map(factory, repeat(self), self._plain_rows)
+        if factory is None:
+            return self._rows
+        return (
+            factory(self, row) for row in self._plain_rows
+        )  # its StopIteration is a RuntimeError
 
     def _converted(self, statement: Result, rows: Iterator[Any]) -> Iterator[Any]:
         finish = self._connection._finisher(statement)

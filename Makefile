@@ -18,7 +18,7 @@ LASTING = HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -m soak -n $(JOBS) --dist l
   -p no:cacheprovider -o faulthandler_timeout=0
 BENCH ?=
 
-.PHONY: help build demo test lint types asserts cpython sanitize fuzz soak bench wheel format clean distclean
+.PHONY: help build demo test lint types asserts cpython sanitize races fuzz soak bench wheel format clean distclean
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -76,6 +76,11 @@ sanitize: .venv/ready ## The C core's tests under address and undefined-behaviou
 	NEARLITE_FFI=sanitize ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
 	  $(PY) -m pytest -n $(JOBS) --dist loadgroup --core
+
+races: .venv/ready ## Threads in everything that they may share, under ThreadSanitizer
+	$(PY) build_ffi.py races
+	NEARLITE_FFI=races LD_PRELOAD="$$(cc -print-file-name=libtsan.so)" \
+	  TSAN_OPTIONS="exitcode=66 suppressions=$(CURDIR)/.ci/races.supp" $(PY) tests/races.py
 
 fuzz: .venv/ready ## Fuzz the C decoders with libFuzzer, SECONDS each (default 60)
 	@sh .ci/packages build fuzz

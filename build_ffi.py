@@ -118,8 +118,17 @@ VARIANTS = {
     # -fno-sanitize-recover turns a finding into a failing test instead of a line on stderr.
     "sanitize": ["-O1", "-g", "-UNDEBUG", "-DNL_TEST=1", "-fsanitize=address,undefined"]
     + ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
+    # Python itself is not instrumented: what it does with its lock is seen all the same.
+    "races": [
+        "-O1",
+        "-g",
+        "-UNDEBUG",
+        "-DNL_TEST=1",
+        "-fsanitize=thread",
+        "-fno-omit-frame-pointer",
+    ],
 }
-LINK = {"sanitize": ["-fsanitize=address,undefined"]}
+LINK = {"sanitize": ["-fsanitize=address,undefined"], "races": ["-fsanitize=thread"]}
 HOMEBREW_OPENSSL = ["/opt/homebrew/opt/openssl@3", "/usr/local/opt/openssl@3"]
 
 

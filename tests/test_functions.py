@@ -709,7 +709,8 @@ def test_nothing_leaks_of_everything(way, tmp_path):
         blocks, resident = rounds(40)
         after, later = rounds(120)
         assert after - blocks < 200
-        assert later - resident < 3 << 20  # one statement that stays costs 5 KB and more
+        if os.environ.get("NEARLITE_FFI") != "sanitize":  # ASan keeps what was freed, for a while
+            assert later - resident < 3 << 20  # one statement that stays costs 5 KB and more
     assert not callbacks.carried
 
 

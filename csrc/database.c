@@ -756,6 +756,7 @@ int nl_db_load_extension(nl_db *db, const char *path, const char *entry, nl_erro
 
 /* ---------------------------------------------------------------- scripts */
 
+/* sql[n] is a NUL, as behind all bytes of Python's. */
 int nl_db_exec(nl_db *db, const char *sql, size_t n, nl_error *err)
 {
     const char *end = sql + n;

@@ -94,6 +94,9 @@ class RemoteConnection(ForwardingConnection):
             state = state_of_request(response.status, code)
             raise refusal(response.status, code, message, None, state=state)
 
+    def _holds_file(self) -> bool:
+        return False
+
     def _check_idle(self) -> None:
         """Nothing of the program is called: see `_callbacks`."""
 

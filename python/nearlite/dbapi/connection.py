@@ -367,9 +367,12 @@ class Connection(Whole, Functions):
             try:
                 self._close()
             except BaseException:
-                if not self._database.closed:  # a signal handler in a long call does it: not now
+                if self._holds_file():  # a signal handler in a long call does it: not now
                     self._open, self._thread = True, before
                 raise
+
+    def _holds_file(self) -> bool:
+        return not self._database.closed
 
     def _check_idle(self) -> None:
         if self._database.calling:

@@ -416,7 +416,8 @@ class Cursor:
 
         Another thread may have done so meanwhile.
         """
-        if self._statement is None:
+        statement = self._statement
+        if statement is None:
             return self._rows is not read
         connection = self._connection
         with connection._guard():
@@ -424,8 +425,7 @@ class Cursor:
                 self._barred is not None
             ):  # closed, or this is a callback of its own: others have waited
                 raise ProgrammingError(self._barred)
-            statement = self._statement
-            if statement is None or self._rows is not read:
+            if self._statement is not statement or self._rows is not read:
                 return self._rows is not read
             self._barred = _RECURSIVE
             try:

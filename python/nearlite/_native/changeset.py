@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import msgspec
 
-# A buffer is given back at once (`with`): a traceback may keep it in a cycle, which the collector of Python
-# before 3.12.6 takes apart in an order that crashes the process.
 from nearlite import errors
 from nearlite._native._lib import check, ffi, lib, new_error
 from nearlite._native.database import Database
+
+# A buffer is given back at once (`with`): a traceback may keep it in a cycle, which the collector of Python
+# before 3.12.6 takes apart in an order that crashes the process.
 
 ON_CONFLICT: Final = {
     "abort": lib.NL_CONFLICT_ABORT,

@@ -421,9 +421,8 @@ class Cursor:
             return self._rows is not read
         connection = self._connection
         with connection._guard():
-            if (
-                self._barred is not None
-            ):  # closed, or this is a callback of its own: others have waited
+            # Closed, or this is a callback of its own: other threads have waited.
+            if self._barred is not None:
                 raise ProgrammingError(self._barred)
             if self._statement is not statement or self._rows is not read:
                 return self._rows is not read
@@ -563,9 +562,8 @@ class Cursor:
         factory = self._row_factory
         if factory is None:
             return self._rows
-        return (
-            factory(self, row) for row in self._plain_rows
-        )  # its StopIteration is a RuntimeError
+        # Not map(): a StopIteration of the factory is to be an error, not the end of the rows.
+        return (factory(self, row) for row in self._plain_rows)
 
     def _converted(self, statement: Result, rows: Iterator[Any]) -> Iterator[Any]:
         finish = self._connection._finisher(statement)

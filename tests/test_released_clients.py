@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import pytest
 from serving import app_of, serving
 
 from nearlite import minting
+from nearlite.applications import RelayApp
+from nearlite.relay import Relay
 from nearlite.tls import server_context
+from nearlite.tokens import authority
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent / ".cache" / "clients"
@@ -71,9 +75,21 @@ def npm() -> Path:
     )
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    with serving(app_of(tmp_path / "data.db", durability="normal", auth_token=TOKEN)) as port:
+@pytest.fixture(params=["primary", "edge", "relay"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of a primary, of an edge, and of a replica that serves replicas: clients see no difference."""
+    with ExitStack() as stack:
+        primary = app_of(tmp_path / "data.db", durability="normal", auth_token=TOKEN)
+        port = stack.enter_context(serving(primary))
+        if request.param != "primary":
+            path, above = tmp_path / "below.db", f"http://127.0.0.1:{port}"
+            below = RelayApp(
+                path,
+                lambda: Relay.open(path, above, token=TOKEN),
+                authority=authority(TOKEN),
+                edge=request.param == "edge",
+            )
+            port = stack.enter_context(serving(below))
         yield f"http://127.0.0.1:{port}"
 
 

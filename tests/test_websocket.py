@@ -692,7 +692,7 @@ def test_what_came_behind_a_large_message_is_carried_out_when_the_server_ends(
         return json.dumps(told).encode()
 
     async def converse(executor: Any, peer: Hears) -> None:
-        talk = Conversation(executor, Json(), 3, peer, lambda _: FULL)
+        talk = Conversation(executor, Json(), 3, peer, lambda _: FULL, lambda _: None)
         insert = "INSERT INTO t VALUES (length(?))"
         for told in (
             json.dumps({"type": "hello", "jwt": None}).encode(),

@@ -288,6 +288,9 @@ def asgi(
     upstream: str | None = None,
     upstream_token: str | Callable[[], str] | None = None,
     sync_interval: float | Literal["live"] = "live",
+    edge: bool = False,
+    region: str | None = None,
+    max_staleness: float | None = None,
     encryption_key: EncryptionKey | None = None,
     limits: Limits | None = None,
     hooks: Hooks | None = None,
@@ -300,7 +303,7 @@ def asgi(
     (docs/databases.md).
 
     With `upstream` the database is a replica of the one there, and serves further replicas: its changes
-    are answered here, SQL by the primary.
+    are answered here, SQL by the primary. With `edge` as well, what only looks is run here (docs/edge.md).
 
     It owns the database from its first request (or its lifespan startup) until its lifespan
     shutdown; an application that it is mounted in calls ``await app.shutdown()`` itself. Needs
@@ -325,6 +328,9 @@ def asgi(
       upstream_token: what is sent there, or a callable that answers it.
       sync_interval: "live", or seconds between two looks there; for those who ask what is there now it is
         looked in any case.
+      edge: run what only looks on the replica.
+      region: where the edge is, told with its answers.
+      max_staleness: seconds; with an upstream that cannot be asked for so long, an edge refuses to read.
       encryption_key: the file is sealed, and created so, and what lies beside it as well
         (docs/encryption.md): see :func:`nearlite.keys.key_of` for what may be given.
       limits: what clients are allowed: sizes, numbers, times.
@@ -374,6 +380,8 @@ def asgi(
     if host_suffix is not None:
         raise ProgrammingError("host_suffix needs data_dir")
     where = Path(path)
+    if upstream is None and (edge or max_staleness is not None):
+        raise ProgrammingError("an edge needs an upstream")
     if upstream is not None:
         from nearlite.background import check_interval
         from nearlite.http import normalise_url
@@ -397,6 +405,9 @@ def asgi(
             shared_cache=shared_cache,
             limits=limits,
             hooks=hooks,
+            edge=edge,
+            region=region,
+            max_staleness=max_staleness,
             metrics=metrics,
         )
     if network:

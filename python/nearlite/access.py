@@ -135,6 +135,44 @@ class OneToken:
         """See `Authority`."""
 
 
+class Guiding:
+    """An authority whose refusals are told as the guides to edges tell them, whatever is wrong with a token.
+
+    Args:
+      authority: knows tokens.
+    """
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+
+    def access(self, scope: Scope, database: str) -> Access:
+        """See `Authority`."""
+        try:
+            return self._authority.access(scope, database)
+        except HttpError as error:
+            missing = header(scope, b"authorization") is None
+            raise _guided(error, missing=missing) from None
+
+    def of_token(self, token: str | None, database: str) -> Access:
+        """See `Authority`."""
+        try:
+            return self._authority.of_token(token, database)
+        except HttpError as error:
+            raise _guided(error, missing=token is None) from None
+
+    def meet(self, scope: Scope) -> None:
+        """See `Authority`."""
+        self._authority.meet(scope)
+
+
+def _guided(error: HttpError, *, missing: bool) -> HttpError:
+    if error.status != 401:
+        return error
+    return unauthorized(
+        "Missing Authorization header" if missing else "Invalid authorization token"
+    )
+
+
 def bearer(scope: Scope) -> str:
     """The token of a request. Raises HttpError 401: it has none."""
     given = header(scope, b"authorization")

@@ -13,6 +13,7 @@ from nearlite.access import Access, Authority
 from nearlite.announcing import LISTEN
 from nearlite.changes import Feed
 from nearlite.dumping import Dumping
+from nearlite.edge import Edge
 from nearlite.exchange import NO_STORE, HttpError, Receive, Scope, Send
 from nearlite.exposition import Sample
 from nearlite.hooks import Hooks
@@ -22,6 +23,7 @@ from nearlite.meters import Counts, Meters
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
 from nearlite.relay import Relay
+from nearlite.relaying import Relaying
 from nearlite.routes import Routes
 from nearlite.server import App, Served, SqlRoutes
 from nearlite.streams import Holders, baton_key
@@ -223,7 +225,9 @@ class PrimaryApp(App):
 
 
 class RelayApp(App):
-    """One replica behind HTTP: its changes, and its primary's SQL. Build it with `nearlite.asgi`.
+    """One replica behind HTTP: its changes, and SQL. Build it with `nearlite.asgi`.
+
+    SQL is its primary's, or where it is an edge: what only looks is run on the replica.
 
     Args:
       path: the replica's file.
@@ -234,6 +238,9 @@ class RelayApp(App):
       limits: of the server; those of streams are the primary's.
       metrics: ``GET /metrics`` tells what was counted.
       hooks: are told of requests, commits, rolls.
+      edge: it is one.
+      region: where that is, told with its answers.
+      max_staleness: seconds; with a primary that cannot be asked for so long, an edge does not read its replica.
     """
 
     def __init__(
@@ -247,6 +254,9 @@ class RelayApp(App):
         limits: Limits | None = None,
         metrics: bool = False,
         hooks: Hooks | None = None,
+        edge: bool = False,
+        region: str | None = None,
+        max_staleness: float | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -258,6 +268,9 @@ class RelayApp(App):
             hooks=hooks,
         )
         self._open_relay = open_relay
+        self._edge = edge
+        self._region = region
+        self._max_staleness = max_staleness
         self._above = ""
 
     async def _listen(self, scope: Scope, _receive: Receive, send: Send, _access: Access) -> None:
@@ -268,9 +281,25 @@ class RelayApp(App):
         await self._answering.whole(send, 307, b"", headers=told)
 
     async def _open(self) -> tuple[Served, Feed, SqlRoutes]:
-        relay = await asyncio.get_running_loop().run_in_executor(None, self._open_relay)
-        self._above = relay.upstream.transport.url
-        self._dumping = Dumping(relay.connect, self._answering)
-        feed = self._feed_of(relay, relay)
-        routes = Passing(relay.upstream.transport, self._answering, self._deadlines)
-        return relay, feed, routes
+        loop = asyncio.get_running_loop()
+        relay = await loop.run_in_executor(None, self._open_relay)
+        try:
+            key = await loop.run_in_executor(None, baton_key, Path(f"{self._path}-nearlite"))
+            self._above = relay.upstream.transport.url
+            self._dumping = Dumping(relay.connect, self._answering)
+            feed = self._feed_of(relay, relay)
+            edge = Edge(
+                relay.upstream,
+                relay.connect,
+                key=key,
+                limits=self.limits,
+                reads=self._edge,
+                region=self._region,
+                max_staleness=self._max_staleness,
+            )
+            routes = Routes(edge, feed.shown, self._answering, self._deadlines, self._guard)
+            passing = Passing(relay.upstream.transport, self._answering, self._deadlines)
+        except BaseException:
+            await loop.run_in_executor(None, relay.close)
+            raise
+        return relay, feed, Relaying(routes, passing, self._deadlines, edge=self._edge)

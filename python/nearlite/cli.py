@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -49,6 +48,7 @@ from nearlite.options import (
     tls_options,
     token_options,
 )
+from nearlite.proxy_command import proxy
 from nearlite.replica import Replica
 from nearlite.resealing import decrypt_file, encrypt_file
 from nearlite.token_commands import token as token_commands
@@ -272,14 +272,7 @@ def serve(
                 hooks=lines,
             )
             what = f"{database}, a replica of {relay.upstream.transport.url},"
-        http_server.raise_limit()
-        listening.listen(http_server.BACKLOG)  # from here on clients wait instead of being refused
-        name = f"[{host}]" if ":" in host else host
-        scheme = "http" if tls is None else "https"
-        print(f"serving {what} at {scheme}://{name}:{listening.getsockname()[1]}", flush=True)
-        # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OK))
-        http_server.server(app, tls).run(sockets=[listening])
+        http_server.run_at(listening, host, app, tls, lambda url: f"serving {what} at {url}")
 
 
 def _only_with_upstream(context: click.Context, upstream: str | None) -> None:
@@ -600,6 +593,7 @@ def keygen(*, out: Path | None) -> int:
 
 cli.add_command(token_commands)
 cli.add_command(db)
+cli.add_command(proxy)
 
 
 def wide_console() -> Console:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from nearlite import hrana
 from nearlite.access import Access
 from nearlite.exchange import HttpError
+from nearlite.execution import Execution
 from nearlite.hrana import (
     BatchRequest,
     Plan,
@@ -37,7 +38,7 @@ from nearlite.hrana.sockets import (
     check_version,
 )
 from nearlite.lanes import LARGE, Lane, Opened, Peer, Talk
-from nearlite.pipeline import Executor
+from nearlite.streams import Stream
 
 log = logging.getLogger("nearlite.server")
 
@@ -62,6 +63,7 @@ class Conversation:
       version: of Hrana.
       peer: the client.
       grant: what the holder of a token may do; raises HttpError.
+      opened: told of every stream that is opened.
 
     Attributes:
       ended: done when it is over and nothing of it is left.
@@ -70,13 +72,15 @@ class Conversation:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Execution,
         codec: Codec,
         version: int,
         peer: Peer,
         grant: Callable[[str | None], Access],
+        opened: Callable[[Stream], None],
     ) -> None:
         self._executor = executor
+        self._opened = opened
         self._codec = codec
         self._version = version
         self._peer = peer
@@ -303,6 +307,7 @@ class Conversation:
             return
         stream = self._executor.streams.open()
         self._executor.streams.untake(stream)
+        self._opened(stream)
         self._streams[request.stream_id] = Lane(self._talk, stream)
         self._talk.done(number, "open_stream")
 

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Final
 
+from nearlite.execution import Execution
 from nearlite.hrana import RunBatch
 from nearlite.leaving import Leaving
-from nearlite.pipeline import Executor
 from nearlite.streams import Stream
 
 FETCHED: Final = 1 << 20
@@ -29,7 +29,7 @@ class Cursor:
 
     __slots__ = ("_entries", "_executor", "_pieces", "_plan", "_room", "_stream", "expired")
 
-    def __init__(self, executor: Executor, stream: Stream, plan: RunBatch) -> None:
+    def __init__(self, executor: Execution, stream: Stream, plan: RunBatch) -> None:
         self._executor = executor
         self._stream = stream
         self._plan = plan

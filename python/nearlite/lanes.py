@@ -13,11 +13,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from nearlite.access import FULL, Access
+from nearlite.execution import Execution
 from nearlite.fetching import Cursor
 from nearlite.hrana import Plan, ProtocolError, Refused, RunBatch, StatementError
 from nearlite.hrana.sockets import Codec
 from nearlite.leaving import Departure, GoneError
-from nearlite.pipeline import Executor
 from nearlite.statements import Kind
 from nearlite.streams import Stream
 
@@ -71,7 +71,7 @@ class Talk:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Execution,
         codec: Codec,
         peer: Peer,
         settled: Callable[[], None],
@@ -331,7 +331,7 @@ class Lane:
     def close(self, number: int) -> None:
         """Close the stream, with its cursor."""
         cursor = self._cursor
-        if self._stream.session is not None or (cursor is not None and cursor.open_ended):
+        if self._stream.carries or (cursor is not None and cursor.open_ended):
             self._begin(self._close(number))
             return
         self._untime()

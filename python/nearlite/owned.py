@@ -26,12 +26,11 @@ from nearlite.hrana import (
     StatementError,
     Step,
 )
+from nearlite.reads import PIECE
 from nearlite.session import OverrunError, Session
 from nearlite.statements import Kind, Prepared
 from nearlite.streams import Stream, Turn
 
-PIECE: Final = 256 << 10
-"""Bytes of a cursor that are read and sent at a time."""
 LIGHT_SECONDS: Final = 0.001
 """Of processor time: a transaction that took less so far has written little."""
 _QUIET: Final = Step("", want_rows=False)

@@ -21,7 +21,6 @@ from nearlite.access import Access
 from nearlite.errors import OfflineError
 from nearlite.exchange import (
     Answering,
-    Client,
     ClientGoneError,
     Deadlines,
     Headers,
@@ -52,7 +51,7 @@ _WHOLE: Final = 1 << 20
 """Bytes of an answer that is taken in one piece."""
 _PIECE: Final = 256 << 10
 _PROTOBUF: Final = "/v3-protobuf/"
-_BatonOf = Callable[[bytes], "str | None"]
+BatonOf = Callable[[bytes], "str | None"]
 _Asked = tuple[Sent, Response, "bytes | None"]
 _UP: Final = frozenset(
     [
@@ -90,6 +89,14 @@ def _baton_of(body: bytes) -> str | None:
         return None
 
 
+async def reader_of_batons(path: str) -> BatonOf:
+    """What finds the baton in requests to that path, and in their answers."""
+    if path.startswith(_PROTOBUF):
+        found: BatonOf = (await load_protobuf()).baton_of
+        return found
+    return _baton_of
+
+
 class Passing:
     """Hands requests on to an upstream. Event loop thread only.
 
@@ -99,8 +106,6 @@ class Passing:
       deadlines: of bodies.
     """
 
-    displaced = False
-
     def __init__(self, transport: Transport, answering: Answering, deadlines: Deadlines) -> None:
         self._transport = transport
         self._answering = answering
@@ -109,44 +114,20 @@ class Passing:
         self._of_streams = ThreadPoolExecutor(_OF_STREAMS, thread_name_prefix="nearlite-up")
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def pipeline(
-        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
-    ) -> None:
-        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST v3-protobuf/pipeline``, ``POST nl/v1/sql``."""
-        await self._pass(path, scope, receive, send, access)
-
-    async def cursor(
-        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
-    ) -> None:
-        """``POST v3/cursor``, ``POST v3-protobuf/cursor``."""
-        await self._pass(path, scope, receive, send, access)
-
-    async def alone(
-        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
-    ) -> None:
-        """``POST v1/execute``, ``POST v1/batch``."""
-        await self._pass(path, scope, receive, send, access)
-
-    def short(
-        self, _path: str, _scope: Scope, _body: bytes, _client: Client, _access: Access
-    ) -> bool:
-        """Nothing is answered at once: there is another server to be asked."""
-        return False
-
-    async def socket(
+    async def answer(
         self,
-        _scope: Scope,
-        _receive: Receive,
-        _send: Send,
-        _grant: Callable[[str | None], Access],
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        access: Access,
+        *,
+        body: bytes | None = None,
     ) -> None:
-        """A WebSocket is not accepted. Raises HttpError 501."""
-        raise HttpError(
-            501,
-            "NOT_SERVED",
-            "A replica that serves replicas hands SQL on over HTTP alone; ask the primary, or use a URL "
-            "that begins with http",
-        )
+        """Whatever is posted to a path that runs SQL; `body`: it has been read already."""
+        if body is None:
+            body = await read_body(scope, receive, self._deadlines)
+        await self._pass(path, scope, receive, send, access, body)
 
     async def close(self) -> None:
         """Let what is under way end; its answers go to nobody once the transport is closed."""
@@ -156,9 +137,14 @@ class Passing:
     # ------------------------------------------------------------------ one request
 
     async def _pass(
-        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+        self,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        access: Access,
+        body: bytes,
     ) -> None:
-        body = await read_body(scope, receive, self._deadlines)
         query: str = scope.get("query_string", b"").decode("latin-1")
         target = path.lstrip("/") + (f"?{query}" if query else "")
         headers = {
@@ -166,9 +152,7 @@ class Passing:
             for name, value in scope["headers"]
             if name in _UP
         } | _rights(access)
-        baton_of = _baton_of
-        if path.startswith(_PROTOBUF):
-            baton_of = (await load_protobuf()).baton_of
+        baton_of = await reader_of_batons(path)
         leaving = Leaving(receive)
         try:
             sent, response, whole = await self._ask(
@@ -195,7 +179,7 @@ class Passing:
         headers: dict[str, str],
         leaving: Leaving,
         access: Access,
-        baton_of: _BatonOf = _baton_of,
+        baton_of: BatonOf = _baton_of,
     ) -> _Asked:
         """What was sent, the head of its answer, and its body if it is small.
 
@@ -253,7 +237,7 @@ class Passing:
         return sent, response, whole
 
     async def _answer(
-        self, response: Response, whole: bytes, send: Send, access: Access, baton_of: _BatonOf
+        self, response: Response, whole: bytes, send: Send, access: Access, baton_of: BatonOf
     ) -> str | None:
         """Send a small answer on; the baton in it."""
         kind = response.header("content-type").encode("latin-1")
@@ -303,7 +287,7 @@ class Passing:
         asked: asyncio.Future[_Asked],
         *,
         access: Access,
-        baton_of: _BatonOf,
+        baton_of: BatonOf,
     ) -> None:
         """Nobody wants what comes of it."""
         if asked.cancelled() or asked.exception() is not None:
@@ -362,7 +346,7 @@ def _down(response: Response) -> Headers:
     return tuple((name.encode(), value.encode("latin-1")) for name, value in found if value)
 
 
-def _baton_in(response: Response, body: bytes, baton_of: _BatonOf) -> str | None:
+def _baton_in(response: Response, body: bytes, baton_of: BatonOf) -> str | None:
     """The baton in the answer to a pipeline."""
     if response.status != 200:
         return None

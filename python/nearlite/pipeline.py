@@ -23,9 +23,9 @@ from typing import Final, Literal, Protocol, TypeVar
 
 from nearlite import hrana
 from nearlite._native.database import Database
-from nearlite._native.hrana import CURSOR
 from nearlite.announcing import Announcing
 from nearlite.atonce import AtOnce
+from nearlite.exchange import Headers, Scope
 from nearlite.group import Job
 from nearlite.hooks import Hooks
 from nearlite.hrana import Answered, Execute, GetAutocommit, Plan, RunBatch, StatementError
@@ -35,9 +35,9 @@ from nearlite.limits import Limits
 from nearlite.meters import Counts
 from nearlite.owned import Owned, Work
 from nearlite.position import Position
+from nearlite.reads import INLINE_STEPS, SLOW_READERS, Reads
 from nearlite.rolling import Host, Rolls
-from nearlite.routing import Router
-from nearlite.session import OverrunError, Session
+from nearlite.session import Session
 from nearlite.statements import Kind
 from nearlite.streams import EndingError, Holders, Stream, Streams, Turn
 from nearlite.threads import Threads
@@ -46,17 +46,12 @@ from nearlite.writer import Writer
 
 log = logging.getLogger("nearlite.server")
 
-INLINE_STEPS: Final = 50_000
-"""Virtual machine steps of a read on the event loop: some 0.5 ms."""
-INLINE_BYTES: Final = 1 << 20
-"""Bytes of its result."""
 _IN_A_ROW: Final = 64
 """Requests of one pipeline that are run on the event loop before others have their turn."""
 _INTERRUPT_EVERY: Final = 0.05
 """Seconds until what a client that has left is still running is interrupted again."""
 BUSY_MS: Final = 5000
 """Milliseconds that a statement in a thread waits for other programs' locks."""
-_SLOW_READERS: Final = 8
 TICK: Final = 0.25
 """Seconds between looks at what is overdue."""
 _LINGER: Final = 1.0  # seconds; then an idle thread of one database among many ends
@@ -88,7 +83,7 @@ class Upstream(Host, Protocol):
 
 
 class Executor:
-    """Everything one server has to run SQL with. Event loop thread only, except `_deliver` and `_committed`.
+    """Everything one server has to run SQL with: an `Execution`. Event loop thread only, except `_deliver` and `_committed`.
 
     Args:
       upstream: the primary.
@@ -130,11 +125,18 @@ class Executor:
         linger = None if threads is None else _LINGER
         self._rolls = Rolls(upstream, self.turn, self.counts, linger=linger)
         self.announcing = Announcing()
-        self._reader = self._open(readonly=True, shared=True)
+        # As many threads as there can be connections in use, so that nobody waits for a thread
+        # that another's transaction keeps.
+        self._threads = Threads(limits.max_transactions + SLOW_READERS, threads)
+        self._reads = Reads(
+            lambda: self._open(readonly=True, shared=True),
+            self._threads,
+            lambda sql: self._writer.lasts(sql),  # noqa: PLW0108 - there is none yet
+            limits.max_response_bytes,
+        )
         if threads is not None:
-            self._reader.kept = _FEW_TEXTS
-        self._reader.hurry(INLINE_STEPS)
-        self._seen = (0, 0, 0)  # counters the reader has now
+            self._reads.reader.kept = _FEW_TEXTS
+        self._router = self._reads.router
         self._writer = Writer(
             self._open_shared,
             self._committed,
@@ -144,13 +146,7 @@ class Executor:
             self.counts.grouped,
             linger=linger,
         )
-        self._router = Router(self._reader, self._writer.lasts)
         self._owned = Owned(self.turn, self._committed)
-        # As many threads as there can be connections in use, so that nobody waits for a thread
-        # that another's transaction keeps.
-        self._threads = Threads(limits.max_transactions + _SLOW_READERS, threads)
-        self._slow = asyncio.Semaphore(_SLOW_READERS)
-        self._slow_sessions: list[Session] = []
         self._lending = Lending(limits.max_transactions, self._open_in_thread)
         #: the path names another file than the one that is open: whoever serves refuses
         self.displaced = False
@@ -197,6 +193,13 @@ class Executor:
     async def _open_in_thread(self, readonly: bool) -> Session:
         return await self._threads.run(lambda: self._open(readonly=readonly))
 
+    def heed(self, stream: Stream, scope: Scope) -> None:
+        """See `Execution`."""
+
+    def told(self, _stream: Stream) -> Headers:
+        """See `Execution`."""
+        return ()
+
     # ------------------------------------------------------------------ on the event loop
 
     def now(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> Kind | None:
@@ -205,7 +208,7 @@ class Executor:
         Returns:
           None when that was all, otherwise where the next one is to run.
         """
-        reader = self._reader
+        reads = self._reads
         last = len(results) + _IN_A_ROW
         room = self._room(results)
         while len(results) < len(plans):
@@ -219,15 +222,10 @@ class Executor:
             if isinstance(kind, StatementError):
                 results.append(hrana.error_result(kind))
             elif kind is Kind.READ:
-                if self._seen is not stream.counters:
-                    self._seen = stream.counters
-                    reader.native.set_counters(*self._seen)
                 if len(results) >= last:
                     return Kind.SLOW
-                reader.room = min(INLINE_BYTES, room)
-                try:
-                    result = reader.read(plan)
-                except OverrunError:
+                result = reads.at_once(stream, plan, room)
+                if result is None:
                     return Kind.SLOW
                 room -= len(result)
                 results.append(result)
@@ -269,7 +267,8 @@ class Executor:
             if isinstance(kind, StatementError):
                 results.append(hrana.error_result(kind))
             elif kind <= Kind.SLOW:
-                results.append(await self._in_reader(stream, plan, leaving, self._room(results)))
+                room = self._room(results)
+                results.append(await self._reads.in_thread(stream, plan, leaving, room))
             elif kind is Kind.WRITE and stream.access.write:
                 await self._grouped(stream, plans, results, leaving)
             else:
@@ -346,38 +345,6 @@ class Executor:
                 return False
             plans = plans[1:]
         return not any(map(self._runs, plans))
-
-    # ------------------------------------------------------------------ slow reads
-
-    async def _in_reader(self, stream: Stream, plan: Plan, leaving: Leaving, room: int) -> bytes:
-        async with self._slow:
-            session = await self._slow_session()
-            try:
-                session.native.set_counters(*stream.counters)
-                session.room = room
-                return await self._thread(session, leaving, lambda: session.read(plan))
-            except OverrunError:  # the schema has changed since it was classified
-                error = hrana.sqlite_error("database schema has changed", 17)
-                return hrana.error_result(error)
-            finally:
-                self._slow_sessions.append(session)
-
-    async def _slow_session(self) -> Session:
-        if self._slow_sessions:
-            return self._slow_sessions.pop()
-        return await self._threads.run(lambda: self._open(readonly=True, shared=True))
-
-    async def _thread(self, session: Session, leaving: Leaving, work: Callable[[], _T]) -> _T:
-        """Run work on a session in a thread; when the client leaves, it is interrupted."""
-        future = self._threads.run(work)
-        if not await either(future, leaving):
-            # Again and again: it may not have begun yet, or be between two statements.
-            while not future.done():
-                session.database.interrupt()
-                await asyncio.wait({future}, timeout=_INTERRUPT_EVERY)
-            future.exception()
-            raise GoneError
-        return future.result()
 
     # ------------------------------------------------------------------ writes
 
@@ -553,7 +520,9 @@ class Executor:
         assert session is not None
         try:
             while True:
-                ready = await self._thread(session, leaving, lambda: next(work, _END))
+                ready = await self._threads.until_left(
+                    lambda: next(work, _END), session.database.interrupt, leaving
+                )
                 if isinstance(ready, _End):
                     return
                 if ready is None:
@@ -602,14 +571,8 @@ class Executor:
             return hrana.cursor_error(kind)
         if kind is not Kind.READ:
             return None
-        self._seen = stream.counters
-        self._reader.native.set_counters(*self._seen)
-        try:
-            self._reader.room = min(INLINE_BYTES, self.limits.max_response_bytes)
-            outcomes = self._reader.outcomes(plan.steps, shape=CURSOR)
-        except OverrunError:
-            return None
-        return hrana.cursor_body(outcomes)
+        outcomes = self._reads.entries_at_once(stream, plan)
+        return None if outcomes is None else hrana.cursor_body(outcomes)
 
     def may_keep(self, stream: Stream, plan: RunBatch) -> bool:
         """Whether a batch may leave a transaction or settings on its stream."""
@@ -739,11 +702,9 @@ class Executor:
     def rest(self) -> None:
         """Nobody has asked for a while, nothing is `running` or `lent`: keep one connection, and little in it."""
         self._lending.close_spare()
-        while self._slow_sessions:
-            self._slow_sessions.pop().close()
         if self._at_once.idle:
             self._at_once.close()
-        self._reader.shrink()
+        self._reads.rest()
 
     def want_roll(self) -> None:
         """End the running generation as soon as nobody is in the way."""
@@ -783,8 +744,7 @@ class Executor:
             ended.result()
         self.streams.close()
         self._at_once.close()
-        for session in [self._reader, *self._slow_sessions]:
-            session.close()
+        self._reads.close()
         self._lending.close()
 
 

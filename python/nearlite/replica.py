@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nearlite import wire
 from nearlite._native._lib import HashError, NotReplicaError, SealBrokenError
@@ -543,9 +543,7 @@ class Replica(Observed):
             path = "nl/v1/sql?v=2" if self._compact else "nl/v1/sql"
             headers["Nearlite-Position"] = str(state.position)
             headers["Nearlite-Hash"] = f"{state.hash:016x}"
-        with self.transport.request(
-            "POST", path, body=body, headers=headers, deadline=deadline, repeatable=False
-        ) as response:
+        with self._post(path, body, headers, deadline, notes) as response:
             if response.status != 200:
                 code, message = wire.decode_error(response.error_body())
                 local = None if state is None else Local.of(state)
@@ -560,7 +558,23 @@ class Replica(Observed):
                 notes.answered(response.header)
             if response.header("content-type") != wire.ANSWER_TYPE:
                 return json_of(response)
-            return self._take_answer(response, state, deadline)
+            return self._take_answer(response, state, deadline, notes)
+
+    def _post(
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        deadline: Deadline,
+        notes: Notes | None,
+    ) -> Response:
+        if notes is None or notes.sent is None:
+            return self.transport.request(
+                "POST", path, body=body, headers=headers, deadline=deadline, repeatable=False
+            )
+        sent = self.transport.send(path, deadline, body=body, headers=headers)
+        notes.sent(sent)
+        return sent.answer(deadline)
 
     def _standing(self, deadline: Deadline) -> State:
         """Where it stands; repaired first if it is not what it says."""
@@ -570,7 +584,9 @@ class Replica(Observed):
             self._repair_because(error, deadline)
         return self.state(wait=left(deadline))
 
-    def _take_answer(self, response: Response, state: State | None, deadline: Deadline) -> bytes:
+    def _take_answer(
+        self, response: Response, state: State | None, deadline: Deadline, notes: Notes | None
+    ) -> bytes:
         """u32 length, JSON, page set or nothing."""
         answered = time.monotonic()
         position = response.header("nearlite-position")
@@ -580,6 +596,8 @@ class Replica(Observed):
             if size > wire.MAX_JSON:
                 raise AnswerError(f"the primary announced {size} bytes of JSON")
             answer = exactly(response, size)
+            if notes is not None:
+                notes.answer = bytes(answer)
             if reader.at_end():
                 moved = state is not None and position not in ("", str(state.position))
                 if moved and response.header("nearlite-autocommit") != "0":

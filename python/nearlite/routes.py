@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from nearlite import compression, hrana
+from nearlite.above import POSITION
 from nearlite.access import Access
 from nearlite.asked import ReplicaOf
 from nearlite.delivered import Delivered
@@ -28,9 +29,9 @@ from nearlite.exchange import (
     load_protobuf,
     read_body,
 )
+from nearlite.execution import Execution
 from nearlite.hrana import Planner, ProtocolError, Refused
 from nearlite.leaving import Leaving
-from nearlite.pipeline import Executor
 from nearlite.running import Ran, Running, begin
 from nearlite.shown import Shown
 from nearlite.sockets import Sockets
@@ -76,7 +77,7 @@ class Routes:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Execution,
         shown: Shown,
         answering: Answering,
         deadlines: Deadlines,
@@ -98,7 +99,7 @@ class Routes:
         return self._executor.displaced
 
     @property
-    def executor(self) -> Executor:
+    def executor(self) -> Execution:
         """Runs SQL."""
         return self._executor
 
@@ -116,11 +117,22 @@ class Routes:
     # ------------------------------------------------------------------ pipelines
 
     async def pipeline(
-        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+        self,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        access: Access,
+        *,
+        body: bytes | None = None,
     ) -> None:
-        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``: `path` is one of VERSIONS, or PROTOBUF."""
+        """``POST v2/pipeline``, ``POST v3/pipeline``, ``POST nl/v1/sql``: `path` is one of VERSIONS, or PROTOBUF.
+
+        `body`: it has been read already.
+        """
         replica = self.shown.replica(scope) if path == SQL else None
-        body = await read_body(scope, receive, self._deadlines)
+        if body is None:
+            body = await read_body(scope, receive, self._deadlines)
         decode = hrana.decode_pipeline
         if path == PROTOBUF:
             decode = (await load_protobuf()).decode_pipeline
@@ -150,7 +162,8 @@ class Routes:
         except hrana.StatementError as error:
             sqlite = 500 if error.code.startswith("SQLITE_") else 400
             raise HttpError(_STATUS.get(error.code, sqlite), error.code, error.message) from None
-        answer, headers = await compression.compressed(scope, answer, ())
+        told = self._executor.told(running.stream)
+        answer, headers = await compression.compressed(scope, answer, told)
         await self._answering.whole(send, 200, answer, headers=headers)
 
     def short(self, path: str, scope: Scope, body: bytes, client: Client, access: Access) -> bool:
@@ -237,15 +250,18 @@ class Routes:
 
     def told(self, ran: Ran) -> Headers:
         """Headers of an answer without a page set: to clients of ours also where the database stands."""
+        told = self._executor.told(ran.stream)
         if not ran.headers or not ran.outside:
-            return ran.headers
-        return (*ran.headers, self.shown.position())
+            return (*ran.headers, *told)
+        if any(name == POSITION for name, _ in told):  # an edge's, which its primary has told
+            return (*ran.headers, *told)
+        return (*ran.headers, *told, self.shown.position())
 
     # ------------------------------------------------------------------ streams
 
     def expect(self, stream: Stream, client: Expecting | None) -> None:
         """An answer with the stream's baton was sent: end the stream when it turns out not to arrive."""
-        if stream.session is None or client is None:
+        if client is None or not stream.carries:
             return  # nobody waits for anything that it has
         sequence = stream.sequence
         client.expect(lambda: self._soon(self._abandon(stream, sequence)))
@@ -269,7 +285,7 @@ class Routes:
     def leave_now(self, stream: Stream, *, kept: bool) -> None:
         """The same without waiting."""
         surplus = self._executor.streams.done(stream)
-        if not kept and stream.session is not None:
+        if not kept and stream.carries:
             self._soon(self._executor.close_stream(stream))
         elif not kept:
             self._executor.streams.forget(stream)
@@ -284,11 +300,19 @@ class Routes:
     # ------------------------------------------------------------------ cursors
 
     async def cursor(
-        self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
+        self,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        access: Access,
+        *,
+        body: bytes | None = None,
     ) -> None:
-        """``POST v3/cursor``: `path` is CURSOR or PROTOBUF_CURSOR."""
+        """``POST v3/cursor``: `path` is CURSOR or PROTOBUF_CURSOR; `body`: it has been read already."""
         executor = self._executor
-        body = await read_body(scope, receive, self._deadlines)
+        if body is None:
+            body = await read_body(scope, receive, self._deadlines)
         decode, tell_head, tell, content_type = (
             hrana.decode_cursor,
             _as_it_is,
@@ -301,7 +325,7 @@ class Routes:
             tell, content_type = protobuf.cursor_lines, _PROTOBUF_CURSOR_TYPE
         request = await _aside(decode, body)
         streams = executor.streams
-        stream = begin(streams, request.baton, scope, access)
+        stream = begin(executor, request.baton, scope, access)
         kept = False
         leaving = Leaving(receive)
         try:
@@ -314,7 +338,8 @@ class Routes:
                 kept = True
                 head = tell_head(hrana.cursor_head(streams.give(stream)))
                 answer = head + await _aside(tell, entries)
-                answer, headers = await compression.compressed(scope, answer, ())
+                told = executor.told(stream)
+                answer, headers = await compression.compressed(scope, answer, told)
                 await self._answering.whole(send, 200, answer, content_type, headers)
                 return
             assert not isinstance(plan, Refused)
@@ -323,14 +348,17 @@ class Routes:
             head = tell_head(hrana.cursor_head(streams.give(stream, uncertain=uncertain)))
             encoding = compression.accepted(scope)
             headers = () if encoding is None else compression.told(encoding)
-            await self._answering.start(send, 200, content_type, headers)
             smaller = compression.stream(encoding)
             pieces = executor.cursor(stream, plan, leaving)
             try:
-                async for piece in pieces:
-                    told = smaller.piece(head + await _aside(tell, piece))
-                    await self._answering.piece(send, told)
+                piece = await anext(pieces, b"")  # there is something to be told of it now
+                headers = (*headers, *executor.told(stream))
+                await self._answering.start(send, 200, content_type, headers)
+                while piece:
+                    sent = smaller.piece(head + await _aside(tell, piece))
+                    await self._answering.piece(send, sent)
                     head = b""
+                    piece = await anext(pieces, b"")
                 await self._answering.piece(send, smaller.piece(head) + smaller.end())
             finally:
                 await pieces.aclose()

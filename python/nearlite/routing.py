@@ -20,6 +20,11 @@ _SMALL: Final = 16 << 10  # characters and bytes of its texts and arguments
 _UNCOUNTED: Final = re.compile(
     r"\W*(?:delete|drop|create|alter|reindex|vacuum|analyze)\b", re.ASCII | re.IGNORECASE
 )
+_LOCKLESS: Final = re.compile(
+    r"\s*BEGIN(?:\s+(?:DEFERRED|READONLY))?(?:\s+TRANSACTION(?:\s+READONLY)?)?\s*;?\s*",
+    re.ASCII | re.IGNORECASE,
+)
+LOOKS: Final = frozenset({Kind.READ, Kind.SLOW, Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 _BEGUN: Final = frozenset({Kind.BEGIN, Kind.READ, Kind.WRITE})
 _ENDS: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 
@@ -84,6 +89,37 @@ class Router:
         except (StatementError, NotSharedError):
             return False
         return kinds[0] is Kind.BEGIN and _BEGUN.issuperset(kinds)
+
+    def leaves_only(self, plan: Plan, kinds: frozenset[Kind]) -> bool:
+        """Whether all statements of a request are of these kinds, as far as can be seen here."""
+        try:
+            if isinstance(plan, Execute):
+                return self._reader.prepare(plan.step.sql).kind in kinds
+            if isinstance(plan, RunBatch):
+                return all(self._reader.prepare(step.sql).kind in kinds for step in plan.steps)
+            if isinstance(plan, Script):
+                return self._of_script(plan, kinds)
+        except (StatementError, NotSharedError, UnicodeEncodeError):
+            return False
+        return True
+
+    def is_snapshot(self, plan: RunBatch) -> bool:
+        """Whether a batch is a transaction from BEGIN to COMMIT that only looks, and wants no lock."""
+        if not plan.steps or not _LOCKLESS.fullmatch(plan.steps[0].sql):
+            return False
+        if not self.leaves_only(plan, LOOKS):
+            return False
+        return any(self._reader.prepare(step.sql).kind is Kind.COMMIT for step in plan.steps)
+
+    def _of_script(self, plan: Script, kinds: frozenset[Kind]) -> bool:
+        if len(plan.sql) > _LONG_SCRIPT:
+            return False
+        text, at = plan.sql.encode(), 0
+        while (found := self._reader.split(text, at)) is not None:
+            prepared, at = found
+            if prepared.kind not in kinds:
+                return False
+        return True
 
     def _description(self, plan: Describe) -> Kind | StatementError:
         try:

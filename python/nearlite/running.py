@@ -9,11 +9,11 @@ from typing import Final, NamedTuple
 from nearlite import hrana
 from nearlite.access import Access
 from nearlite.exchange import Headers, HttpError, Receive, Scope, header
+from nearlite.execution import Execution
 from nearlite.hrana import Plan, Planner
 from nearlite.leaving import Leaving
-from nearlite.pipeline import Executor
 from nearlite.statements import Kind
-from nearlite.streams import Stream, Streams
+from nearlite.streams import Stream
 
 _COUNTERS: Final = b"nearlite-counters"
 _THREE_NUMBERS: Final = re.compile(rb"(-?[0-9]{1,19}),(-?[0-9]{1,19}),(-?[0-9]{1,19})")
@@ -65,20 +65,19 @@ class Running:
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Execution,
         version: int,
         request: hrana.PipelineBody,
         scope: Scope,
         access: Access,
     ) -> None:
         self._counters = _counters(scope)
-        streams = executor.streams
         self._executor = executor
         self._request = request
         self._plans: list[Plan] = []
         self._results: list[bytes] = []
         self._left: Kind | None = None
-        self.stream = begin(streams, request.baton, scope, access)
+        self.stream = begin(executor, request.baton, scope, access)
         self._planner = Planner(version, self.stream.stored, executor.limits.max_statements)
 
     def now(self) -> bool:
@@ -130,14 +129,16 @@ class Running:
         return Ran(stream, hrana.pipeline_answer(baton, self._results), outside, headers, kept)
 
 
-def begin(streams: Streams, baton: str | None, scope: Scope, access: Access) -> Stream:
+def begin(executor: Execution, baton: str | None, scope: Scope, access: Access) -> Stream:
     """The stream of a request, busy from now on.
 
     Raises:
       ProtocolError: the baton is not good; HttpError 429: the client has too many streams.
     """
-    holder = access.holder_at(scope.get("client"))
-    return streams.open(access, holder) if baton is None else streams.take(baton, access, holder)
+    streams, holder = executor.streams, access.holder_at(scope.get("client"))
+    stream = streams.open(access, holder) if baton is None else streams.take(baton, access, holder)
+    executor.heed(stream, scope)
+    return stream
 
 
 def _counters(scope: Scope) -> tuple[int, int, int] | None:

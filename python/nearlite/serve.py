@@ -7,10 +7,12 @@ import contextlib
 import gc
 import logging
 import resource
+import signal
 import socket
 import ssl
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -158,6 +160,32 @@ def check_admin(host: str, *, token: str | None) -> None:
             "delete databases. Give --admin-token-file FILE (or NEARLITE_ADMIN_TOKEN), or let the admin API "
             "listen on 127.0.0.1. Nothing was started"
         )
+
+
+def run_at(
+    listening: socket.socket,
+    host: str,
+    app: Serves,
+    tls: ssl.SSLContext | None,
+    tell: Callable[[str], str],
+) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+      listening: bound.
+      host: as it is called.
+      app: what is served.
+      tls: over TLS.
+      tell: the line on standard output that says so, with the URL.
+    """
+    raise_limit()
+    listening.listen(BACKLOG)  # from here on clients wait instead of being refused
+    name = f"[{host}]" if ":" in host else host
+    scheme = "http" if tls is None else "https"
+    print(tell(f"{scheme}://{name}:{listening.getsockname()[1]}"), flush=True)
+    # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    server(app, tls).run(sockets=[listening])
 
 
 def run(app: Serves, host: str, port: int) -> None:

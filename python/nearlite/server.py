@@ -428,6 +428,8 @@ class App:
         except HttpError:
             return None
         until, encoding = access.until, accepted(scope)
+        cookie = header(scope, b"cookie")
+        cookies: Headers = () if cookie is None else ((b"cookie", cookie),)
 
         def poll(target: bytes, _varying: Headers, body: bytes, client: Client) -> bool:
             feed, routes = self._feed, self._routes
@@ -442,7 +444,7 @@ class App:
             head: Scope = {
                 "path": path,
                 "query_string": query,
-                "headers": varying,
+                "headers": (*varying, *cookies),
                 "client": client.address,
                 ACCEPTED: encoding,
             }

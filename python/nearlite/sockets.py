@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from nearlite.access import Access
@@ -16,9 +17,9 @@ from nearlite.exchange import (
     Scope,
     Send,
 )
+from nearlite.execution import Execution
 from nearlite.greeting import GREETING, Greeting, accept
 from nearlite.lanes import Peer
-from nearlite.pipeline import Executor
 
 SOCKET: Final = "nearlite.socket"
 """ASGI extension of our own server: a `Direct` to the client."""
@@ -45,7 +46,7 @@ class Sockets:
       deadlines: of answers.
     """
 
-    def __init__(self, executor: Executor, deadlines: Deadlines) -> None:
+    def __init__(self, executor: Execution, deadlines: Deadlines) -> None:
         self._executor = executor
         self._deadlines = deadlines
         self._open: set[Conversation] = set()
@@ -70,7 +71,14 @@ class Sockets:
         greeting: Greeting = scope.get(GREETING) or await accept(scope, send)
         direct: Direct | None = (scope.get("extensions") or {}).get(SOCKET)
         peer: Peer = _Outgoing() if direct is None else direct
-        conversation = Conversation(self._executor, greeting.codec, greeting.version, peer, grant)
+        conversation = Conversation(
+            self._executor,
+            greeting.codec,
+            greeting.version,
+            peer,
+            grant,
+            partial(self._executor.heed, scope=scope),
+        )
         self._open.add(conversation)
         conversation.ended.add_done_callback(lambda _: self._open.discard(conversation))
         try:

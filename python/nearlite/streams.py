@@ -27,6 +27,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+from nearlite.above import Above
 from nearlite.access import FULL, Access
 from nearlite.exchange import HttpError
 from nearlite.hrana import ProtocolError
@@ -47,6 +48,7 @@ class Stream:
     """One client's stream.
 
     Attributes:
+      above: what an edge keeps of it; None where it has nothing to keep, and on a primary.
       access: what the client of its present request may do.
       holder: the client that began it, as `Access.holder_at` tells.
       number: identity in batons.
@@ -70,11 +72,12 @@ class Stream:
     """
 
     __slots__ = (
-        "access", "alone", "busy", "closed", "counters", "ending", "holder", "in_transaction", "light", "number", "opened",
+        "above", "access", "alone", "busy", "closed", "counters", "ending", "holder", "in_transaction", "light", "number", "opened",
         "paused", "readonly", "sequence", "session", "settings", "sticky", "stored", "turn", "used",
     )  # fmt: skip
 
     def __init__(self, number: int, now: float, holder: Hashable = None) -> None:
+        self.above: Above | None = None
         self.access = FULL
         self.holder = holder
         self.number = number
@@ -102,7 +105,7 @@ class Stream:
         Raises:
           ProtocolError: its transaction or settings are of a token that may do something else; they stay.
         """
-        if self.session is not None and self.access.write is not access.write:
+        if self.carries and self.access.write is not access.write:
             what = "may write" if self.access.write else "reads only"
             raise ProtocolError(
                 f"The stream was begun with a token that {what}, and it goes on only with such a one; nothing "
@@ -111,6 +114,11 @@ class Stream:
                 403,
             )
         self.access = access
+
+    @property
+    def carries(self) -> bool:
+        """Whether a connection somewhere is its own: a transaction, or settings."""
+        return self.session is not None or (self.above is not None and self.above.baton is not None)
 
     def take_settings(self) -> None:
         """Note which settings its requests have changed on its connection."""
@@ -198,7 +206,7 @@ class Streams:
     def _make_room(held: OrderedDict[Stream, Streams]) -> None:
         """End a client's stream that nobody will miss: its baton simply begins a new one."""
         for stream, where in held.items():
-            if not stream.busy and stream.session is None and stream.flags == 0:
+            if not stream.busy and not stream.carries and stream.flags == 0:
                 where.forget(stream)
                 return
         raise HttpError(
@@ -236,6 +244,14 @@ class Streams:
         self.busy += 1
         stream.used = self._clock()
         return stream
+
+    def owns(self, baton: str) -> bool:
+        """Whether a baton is one of this server's, whatever has become of its stream."""
+        try:
+            self._read(baton)
+        except ProtocolError:
+            return False
+        return True
 
     def untake(self, stream: Stream) -> None:
         """Nothing was done, and its baton is still good."""

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from nearlite.leaving import GoneError, Leaving, either
+
+_INTERRUPT_EVERY: Final = 0.05
+"""Seconds until what a client that has left is still running is interrupted again."""
 _TIDYING: Final = 5.0  # seconds in which what was begun may begin more
 _TURNS: Final = 8  # of the event loop, in which whoever waited for a thread has gone on
 
@@ -35,6 +39,20 @@ class Threads:
         self._running.add(mine)
         mine.add_done_callback(self._forget)
         return asyncio.wrap_future(done)
+
+    async def until_left(
+        self, work: Callable[[], _T], interrupt: Callable[[], object], leaving: Leaving
+    ) -> _T:
+        """Run it; when the client leaves, it is interrupted. Raises GoneError then."""
+        future = self.run(work)
+        if not await either(future, leaving):
+            # Again and again: it may not have begun yet, or be between two statements.
+            while not future.done():
+                interrupt()
+                await asyncio.wait({future}, timeout=_INTERRUPT_EVERY)
+            future.exception()
+            raise GoneError
+        return future.result()
 
     def _forget(self, done: asyncio.Future[object]) -> None:
         self._running.discard(done)

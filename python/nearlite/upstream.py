@@ -49,6 +49,7 @@ from nearlite.errors import (
     ProgrammingError,
     SyncError,
 )
+from nearlite.http import Sent
 from nearlite.position import Position
 from nearlite.sync import REQUEST_SENT
 
@@ -78,15 +79,21 @@ class Notes:
       told: the server told the counters.
       read: position and state hash of the snapshot that the transaction has read, or "".
       position: of the primary after the request, if the server told and no transaction is open.
+      reads_only: what would write is refused there.
+      sent: called with the request when it is under way, for whoever wants to end it.
+      answer: the pipeline's answer, from when it has come: whatever fails then, it was carried out.
     """
 
-    __slots__ = ("counters", "position", "read", "told")
+    __slots__ = ("answer", "counters", "position", "read", "reads_only", "sent", "told")
 
     def __init__(self, counters: Counters) -> None:
         self.counters = counters
         self.told = False
         self.read = ""
         self.position: Position | None = None
+        self.reads_only = False
+        self.sent: Callable[[Sent], object] | None = None
+        self.answer: bytes | None = None
 
     def headers(self) -> dict[str, str]:
         """Of the request."""
@@ -96,6 +103,8 @@ class Notes:
         }
         if self.read:
             headers["Nearlite-Read"] = self.read
+        if self.reads_only:
+            headers["Nearlite-Access"] = "read"
         return headers
 
     def answered(self, header: Callable[[str], str]) -> None:

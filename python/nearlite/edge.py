@@ -1,0 +1,563 @@
+"""An edge runs SQL in two places: what only looks on its replica, everything else on the primary.
+
+Where a request runs:
+
+* it only looks, and its stream has nothing open above: here, at once or in a thread;
+* it writes: above, and the answer brings what it wrote, so that the next read here sees it. One request;
+* it begins a transaction or changes a setting: above, as all that follows on its stream does until the
+  transaction has ended (settings: as long as the stream lives);
+* it does not compile here: above, whose schema may be newer;
+* its client has seen a position (a header, a cookie) that the replica has not reached: it waits a moment,
+  and then is run above.
+
+What is above is not always there. Reads go on with what is here, whose age answers tell, until that
+is more than `max_staleness`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from nearlite import hrana
+from nearlite._native.database import Database
+from nearlite.above import Above, led_to, wanted
+from nearlite.access import Access
+from nearlite.errors import Error, OfflineError, SyncError, UnauthorizedError
+from nearlite.exchange import Headers, Scope
+from nearlite.freshness import Reached
+from nearlite.hrana import (
+    Answered,
+    GetAutocommit,
+    Plan,
+    Refused,
+    RunBatch,
+    StatementError,
+    requests,
+)
+from nearlite.http import Sent
+from nearlite.leaving import GoneError, Leaving, either
+from nearlite.limits import Limits
+from nearlite.position import Position
+from nearlite.reads import PIECE, SLOW_READERS, Reads
+from nearlite.session import Session
+from nearlite.statements import Kind
+from nearlite.streams import Stream, Streams
+from nearlite.threads import Threads
+from nearlite.upstream import Notes
+
+log = logging.getLogger("nearlite.server")
+
+AT_A_TIME: Final = 64
+"""Requests that are above at once; those beyond wait for one to come back."""
+OF_STREAMS: Final = 160
+"""Requests of streams with something open above, beside them: more than a primary has connections, so that the
+end of a transaction never waits for those who wait for that end."""
+MOMENT: Final = 0.25
+"""Seconds in which what a client has seen elsewhere is expected to come here."""
+_REGION: Final = b"nearlite-region"
+_IN_A_ROW: Final = 64
+"""Requests of one pipeline that are run on the event loop before others have their turn."""
+_TICK: Final = 0.25
+"""Seconds between looks at what is overdue."""
+_PATIENCE: Final = 3600.0
+"""Seconds that a statement may run on the primary; a client that leaves ends it sooner."""
+_PLAIN: Final = frozenset({Kind.READ, Kind.SLOW, Kind.WRITE})
+_CONTROLS: Final = frozenset({*_PLAIN, Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
+
+
+class Copy(Protocol):
+    """The replica of an edge: nearlite.replica.Replica."""
+
+    @property
+    def reached(self) -> Reached:
+        """How far this process has brought the file."""
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds since it was known to equal its primary."""
+
+    @property
+    def last_error(self) -> Error | None:
+        """What the last look at the primary failed with, or None."""
+
+    def wait_for(self, position: Position, timeout: float | None = None) -> None:
+        """Return when the file is at or beyond `position`."""
+
+    def forward(
+        self,
+        body: bytes,
+        *,
+        visible: bool,
+        network_timeout: float | None = None,
+        notes: Notes | None = None,
+    ) -> bytes:
+        """Send a pipeline to the primary; apply what it wrote before returning."""
+
+
+class Edge:
+    """Runs SQL on a replica and on its primary: an `Execution`. Event loop thread only.
+
+    Args:
+      copy: the replica.
+      connect: opens a connection that reads it.
+      key: secret of the batons.
+      limits: of the server; those of transactions are the primary's.
+      reads: run what only looks here; False: all of it above.
+      region: where it is, told with its answers.
+      max_staleness: seconds; with a primary that cannot be asked for so long, nothing is read here.
+    """
+
+    displaced = False
+
+    def __init__(
+        self,
+        copy: Copy,
+        connect: Callable[[], Database],
+        *,
+        key: bytes,
+        limits: Limits,
+        reads: bool = True,
+        region: str | None = None,
+        max_staleness: float | None = None,
+    ) -> None:
+        self._copy = copy
+        self._where: Headers = () if region is None else ((_REGION, _printable(region)),)
+        self.limits = limits
+        self._loop = asyncio.get_running_loop()
+        self.streams = Streams(key, limits)
+        self._here = reads
+        self._most_stale = max_staleness
+        self._threads = Threads(SLOW_READERS)
+        self._reads = Reads(
+            lambda: Session(connect(), shared=True, readonly=True, limits=limits),
+            self._threads,
+            lambda _: False,
+            limits.max_response_bytes,
+        )
+        self._router = self._reads.router
+        self._up = Threads(AT_A_TIME)
+        self._of_streams = Threads(OF_STREAMS)
+        self._working: set[asyncio.Task[None]] = set()
+        self._age: float | None = None  # of what is here, while the primary cannot be asked
+        self._closed = False
+        self._tick: asyncio.TimerHandle | None = None
+        self._look()
+
+    # ------------------------------------------------------------------ one request and its headers
+
+    def heed(self, stream: Stream, scope: Scope) -> None:
+        """See `Execution`: what its reads have to have reached."""
+        position = wanted(scope)
+        above = stream.above
+        if above is not None:
+            above.wrote = None
+        if position is None or self._copy.reached.includes(position):
+            return
+        if above is None:
+            above = stream.above = Above()
+        above.after = position
+
+    def told(self, stream: Stream) -> Headers:
+        """See `Execution`: where its writes have led, and how old its reads are if the primary is away."""
+        above = stream.above
+        told = self._where
+        if above is not None and above.wrote is not None:
+            told = (*told, *led_to(above.wrote))
+        if self._age is not None:
+            told = (*told, (b"nearlite-age", b"%.3f" % self._age))
+        return told
+
+    # ------------------------------------------------------------------ on the event loop
+
+    def now(self, stream: Stream, plans: Sequence[Plan], results: list[bytes]) -> Kind | None:
+        """See `Execution`."""
+        last = len(results) + _IN_A_ROW
+        room = self._room(results)
+        while len(results) < len(plans):
+            plan = plans[len(results)]
+            if isinstance(plan, Answered):
+                results.append(plan.result)
+                continue
+            kind = self._route(stream, plan)
+            if isinstance(kind, StatementError):
+                results.append(hrana.error_result(kind))
+                continue
+            if kind is not Kind.READ:
+                return kind
+            if len(results) >= last or not self._may_read(stream):
+                return Kind.SLOW
+            result = self._reads.at_once(stream, plan, room)
+            if result is None:
+                return Kind.SLOW
+            room -= len(result)
+            results.append(result)
+        return None
+
+    def _route(self, stream: Stream, plan: Plan) -> Kind | StatementError:
+        """READ or SLOW here; otherwise above. An error when it fails wherever it is run."""
+        above = stream.above
+        if above is not None and above.baton is not None:
+            return Kind.ALONE
+        if isinstance(plan, Refused):
+            return plan.error
+        kind = self._router.route(plan, after_write=False)
+        if isinstance(kind, StatementError):
+            return kind if hrana.is_refusal(kind) else Kind.ALONE
+        if not self._here:
+            return max(kind, Kind.WRITE)
+        if kind is Kind.ALONE and isinstance(plan, RunBatch) and self._router.is_snapshot(plan):
+            return Kind.SLOW
+        return kind
+
+    def _may_read(self, stream: Stream) -> bool:
+        """Whether what is here is new enough, without a look."""
+        above = stream.above
+        if above is not None and above.after is not None:
+            if not self._copy.reached.includes(above.after):
+                return False
+            above.after = None
+        return not self._too_old
+
+    @property
+    def _too_old(self) -> bool:
+        age, most = self._age, self._most_stale
+        return age is not None and most is not None and age > most
+
+    def _room(self, results: list[bytes]) -> int:
+        return self.limits.max_response_bytes - sum(map(len, results))
+
+    def group(
+        self,
+        _stream: Stream,
+        _plans: Sequence[Plan],
+        _results: list[bytes],
+        _done: Callable[[bool], None],
+    ) -> bool:
+        """See `Execution`: groups are the primary's."""
+        return False
+
+    # ------------------------------------------------------------------ what has to wait
+
+    async def finish(
+        self,
+        stream: Stream,
+        plans: Sequence[Plan],
+        results: list[bytes],
+        leaving: Leaving,
+        *,
+        alone: bool = False,  # noqa: ARG002 - nothing is in a group here
+    ) -> None:
+        """See `Execution`."""
+        while True:
+            plan = plans[len(results)]
+            kind = self._route(stream, plan)
+            if isinstance(kind, StatementError):
+                results.append(hrana.error_result(kind))
+            elif kind <= Kind.SLOW and await self._is_fresh(stream, leaving):
+                if self._too_old:
+                    results.append(hrana.error_result(self._stale()))
+                else:
+                    room = self._room(results)
+                    results.append(await self._reads.in_thread(stream, plan, leaving, room))
+            else:
+                await self._above(stream, plans, results, leaving)
+                return
+            if self.now(stream, plans, results) is None:
+                return
+
+    async def _is_fresh(self, stream: Stream, leaving: Leaving) -> bool:
+        """Whether what is here has what the client has seen, perhaps in a moment."""
+        above = stream.above
+        if self._may_read(stream) or above is None or above.after is None:
+            return True
+        position = above.after
+
+        def wait() -> bool:
+            try:
+                self._copy.wait_for(position, MOMENT)
+            except Error:  # of another history, or it does not come: the primary knows
+                return False
+            return True
+
+        waiting = self._up.run(wait)
+        if not await either(waiting, leaving):
+            raise GoneError
+        if waiting.result():
+            above.after = None
+            return True
+        return False
+
+    def _stale(self) -> StatementError:
+        return StatementError(
+            f"The primary could not be asked for {self._age or 0.0:.0f} seconds, and what is here may not be read "
+            f"for more than {self._most_stale or 0.0:g}",
+            "STALE_READ",
+        )
+
+    # ------------------------------------------------------------------ above
+
+    async def _above(
+        self, stream: Stream, plans: Sequence[Plan], results: list[bytes], leaving: Leaving
+    ) -> None:
+        """Run all that is left on the primary, with one request."""
+        left = plans[len(results) :]
+        running = [plan for plan in left if not isinstance(plan, (Answered, Refused))]
+        if running:
+            found = await self._run(stream, running, leaving)
+        else:
+            found = []
+        answers = iter(found if not isinstance(found, StatementError) else ())
+        for plan in left:
+            if isinstance(plan, Answered):
+                results.append(plan.result)
+            elif isinstance(plan, Refused):
+                results.append(hrana.error_result(plan.error))
+            elif not isinstance(found, StatementError):
+                results.append(next(answers))
+            elif isinstance(plan, GetAutocommit):
+                results.append(hrana.autocommit_result(not stream.in_transaction))
+            else:
+                results.append(hrana.error_result(found))
+
+    async def _run(
+        self, stream: Stream, plans: Sequence[Plan], leaving: Leaving
+    ) -> list[bytes] | StatementError:
+        """Stream results of plans that run above; why there are none. Raises GoneError."""
+        above = stream.above
+        if above is None:
+            above = stream.above = Above()
+        closes = above.baton is None and all(map(self._is_plain, plans))
+        if not closes:
+            above.sticky = above.sticky or not all(map(self._only_controls, plans))
+        try:
+            body = requests.pipeline(above.baton, plans, closes=closes)
+        except UnicodeEncodeError:
+            return StatementError("SQL string is not Unicode text", "SQL_PARSE_ERROR")
+        notes = Notes(stream.counters)
+        notes.reads_only = not stream.access.write
+        try:
+            answer = await self._ask(body, notes, leaving, goes_on=above.baton is not None)
+            ran = requests.ran(answer, len(plans))
+        except (GoneError, asyncio.CancelledError):
+            self._lose(stream)
+            raise
+        except SyncError as error:
+            lost = stream.in_transaction or above.sticky
+            self._lose(stream)
+            return _refusal(error, lost=lost)
+        except ValueError as error:
+            self._lose(stream)
+            return StatementError(
+                f"The primary's answer cannot be read: {error}; what was asked for may have been carried out",
+                "UPSTREAM_LOST",
+            )
+        stream.counters = notes.counters
+        if notes.position is not None:
+            above.after = above.wrote = notes.position
+        stream.in_transaction = not ran.autocommit
+        stream.sticky = above.sticky
+        # A stream above that has nothing to lose is not kept: it would only be in others' way.
+        above.baton = ran.baton if stream.in_transaction or above.sticky else None
+        return ran.results
+
+    def _is_plain(self, plan: Plan) -> bool:
+        """Whether a request leaves nothing on its stream."""
+        kind = self._router.route(plan, after_write=True)
+        return not isinstance(kind, StatementError) and kind in _PLAIN
+
+    def _only_controls(self, plan: Plan) -> bool:
+        """Whether nothing but a transaction can be left on its stream."""
+        return self._router.leaves_only(plan, _CONTROLS)
+
+    async def _ask(self, body: bytes, notes: Notes, leaving: Leaving, *, goes_on: bool) -> bytes:
+        """The primary's answer to a pipeline.
+
+        Raises:
+          SyncError: there is none.
+          GoneError: the client has left; what it asked for is interrupted up there.
+        """
+        under_way: list[Sent] = []
+        left = threading.Event()
+
+        def sent(request: Sent) -> None:
+            under_way.append(request)
+            if left.is_set():  # before it was on its way
+                request.abort()
+
+        def work() -> bytes:
+            if left.is_set():  # while it waited for its turn
+                raise GoneError
+            notes.sent = sent
+            try:
+                return self._copy.forward(
+                    body, visible=True, network_timeout=_PATIENCE, notes=notes
+                )
+            except SyncError:
+                if notes.answer is None:
+                    raise
+                # It was carried out, and could not be shown here: reads wait for it, or are run above.
+                log.warning("what a client wrote could not be shown here yet", exc_info=True)
+                return notes.answer
+
+        try:
+            asked = (self._of_streams if goes_on else self._up).run(work)
+        except RuntimeError:  # no new work after shutdown
+            raise SyncError("The server is about to end", state="nothing was carried out") from None
+        stays = False
+        try:
+            stays = await either(asked, leaving)
+        finally:
+            if not stays:  # or this is given up
+                left.set()
+                for request in under_way:
+                    request.abort()
+        if not stays:
+            raise GoneError
+        return asked.result()
+
+    def _lose(self, stream: Stream) -> None:
+        """Nobody knows what the stream above stands at: it ends."""
+        above = stream.above
+        stream.in_transaction = stream.sticky = False
+        if above is not None:
+            baton, above.baton, above.sticky = above.baton, None, False
+            if baton is not None:
+                self._soon(self._end(baton, stream.access))
+
+    async def _end(self, baton: str, access: Access) -> None:
+        """End a stream above: others wait for its transaction."""
+        notes = Notes((0, 0, 0))
+        notes.reads_only = not access.write
+        body = requests.closing(baton)
+        with contextlib.suppress(Exception):  # it ends by itself, later
+            await self._of_streams.run(lambda: self._copy.forward(body, visible=False, notes=notes))
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    # ------------------------------------------------------------------ cursors
+
+    def cursor_at_once(self, stream: Stream, plan: RunBatch) -> bytes | None:
+        """See `Execution`."""
+        kind = self._route(stream, plan)
+        if isinstance(kind, StatementError):
+            return hrana.cursor_error(kind)
+        if kind is not Kind.READ or not self._may_read(stream):
+            return None
+        outcomes = self._reads.entries_at_once(stream, plan)
+        return None if outcomes is None else hrana.cursor_body(outcomes)
+
+    def may_keep(self, stream: Stream, plan: RunBatch) -> bool:
+        """See `Execution`."""
+        kind = self._route(stream, plan)
+        return kind is Kind.ALONE
+
+    async def cursor(
+        self, stream: Stream, plan: RunBatch, leaving: Leaving
+    ) -> AsyncGenerator[bytes, None]:
+        """See `Execution`."""
+        kind = self._route(stream, plan)
+        if isinstance(kind, StatementError):
+            yield hrana.cursor_error(kind)
+        elif kind <= Kind.SLOW and await self._is_fresh(stream, leaving):
+            if self._too_old:
+                yield hrana.cursor_error(self._stale())
+                return
+            async with self._reads.entries(stream, plan, leaving) as pieces:
+                async for piece in pieces:
+                    yield piece
+        else:
+            found = await self._run(stream, [plan], leaving)
+            if isinstance(found, StatementError):
+                yield hrana.cursor_error(found)
+                return
+            async for piece in self._told_as_entries(found[0]):
+                yield piece
+
+    async def _told_as_entries(self, result: bytes) -> AsyncGenerator[bytes, None]:
+        """A batch's result as entries, in pieces."""
+        entries = requests.entries(result)
+
+        def gather() -> bytes:
+            piece = bytearray()
+            for entry in entries:
+                piece += entry
+                if len(piece) >= PIECE:
+                    break
+            return bytes(piece)
+
+        large = len(result) > PIECE
+        try:
+            while piece := (await self._threads.run(gather) if large else gather()):
+                yield piece
+        except ValueError as error:
+            yield hrana.cursor_error(
+                StatementError(
+                    f"The primary's answer cannot be read: {error}; it was carried out",
+                    "UPSTREAM_LOST",
+                )
+            )
+
+    # ------------------------------------------------------------------ ends
+
+    async def close_stream(self, stream: Stream) -> None:
+        """See `Execution`."""
+        self.streams.forget(stream)
+        self._lose(stream)
+
+    def _look(self) -> None:
+        """What is overdue, and whether the primary can be asked."""
+        self._tick = self._loop.call_later(_TICK, self._look)
+        for stream in self.streams.idle():
+            self._soon(self.close_stream(stream))
+        copy = self._copy
+        away = isinstance(copy.last_error, SyncError)
+        self._age = (copy.lag or 0.0) if away else None
+
+    async def close(self) -> None:
+        """See `Execution`."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._tick is not None:
+            self._tick.cancel()
+        for stream in self.streams:
+            if not stream.busy:
+                self._lose(stream)
+        for threads in (self._up, self._of_streams, self._threads):
+            await threads.close()
+        self.streams.close()
+        self._reads.close()
+
+
+def _printable(text: str) -> bytes:
+    """As a header can take it."""
+    return "".join(letter for letter in text if letter.isascii() and letter.isprintable()).encode()
+
+
+def _refusal(error: SyncError, *, lost: bool) -> StatementError:
+    """What a client hears of a primary that did not answer, or refused; `lost`: its transaction is."""
+    gone = "; its transaction is rolled back there" if lost else ""
+    if isinstance(error, UnauthorizedError):
+        return StatementError(
+            "The server above this one did not accept this one's token; nothing was carried out"
+            + gone,
+            "UPSTREAM_REFUSED",
+        )
+    if isinstance(error, OfflineError):
+        if error.state == "nothing was sent":
+            return StatementError(
+                f"{error.message}; nothing was carried out{gone}", "UPSTREAM_UNREACHABLE"
+            )
+        return StatementError(
+            f"{error.message}; what was asked for may have been carried out{gone}", "UPSTREAM_LOST"
+        )
+    state = f"; {error.state}" if error.state else ""
+    return StatementError(f"{error.message}{state}{gone}", error.code or "UPSTREAM_REFUSED")

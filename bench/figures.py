@@ -43,6 +43,7 @@ GIGABYTES = Unit("GB/s", 1e-9, more_is_better=True)
 BYTES = Unit("B", 1, digits=0)
 KILOBYTES = Unit("kB", 1e-3, digits=0)
 MEGABYTES = Unit("MB", 1e-6, digits=0)
+REQUESTS = Unit("requests", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +311,41 @@ FIGURES = (
         MILLISECONDS,
         "",
         (_at_most(10e-3),),
+    ),
+    Figure(
+        "edge_read",
+        "read through an edge, p50",
+        MICROSECONDS,
+        "`serve` itself",
+        (_of_peer(1.3),),
+    ),
+    Figure(
+        "edge_write",
+        "write through an edge, shown there, p50",
+        MILLISECONDS,
+        "`serve` itself",
+        (_at_most(1.5e-3),),
+    ),
+    Figure(
+        "edge_requests",
+        "requests that a write through an edge costs the primary",
+        REQUESTS,
+        "",
+        (_at_most(1),),
+    ),
+    Figure(
+        "edge_other",
+        "write through one live edge, then the read of it by position on another one, p50",
+        MILLISECONDS,
+        "",
+        (_at_most(3e-3),),
+    ),
+    Figure(
+        "edge_busy",
+        "reads of 100 clients on one edge, 1,000 others idle, no error",
+        PER_SECOND,
+        "without those",
+        (_times(0.8),),
     ),
     Figure(
         "memory_primary",

@@ -13,13 +13,16 @@ from peers import Server, free_port, serving, sqld
 
 
 @contextmanager
-def nearlite_serve(folder: Path, *, durability: str = "normal") -> Iterator[Server]:
+def nearlite_serve(
+    folder: Path, *, durability: str = "normal", metrics: bool = False
+) -> Iterator[Server]:
     """Our primary on `folder`/data.db, as users run it: a process of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [
         *(sys.executable, "-m", "nearlite", "serve", str(folder / "data.db")),
         *("--listen", f"127.0.0.1:{port}", "--durability", durability),
+        *(("--metrics",) if metrics else ()),
     ]
     with serving(command, port, folder / "serve.log") as server:
         yield server
@@ -35,6 +38,19 @@ def nearlite_below(folder: Path, upstream: str) -> Iterator[Server]:
         *("--listen", f"127.0.0.1:{port}", "--upstream", upstream),
     ]
     with serving(command, port, folder / "serve.log") as server:
+        yield server
+
+
+@contextmanager
+def nearlite_proxy(folder: Path, upstream: str, *options: str) -> Iterator[Server]:
+    """An edge of `upstream`: a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "nearlite", "proxy", "--path", str(folder / "edge.db")),
+        *("--listen", f"127.0.0.1:{port}", "--upstream", upstream, *options),
+    ]
+    with serving(command, port, folder / "proxy.log") as server:
         yield server
 
 

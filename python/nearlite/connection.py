@@ -409,6 +409,7 @@ class _Connection(HttpToolsProtocol):
 
     def answer(self, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
         """Answer the request that was taken, with status 200."""
+        self._left = None
         transport = self.transport
         if transport.is_closing():
             self.delivery.wrote(0)
@@ -445,8 +446,11 @@ class _Connection(HttpToolsProtocol):
         self._answered(whole.status)
 
     def wait(self, left: Callable[[], None]) -> None:
-        """The answer of the request that was taken takes a while; call `left` if the client leaves."""
-        self._left = left
+        """The answer of the request that was taken takes a while; call `left` if its client leaves, or has left."""
+        if self.transport.is_closing():
+            self.loop.call_soon(left)
+        else:
+            self._left = left
 
     def _is_last(self) -> bool:
         """Whether the connection is to be closed behind the answer of the request that was taken."""

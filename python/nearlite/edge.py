@@ -98,6 +98,9 @@ class Copy(Protocol):
     ) -> bytes:
         """Send a pipeline to the primary; apply what it wrote before returning."""
 
+    def announce(self) -> None:
+        """Tell those who are served from the file that something was applied."""
+
 
 class Edge:
     """Runs SQL on a replica and on its primary: an `Execution`. Event loop thread only.
@@ -143,6 +146,7 @@ class Edge:
         self._up = Threads(AT_A_TIME)
         self._of_streams = Threads(OF_STREAMS)
         self._working: set[asyncio.Task[None]] = set()
+        self._sent: set[Sent] = set()  # what is above
         self._age: float | None = None  # of what is here, while the primary cannot be asked
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
@@ -386,7 +390,8 @@ class Edge:
 
         def sent(request: Sent) -> None:
             under_way.append(request)
-            if left.is_set():  # before it was on its way
+            self._sent.add(request)
+            if left.is_set() or self._closed:  # before it was on its way
                 request.abort()
 
         def work() -> bytes:
@@ -403,6 +408,8 @@ class Edge:
                 # It was carried out, and could not be shown here: reads wait for it, or are run above.
                 log.warning("what a client wrote could not be shown here yet", exc_info=True)
                 return notes.answer
+            finally:
+                self._sent.difference_update(under_way)
 
         try:
             asked = (self._of_streams if goes_on else self._up).run(work)
@@ -531,6 +538,8 @@ class Edge:
         for stream in self.streams:
             if not stream.busy:
                 self._lose(stream)
+        for request in list(self._sent):
+            request.abort()
         for threads in (self._up, self._of_streams, self._threads):
             await threads.close()
         self.streams.close()

@@ -148,7 +148,7 @@ class Client(Expecting, Protocol):
         """Answer with what others are sent, too."""
 
     def wait(self, left: Callable[[], None]) -> None:
-        """The answer takes a while: call `left` if the client leaves before."""
+        """The answer takes a while: call `left` if the client leaves before, or has left."""
 
     @property
     def address(self) -> object:

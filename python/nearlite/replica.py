@@ -471,13 +471,23 @@ class Replica(Observed):
         self.tally.received(header.count, header.page_size, reader.received)
         return arrived
 
-    def take(self, header: SetHeader, reader: SetReader, deadline: Deadline) -> State | None:
+    def take(
+        self,
+        header: SetHeader,
+        reader: SetReader,
+        deadline: Deadline,
+        *,
+        announce: bool = True,
+    ) -> State | None:
         """Receive a set, then apply it; None when the replica has moved and nothing was written."""
         with contextlib.closing(self.receive(header, reader)) as arrived:
-            return self.apply(arrived, deadline)
+            return self.apply(arrived, deadline, announce=announce)
 
-    def apply(self, arrived: Arrived, deadline: Deadline) -> State | None:
-        """Apply a set; None when the replica does not stand at its start, and nothing was written."""
+    def apply(self, arrived: Arrived, deadline: Deadline, *, announce: bool = True) -> State | None:
+        """Apply a set; None when the replica does not stand at its start, and nothing was written.
+
+        `announce`: to those who are served from here; otherwise the caller calls `announce` soon.
+        """
         try:
             if not self._applying.acquire(timeout=left(deadline)):
                 raise is_applying()
@@ -491,14 +501,19 @@ class Replica(Observed):
         if state is not None:
             self.commit_ms = arrived.header.commit_ms
             self._equalled(arrived.as_of)
-            self._applied(state)
+            self._applied(state, announce=announce)
             if self.listeners.any:
                 self.listeners.applied(arrived.header, state)
         return state
 
-    def _applied(self, state: State) -> None:
-        self.reached.note(state.position)
+    def announce(self) -> None:
+        """Tell those who are served from this file that something was applied."""
         self._serving()
+
+    def _applied(self, state: State, *, announce: bool = True) -> None:
+        self.reached.note(state.position)
+        if announce:
+            self._serving()
         self.wal_bytes = state.wal_frames * (state.page_size + 24)
         if state.wal_frames >= CHECKPOINT_FRAMES:
             self.background.checkpoint()
@@ -519,7 +534,8 @@ class Replica(Observed):
           body: the pipeline request, JSON.
           visible: bring the replica to the state after the request (read-your-writes).
           network_timeout: as for :meth:`sync`.
-          notes: what travels beside it.
+          notes: what travels beside it. Whoever has `sent` in it calls `announce` when this has returned,
+            or raised: his client hears first.
 
         Returns:
           the pipeline's answer, JSON.
@@ -606,7 +622,8 @@ class Replica(Observed):
             header = reader.header()
             self.hears(response, header, answered)
             try:
-                applied = self.take(header, reader, deadline)
+                later = notes is not None and notes.sent is not None
+                applied = self.take(header, reader, deadline, announce=not later)
             except UnfoundedError as error:
                 self.doubt(error)
                 applied = None

@@ -31,7 +31,7 @@ from nearlite.exchange import (
 )
 from nearlite.execution import Execution
 from nearlite.hrana import Planner, ProtocolError, Refused
-from nearlite.leaving import Leaving
+from nearlite.leaving import Departure, GoneError, Leaving
 from nearlite.running import Ran, Running, begin
 from nearlite.shown import Shown
 from nearlite.sockets import Sockets
@@ -153,7 +153,7 @@ class Routes:
         self._delivered.note(number)
         try:
             if not running.now():
-                await running.finish(receive)
+                await running.finish(Leaving(receive))
             self.end(running, scope)
         finally:
             await self.leave(running.stream, kept=False)
@@ -196,8 +196,14 @@ class Routes:
         if complete:
             run.end(client)
         elif not running.group(lambda complete: run.grouped(complete, client)):
-            client.proceed(run.rest)
+            self.later(run, client)
         return True
+
+    def later(self, run: _Run, client: Client) -> None:
+        """Finish what takes time, in a task of its own, and answer without ASGI."""
+        leaving = Departure()
+        client.wait(leaving.leave)
+        self._soon(run.later(leaving, client))
 
     def end(self, running: Running, scope: Scope) -> Ran:
         """All requests of a pipeline have been executed. Raises HttpError: it is refused after all."""
@@ -446,7 +452,23 @@ class _Run:
         if complete:
             self.end(client)
         else:
-            client.proceed(self.rest)
+            self._routes.later(self, client)
+
+    async def later(self, leaving: Departure, client: Client) -> None:
+        """Execute what is left and answer. Never raises."""
+        try:
+            await self._running.finish(leaving, alone=self._alone)
+        except HttpError as error:
+            self.refuse(error, client)
+        except ProtocolError as broken:
+            self.refuse(HttpError(broken.status, broken.code, broken.message), client)
+        except GoneError:
+            self.refuse(failed(), client)  # told to nobody; its stream ends
+        except Exception:
+            log.exception("a request failed")
+            self.refuse(failed(), client)
+        else:
+            self.end(client)
 
     def end(self, client: Client) -> None:
         """All requests have been executed. Never raises: it may be called for many in a row."""
@@ -496,5 +518,5 @@ class _Run:
         await routes.answer(self._ran, self._path, scope, send, self._replica)
 
     async def _finish(self, receive: Receive) -> None:
-        await self._running.finish(receive, alone=self._alone)
+        await self._running.finish(Leaving(receive), alone=self._alone)
         self._ran = self._routes.end(self._running, self._scope)

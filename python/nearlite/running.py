@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from nearlite import hrana
 from nearlite.access import Access
-from nearlite.exchange import Headers, HttpError, Receive, Scope, header
+from nearlite.exchange import Headers, HttpError, Scope, header
 from nearlite.execution import Execution
 from nearlite.hrana import Plan, Planner
 from nearlite.leaving import Leaving
@@ -97,13 +97,12 @@ class Running:
             return False
         return self._executor.group(self.stream, self._plans, self._results, done)
 
-    async def finish(self, receive: Receive, *, alone: bool = False) -> None:
+    async def finish(self, leaving: Leaving, *, alone: bool = False) -> None:
         """Do what `now` has left; `alone`: the next request cannot be part of a group.
 
         Raises:
           GoneError: the client has disconnected.
         """
-        leaving = Leaving(receive)
         try:
             await self._executor.finish(
                 self.stream, self._plans, self._results, leaving, alone=alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -31,14 +32,38 @@ class Threads:
         self._own = shared is None
         self._running: set[asyncio.Future[object]] = set()
 
-    def run(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Run it; what it answers or raises. To cancel the future does not stop what has begun."""
+    def run(
+        self, work: Callable[[], _T], then: Callable[[], object] | None = None
+    ) -> asyncio.Future[_T]:
+        """Run it; what it answers or raises. To cancel the future does not stop what has begun.
+
+        `then`: run in the same thread behind it, when whoever waits has been told. Must not raise.
+        """
+        if then is not None:
+            return self._run_both(work, then)
         done = self._pool.submit(work)
         # Not the future that is handed out: that may be cancelled while the work goes on.
         mine: asyncio.Future[object] = asyncio.wrap_future(done)  # type: ignore[arg-type]
         self._running.add(mine)
         mine.add_done_callback(self._forget)
         return asyncio.wrap_future(done)
+
+    def _run_both(self, work: Callable[[], _T], then: Callable[[], object]) -> asyncio.Future[_T]:
+        told: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+        def both() -> None:
+            if not told.set_running_or_notify_cancel():
+                return  # given up while it waited for a thread
+            try:
+                found = work()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, somebody waits for it
+                told.set_exception(error)
+            else:
+                told.set_result(found)
+            then()
+
+        self.run(both)
+        return asyncio.wrap_future(told)
 
     async def until_left(
         self, work: Callable[[], _T], interrupt: Callable[[], object], leaving: Leaving

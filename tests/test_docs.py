@@ -20,7 +20,7 @@ from nearlite.spawn import primary
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "docs/start.md", "docs/replicas.md", "docs/server.md", "docs/operations.md"]
-PAGES += ["docs/encryption.md", "docs/databases.md", "docs/driver.md"]
+PAGES += ["docs/encryption.md", "docs/databases.md", "docs/driver.md", "docs/deploying.md"]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 # The address that the pages use; the tests put a real one in its place.
 URL = "http://127.0.0.1:8080"
@@ -146,7 +146,7 @@ def test_exactly_the_documented_exit_codes_exist():
 
 
 def test_every_link_between_pages_leads_somewhere():
-    pages = [ROOT / "README.md", ROOT / "bench" / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *ROOT.glob("*/README.md"), *(ROOT / "docs").glob("*.md")]
     links = [
         (page, target)
         for page in pages

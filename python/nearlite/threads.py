@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from nearlite.leaving import GoneError, Leaving, either
 
@@ -30,7 +31,7 @@ class Threads:
         self._loop = asyncio.get_running_loop()
         self._pool = shared or ThreadPoolExecutor(most, thread_name_prefix="nearlite-sql")
         self._own = shared is None
-        self._running: set[asyncio.Future[object]] = set()
+        self._running: set[concurrent.futures.Future[None]] = set()
 
     def run(
         self, work: Callable[[], _T], then: Callable[[], object] | None = None
@@ -39,31 +40,27 @@ class Threads:
 
         `then`: run in the same thread behind it, when whoever waits has been told. Must not raise.
         """
-        if then is not None:
-            return self._run_both(work, then)
-        done = self._pool.submit(work)
-        # Not the future that is handed out: that may be cancelled while the work goes on.
-        mine: asyncio.Future[object] = asyncio.wrap_future(done)  # type: ignore[arg-type]
-        self._running.add(mine)
-        mine.add_done_callback(self._forget)
-        return asyncio.wrap_future(done)
+        told: asyncio.Future[_T] = self._loop.create_future()
 
-    def _run_both(self, work: Callable[[], _T], then: Callable[[], object]) -> asyncio.Future[_T]:
-        told: concurrent.futures.Future[_T] = concurrent.futures.Future()
-
-        def both() -> None:
-            if not told.set_running_or_notify_cancel():
+        def job() -> None:
+            if told.cancelled():
                 return  # given up while it waited for a thread
+            found: _T | None = None
+            failure: BaseException | None = None
             try:
                 found = work()
             except BaseException as error:  # noqa: BLE001 - whatever it is, somebody waits for it
-                told.set_exception(error)
-            else:
-                told.set_result(found)
-            then()
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                # Once for each: asyncio's own way from a pool's future to the loop's wakes it several times.
+                self._loop.call_soon_threadsafe(_tell, told, found, failure)
+            if then is not None:
+                then()
 
-        self.run(both)
-        return asyncio.wrap_future(told)
+        done = self._pool.submit(job)
+        self._running.add(done)
+        done.add_done_callback(self._running.discard)
+        return told
 
     async def until_left(
         self, work: Callable[[], _T], interrupt: Callable[[], object], leaving: Leaving
@@ -79,11 +76,6 @@ class Threads:
             raise GoneError
         return future.result()
 
-    def _forget(self, done: asyncio.Future[object]) -> None:
-        self._running.discard(done)
-        if not done.cancelled():
-            done.exception()  # it is told to whoever waits for the other one
-
     @property
     def idle(self) -> bool:
         """Whether nothing runs in them."""
@@ -95,7 +87,7 @@ class Threads:
         turns = 0
         while turns < _TURNS:
             if self._running and self._loop.time() < until:
-                await asyncio.wait(self._running, timeout=until - self._loop.time())
+                await self._wait(until - self._loop.time())
                 turns = 0
             else:  # whoever waited for the last of it gets its turn
                 await asyncio.sleep(0)
@@ -103,4 +95,20 @@ class Threads:
         if self._own:
             await self._loop.run_in_executor(None, self._pool.shutdown)
         while self._running:
-            await asyncio.wait(self._running)
+            await self._wait(None)
+
+    async def _wait(self, seconds: float | None) -> None:
+        running = [asyncio.wrap_future(done) for done in tuple(self._running)]
+        if running:
+            await asyncio.wait(running, timeout=seconds)
+
+
+def _tell(told: asyncio.Future[_T], found: Any, failure: BaseException | None) -> None:
+    if told.done():  # nobody waits any more
+        return
+    if failure is None:
+        told.set_result(found)
+    elif isinstance(failure, StopIteration):  # a future cannot carry it
+        told.set_exception(RuntimeError("the work raised StopIteration"))
+    else:
+        told.set_exception(failure)

@@ -93,11 +93,22 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "data.db"
 
 
-@pytest.fixture
-def port(path: Path) -> Iterator[int]:
-    """Of a primary whose generations are short."""
+@pytest.fixture(params=["primary", "edge"])
+def port(request: pytest.FixtureRequest, path: Path, tmp_path: Path) -> Iterator[int]:
+    """Of a primary whose generations are short, or of an edge of it."""
     options = {"durability": "normal", "auth_token": TOKEN, "roll_bytes": 400_000}
-    with serving(app_of(path, **options)) as port:
+    with ExitStack() as stack:
+        port = stack.enter_context(serving(app_of(path, **options)))
+        if request.param == "edge":
+            edge = app_of(
+                tmp_path / "edge.db",
+                upstream=f"http://127.0.0.1:{port}",
+                upstream_token=TOKEN,
+                auth_token=TOKEN,
+                edge=True,
+                sync_interval=3600.0,
+            )
+            port = stack.enter_context(serving(edge))
         Client(port, TOKEN).pipeline(execute(CREATE))
         yield port
 
@@ -291,6 +302,7 @@ def test_nothing_is_pushed_without_permission(port: int, path: Path, tmp_path: P
     assert rows(path, "SELECT * FROM t") == []
 
 
+@pytest.mark.parametrize("port", ["primary"], indirect=True)
 @pytest.mark.soak
 def test_two_replicas_write_while_generations_end(
     port: int, path: Path, tmp_path: Path, soak: Soak

@@ -22,6 +22,7 @@ from nearlite.limits import Limits
 from nearlite.meters import Counts, Meters
 from nearlite.passing import Passing
 from nearlite.pipeline import Executor, Upstream
+from nearlite.pulled_through import PulledThrough
 from nearlite.relay import Relay
 from nearlite.relaying import Relaying
 from nearlite.routes import Routes
@@ -299,6 +300,13 @@ class RelayApp(App):
             )
             routes = Routes(edge, feed.shown, self._answering, self._deadlines, self._guard)
             passing = Passing(relay.upstream.transport, self._answering, self._deadlines)
+            self._pulls = PulledThrough(
+                relay.upstream.transport,
+                relay.spool,
+                relay.upstream.background.sync,
+                self._answering,
+                self._deadlines,
+            )
         except BaseException:
             await loop.run_in_executor(None, relay.close)
             raise

@@ -41,8 +41,10 @@ log = logging.getLogger("nearlite.server")
 _PAGE_SIZE: Final = 4096
 """The only one that these clients know."""
 _BYTES: Final = b"application/octet-stream"
-_EXPORT: Final = re.compile(r"/export/([0-9]{1,10})", re.ASCII)
-_SYNC: Final = re.compile(r"/sync/([0-9]{1,10})/([0-9]{1,10})/([0-9]{1,10})(/[^/]*)?", re.ASCII)
+EXPORT: Final = re.compile(r"/export/([0-9]{1,10})", re.ASCII)
+SYNC: Final = re.compile(r"/sync/([0-9]{1,10})/([0-9]{1,10})/([0-9]{1,10})(/[^/]*)?", re.ASCII)
+LINEAGE: Final = "nearlite-lineage"
+"""Header that tells of which history bases and frames are: whoever keeps them has to know."""
 _PATIENCE: Final = 20.0
 """Seconds that a base is waited for while a generation is about to end."""
 _HELD: Final = 60.0
@@ -57,6 +59,10 @@ _T = TypeVar("_T")
 
 class Frames(Protocol):
     """Generations as frames: nearlite.pulls.Pulls."""
+
+    @property
+    def lineage(self) -> int:
+        """History of what is told."""
 
     def base(self) -> Base | None:
         """Where the running one began; None: not now."""
@@ -155,7 +161,7 @@ class Libsql:
                 "PAGE_SIZE",
                 f"libSQL's replicas have pages of {_PAGE_SIZE} bytes, this database of {self._page_size}",
             )
-        sync = _SYNC.fullmatch(path)
+        sync = SYNC.fullmatch(path)
         if sync is not None and method == "POST":
             if not access.push:
                 raise HttpError(
@@ -170,7 +176,7 @@ class Libsql:
             raise HttpError(
                 405, "METHOD_NOT_ALLOWED", "The method is not allowed here", ((b"allow", allow),)
             )
-        export = _EXPORT.fullmatch(path)
+        export = EXPORT.fullmatch(path)
         if path == "/info":
             base = await self._base()
             await self._json(send, 200, {"current_generation": base.generation})
@@ -228,7 +234,7 @@ class Libsql:
         pieces = iter(base)
         # What it begins with is read before the answer begins: a broken page is told, not cut off.
         piece = await self._thread(lambda: next(pieces, b""))
-        await self._answering.start(send, 200, _BYTES, (length, NO_STORE))
+        await self._answering.start(send, 200, _BYTES, (length, NO_STORE, self._history))
         while piece:
             await self._answering.piece(send, piece)
             piece = await self._thread(lambda: next(pieces, b""))
@@ -249,7 +255,7 @@ class Libsql:
             }
             await self._json(send, 400, told)
         else:
-            await self._answering.whole(send, 200, found, _BYTES, (NO_STORE,))
+            await self._answering.whole(send, 200, found, _BYTES, (NO_STORE, self._history))
 
     # ------------------------------------------------------------------ pushes
 
@@ -297,7 +303,12 @@ class Libsql:
             self._expiry = self._loop.call_later(HELD_SECONDS + 1, self._expire)
 
     async def _json(self, send: Send, status: int, told: Mapping[str, object]) -> None:
-        await self._answering.whole(send, status, json.dumps(told).encode(), headers=(NO_STORE,))
+        body = json.dumps(told).encode()
+        await self._answering.whole(send, status, body, headers=(NO_STORE, self._history))
+
+    @property
+    def _history(self) -> tuple[bytes, bytes]:
+        return (LINEAGE.encode(), b"%08x" % self._frames.lineage)
 
     async def _thread(self, work: Callable[[], _T]) -> _T:
         """What `work` answers in a thread. Raises HttpError, never of status 400 or 500."""

@@ -86,6 +86,11 @@ class Pulls:
         self._mutex = mutex
         self._look = look
 
+    @property
+    def lineage(self) -> int:
+        """History of all that is told."""
+        return self._generations.state.lineage_number
+
     def base(self) -> Base | None:
         """Where the running generation began.
 

@@ -35,7 +35,7 @@ ROOMS = [
     "sending",
     "polls shown libsql greeting pulled_through",
     "sockets",
-    "delivered changes running dumping routes relaying server applications inspection watching",
+    "delivered changes running dumping routes relaying standing console server applications inspection watching",
     "making catalog residents hosting administration admin",
     "pool connection websocket serve shell microbench demo options resealing token_commands database_commands proxy_command",
     "cli",

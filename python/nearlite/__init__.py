@@ -295,6 +295,7 @@ def asgi(
     limits: Limits | None = None,
     hooks: Hooks | None = None,
     metrics: bool = False,
+    console: bool = False,
     **network: Any,
 ) -> App | Hosting:
     """An ASGI application that serves one database: SQL over HTTP, and changes to its replicas.
@@ -336,6 +337,8 @@ def asgi(
       limits: what clients are allowed: sizes, numbers, times.
       hooks: are told of requests, commits and rolls (:class:`nearlite.hooks.Hooks`).
       metrics: count requests, and tell what was counted at ``GET /metrics`` (with `data_dir` the admin API does).
+      console: ``GET /`` is a page that shows how the server stands, and runs SQL (docs/console.md), of one
+        database. What it shows is for whoever has the token; without one, let the application listen on loopback.
       network: how the upstream is reached: ``verify``, ``cert``, ``proxy``, ``headers`` as for `connect`.
     """
     from pathlib import Path
@@ -351,6 +354,8 @@ def asgi(
     if data_dir is not None:
         if path is not None or upstream is not None or network:
             raise ProgrammingError("data_dir is given instead of path, and without upstream")
+        if console:
+            raise ProgrammingError("console is for one database, not for those of data_dir")
         from nearlite.hosting import Hosting, Serving
         from nearlite.names import Choice
 
@@ -409,6 +414,7 @@ def asgi(
             region=region,
             max_staleness=max_staleness,
             metrics=metrics,
+            console=console,
         )
     if network:
         raise ProgrammingError(f"{min(network)} says how an upstream is reached, and there is none")
@@ -424,6 +430,7 @@ def asgi(
         limits=limits,
         hooks=hooks,
         metrics=metrics,
+        console=console,
     )
 
 

@@ -58,6 +58,7 @@ class PrimaryApp(App):
       limits: of the server.
       metrics: ``GET /metrics`` tells what was counted.
       hooks: are told of requests, commits, rolls.
+      console, region: as of `App`.
       threads: those of a server of many databases, of which this is one (nearlite.residents).
       prepare: called with each connection that runs SQL, before it does.
       holders: of streams, where this is one of many databases.
@@ -76,6 +77,8 @@ class PrimaryApp(App):
         limits: Limits | None = None,
         metrics: bool = False,
         hooks: Hooks | None = None,
+        console: bool = False,
+        region: str | None = None,
         threads: ThreadPoolExecutor | None = None,
         prepare: Callable[[Database], None] | None = None,
         holders: Holders | None = None,
@@ -89,6 +92,8 @@ class PrimaryApp(App):
             limits=limits,
             metrics=metrics,
             hooks=hooks,
+            console=console,
+            region=region,
         )
         self._open_owner = open_owner
         self._foreign_keys = foreign_keys
@@ -116,6 +121,8 @@ class PrimaryApp(App):
                 holders=self._holders,
             )
             feed = self._feed_of(owner)
+            executor.counts.last = self._last_errors
+            self._console = self._console_of(owner, feed)
             routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
             self._announcing = executor.announcing
             self._dumping = Dumping(lambda: owner.connect(readonly=True), self._answering)
@@ -241,6 +248,7 @@ class RelayApp(App):
       hooks: are told of requests, commits, rolls.
       edge: it is one.
       region: where that is, told with its answers.
+      console: as of `App`.
       max_staleness: seconds; with a primary that cannot be asked for so long, an edge does not read its replica.
     """
 
@@ -255,6 +263,7 @@ class RelayApp(App):
         limits: Limits | None = None,
         metrics: bool = False,
         hooks: Hooks | None = None,
+        console: bool = False,
         edge: bool = False,
         region: str | None = None,
         max_staleness: float | None = None,
@@ -267,10 +276,11 @@ class RelayApp(App):
             limits=limits,
             metrics=metrics,
             hooks=hooks,
+            console=console,
+            region=region,
         )
         self._open_relay = open_relay
         self._edge = edge
-        self._region = region
         self._max_staleness = max_staleness
         self._above = ""
 
@@ -298,6 +308,7 @@ class RelayApp(App):
                 region=self._region,
                 max_staleness=self._max_staleness,
             )
+            self._console = self._console_of(relay, feed, relay.upstream)
             routes = Routes(edge, feed.shown, self._answering, self._deadlines, self._guard)
             passing = Passing(relay.upstream.transport, self._answering, self._deadlines)
             self._pulls = PulledThrough(

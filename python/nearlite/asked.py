@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qs
 
-from nearlite import beats, errors
+from nearlite import beats, errors, network
 from nearlite.exchange import NO_STORE, Headers, HttpError
 from nearlite.position import Position
 from nearlite.source import PageSet
@@ -87,24 +87,40 @@ class Caching:
         return (alone if replica.beat is None else _PUBLIC, told)
 
 
+EDGE: Final = network.EDGE.lower().encode()
+# When one asked, by the monotonic clock; where it stands once it has its answer, if that is known; EDGE.
+Asked = tuple[float, Position | None, bytes | None]
+
+
 class Seen:
     """The replicas that have asked for something lately, by their address."""
 
     def __init__(self) -> None:
-        self._seen: dict[object, float] = {}
+        self._seen: dict[object, Asked] = {}
         self._many = _SEEN_MAX
 
-    def note(self, address: object) -> None:
-        """One has asked; `address` as ASGI has it."""
-        self._seen[address if isinstance(address, tuple) else str(address)] = time.monotonic()
+    def note(self, address: object, to: Position | None = None, edge: bytes | None = None) -> None:
+        """One has asked.
+
+        Args:
+          address: as ASGI has it.
+          to: it is brought there, or further.
+          edge: what it says in EDGE.
+        """
+        who = address if isinstance(address, tuple) else str(address)
+        self._seen[who] = time.monotonic(), to, edge
         if len(self._seen) > self._many:
             self._many = max(_SEEN_MAX, 2 * self.count())
 
     def count(self) -> int:
         """How many there are."""
+        return len(self.lately())
+
+    def lately(self) -> Mapping[object, Asked]:
+        """Who they are."""
         limit = time.monotonic() - SEEN_SECONDS
-        self._seen = {who: when for who, when in self._seen.items() if when > limit}
-        return len(self._seen)
+        self._seen = {who: asked for who, asked in self._seen.items() if asked[0] > limit}
+        return self._seen
 
 
 def leads_to(position: Position) -> tuple[bytes, bytes]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from nearlite import errors
 from nearlite.asked import (
+    EDGE,
     RETRY_SOON,
+    Asked,
     Caching,
     ReplicaOf,
     Seen,
@@ -28,6 +30,7 @@ from nearlite.exchange import (
     Scope,
     Send,
     Whole,
+    header,
 )
 from nearlite.leaving import Leaving
 from nearlite.polls import Poll, Polls
@@ -83,6 +86,18 @@ class Feed:
         """How many have asked for something lately."""
         return self._seen.count()
 
+    def lately(self) -> Mapping[object, Asked]:
+        """Who they are, by address."""
+        return self._seen.lately()
+
+    @property
+    def sent(self) -> int:
+        """Bytes of page sets that they were sent."""
+        return self._sending.sent
+
+    def _note(self, scope: Scope) -> None:
+        self._seen.note(scope.get("client"), self._source.latest, header(scope, EDGE))
+
     async def status(self, scope: Scope, send: Send) -> None:
         """``GET status?from=``."""
         text, behind = query_of(scope.get("query_string", b"")).get("from"), None
@@ -112,7 +127,7 @@ class Feed:
 
     async def snapshot(self, scope: Scope, send: Send) -> None:
         """``GET snapshot?from=&z=``."""
-        self._seen.note(scope.get("client"))
+        self._note(scope)
         query = query_of(scope.get("query_string", b""))
         compress = query.get("z") == "1"
         first = page_of(query.get("from"))
@@ -124,23 +139,29 @@ class Feed:
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
         """``GET changes/{position}?hash=&wait=&z=&v=&beat=``."""
-        self._seen.note(scope.get("client"))
+        self._note(scope)
         replica, wait = self._caching.poll(*poll_of(text, scope.get("query_string", b"")))
         now = wait == 0 and replica.beat is None
         stale = await self._refreshed() if now else None
         _refuse_another_history(stale)
-        found = await self.polls.wait(replica, wait, leaving)
+        found = await self.polls.wait(replica, wait, leaving, scope.get("client"))
         if not isinstance(found, Whole):
             await self._sending.stream(send, found, self._sending.told(replica, found))
             return
         if found.status == 204 and now:
             self._check_reach(replica, stale)
+        self._sending.sent += len(found.body)
         await self._answering.whole(
             send, found.status, found.body, found.content_type, found.headers
         )
 
-    def poll(self, target: bytes, client: Client) -> bool:
+    def poll(self, target: bytes, client: Client, edge: bytes | None = None) -> bool:
         """The same for a client on a short cut, without a task unless the answer is large.
+
+        Args:
+          target: of the request.
+          client: to be answered.
+          edge: what it says in the header EDGE.
 
         Returns:
           False when nothing was done: it goes the usual way, and is told there what is wrong with it.
@@ -153,9 +174,14 @@ class Feed:
         replica, wait = self._caching.poll(*asked)
         if wait == 0 and replica.beat is None and self._upstream is not None:
             return False  # which has to be asked first
-        self._seen.note(client.address)
+        self._seen.note(client.address, self._source.latest, edge)
         self.polls.enrol(_Connected(client, self), replica, wait)
         return True
+
+    def answer(self, client: Client, whole: Whole) -> None:
+        """Send what a poll has brought, in one piece."""
+        self._sending.sent += len(whole.body)
+        client.send(whole)
 
     async def take(self, scope: Scope, send: Send, replica: ReplicaOf, answer: PageSet) -> None:
         """Send what a poll has brought."""
@@ -164,7 +190,7 @@ class Feed:
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
-        self._seen.note(scope.get("client"))
+        self._note(scope)
         compress = query_of(scope.get("query_string", b"")).get("z") == "1"
 
         def work() -> PageSet | Differences:
@@ -229,8 +255,12 @@ class _Connected(Poll):
     def _leave(self) -> None:
         self._feed.polls.leave(self)
 
+    @property
+    def address(self) -> object:
+        return self._client.address
+
     def answer(self, whole: Whole) -> None:
-        self._client.send(whole)
+        self._feed.answer(self._client, whole)
 
     def take(self, answer: PageSet) -> None:
         replica = self.group.replica

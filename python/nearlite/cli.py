@@ -35,6 +35,7 @@ from nearlite.options import (
     Listen,
     Size,
     chosen_token,
+    console_option,
     existing,
     is_url,
     jwt_options,
@@ -153,6 +154,7 @@ def cli(*, verbose: bool) -> None:
     is_flag=True,
     help="Count requests, and tell what was counted at GET /metrics, for Prometheus; the token is asked for.",
 )
+@console_option
 @log_options
 @limit_options
 @many_options
@@ -179,6 +181,7 @@ def serve(
     sync_interval: float | Literal["live"],
     shared_cache: bool,
     metrics: bool,
+    console: bool | None,
     lines: Lines | None,
     limits: Limits,
     many: Many,
@@ -214,7 +217,10 @@ def serve(
     tls = None if tls_cert is None else server_context(tls_cert, tls_key)
     if tls is None and not trusting:
         http_server.warn_of_clear(host)
+    shown = http_server.shows_console(host, trusting=trusting, asked=console)
     if many.data_dir is not None:
+        if console:
+            raise click.UsageError("--console is for one DATABASE, not for those of --data-dir")
         if upstream is not None:
             raise click.UsageError("--upstream is for one DATABASE, not for those of --data-dir")
         if metrics and many.admin_listen is None:
@@ -250,6 +256,7 @@ def serve(
                 limits=limits,
                 metrics=metrics,
                 hooks=lines,
+                console=shown,
             )
             what = str(database)
         else:
@@ -270,6 +277,7 @@ def serve(
                 limits=limits,
                 metrics=metrics,
                 hooks=lines,
+                console=shown,
             )
             what = f"{database}, a replica of {relay.upstream.transport.url},"
         http_server.run_at(listening, host, app, tls, lambda url: f"serving {what} at {url}")

@@ -49,6 +49,10 @@ class HttpError(Exception):
         super().__init__(message)
 
 
+class StatementFailedError(HttpError):
+    """A statement failed, and its request with it: the message may quote what the client has sent."""
+
+
 def failed() -> HttpError:
     """What a client is told of an exception that nobody expected."""
     return HttpError(500, "INTERNAL_ERROR", "The server failed; its log says why")

@@ -6,10 +6,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 
-from nearlite.exchange import Answering, ClientGoneError, HttpError, Scope, Send, cut_off, failed
+from nearlite.exchange import (
+    Answering,
+    ClientGoneError,
+    HttpError,
+    Scope,
+    Send,
+    StatementFailedError,
+    cut_off,
+    failed,
+)
 from nearlite.hrana import ProtocolError
 from nearlite.leaving import GoneError
-from nearlite.meters import Meters
+from nearlite.meters import LastErrors, Meters
 
 log = logging.getLogger("nearlite.server")
 
@@ -20,11 +29,15 @@ class Guard:
     Args:
       answering: sends.
       meters: count refusals.
+      last: is told of them.
     """
 
-    def __init__(self, answering: Answering, meters: Meters | None = None) -> None:
+    def __init__(
+        self, answering: Answering, meters: Meters | None = None, last: LastErrors | None = None
+    ) -> None:
         self._answering = answering
         self._meters = meters
+        self._last = last
 
     async def __call__(self, scope: Scope, send: Send, handling: Awaitable[None]) -> None:
         """Await a handler; answer its exceptions."""
@@ -48,6 +61,8 @@ class Guard:
         """Answer an error, if an answer can still be begun."""
         if self._meters is not None:
             self._meters.errors[error.code] += 1
+        if self._last is not None and not isinstance(error, StatementFailedError):
+            self._last.note(error.code, error.message)
         try:
             await self._answering.error(send, error, head=scope.get("method") == "HEAD")
         except ClientGoneError:

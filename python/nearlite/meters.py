@@ -26,7 +26,14 @@ _ROUTES: Final = frozenset(
         *("health", "version", "v1", "v2", "v3", "openapi.json", "metrics", "dump", "beta/listen"),
         *("v1/execute", "v1/batch", "v2/pipeline", "v3/pipeline", "v3/cursor", "info"),
         *("v3-protobuf/pipeline", "v3-protobuf/cursor"),
-        *("nl/v1/sql", "nl/v1/status", "nl/v1/authorized", "nl/v1/snapshot", "nl/v1/repair"),
+        *(
+            "console/state",
+            "nl/v1/sql",
+            "nl/v1/status",
+            "nl/v1/authorized",
+            "nl/v1/snapshot",
+            "nl/v1/repair",
+        ),
     )
 )
 _PLACES: Final = (
@@ -34,6 +41,9 @@ _PLACES: Final = (
     (re.compile(r"/export/[^/]*"), "/export/{generation}"),
     (re.compile(r"/sync/.*"), "/sync/{generation}/{start}/{end}"),
 )
+
+_LAST: Final = 20
+_TEXT: Final = 300
 
 _TRACEPARENT: Final = re.compile(rb"\r\ntraceparent:[ \t]*([!-~]*)[ \t]*\r\n", re.IGNORECASE)
 
@@ -112,6 +122,35 @@ class Meters:
         return found
 
 
+class LastErrors:
+    """The last errors of a server, of each code and message the last time. Any thread.
+
+    At most 20 of them, of 300 characters: whatever clients do, it is not much.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def note(self, code: str, message: str) -> None:
+        """One more. `message`: nothing in it is secret, or what a client's statement holds."""
+        error = code, message[:_TEXT]
+        with self._lock:
+            count, _ = self._found.pop(error, (0, 0))
+            self._found[error] = count + 1, time.time_ns() // 1_000_000
+            if len(self._found) > _LAST:
+                del self._found[next(iter(self._found))]
+
+    def told(self) -> list[dict[str, Any]]:
+        """The newest first: how often (`count`), and when the last time (`ms` since 1970)."""
+        with self._lock:
+            found = list(self._found.items())
+        return [
+            {"ms": ms, "code": code, "message": message, "count": count}
+            for (code, message), (count, ms) in reversed(found)
+        ]
+
+
 def request_of(
     scope: Mapping[str, Any] | None, head: bytes | None, route: str, status: int, nanoseconds: int
 ) -> Request:
@@ -149,10 +188,12 @@ class Counts:
       roll_seconds: how long that held up those who write, in all.
       timeouts: transactions that were rolled back because they were open too long.
       hooks: are told of commits and rolls.
+      last: is told of statements that fail, by their code alone.
     """
 
     def __init__(self, hooks: Hooks | None = None) -> None:
         self.hooks = hooks
+        self.last: LastErrors | None = None
         self.grouped = [0] * SIZES
         self.at_once = [0] * SIZES
         self.rolls = 0
@@ -181,6 +222,8 @@ class Counts:
         """A statement failed with that code. Any thread."""
         with self._lock:
             self._failures[code] += 1
+        if self.last is not None:  # SQLite's message may quote a value
+            self.last.note(code, "A statement failed")
 
     @property
     def failures(self) -> dict[str, int]:

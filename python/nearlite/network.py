@@ -6,7 +6,7 @@ import base64
 import os
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -22,6 +22,12 @@ Certificate = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
 _OURS: Final = frozenset(
     ["connection", "content-length", "content-type", "host", "te", "transfer-encoding", "upgrade"]
 )
+EDGE: Final = "Nearlite-Edge"
+"""The header with which a replica that serves replicas says so to its upstream."""
+UNNAMED: Final = "*"
+"""Its value for a region that has no name."""
+LONGEST_REGION: Final = 64
+"""Characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,19 @@ class Network:
             "proxy": self.proxy,
             "headers": dict(self.headers),
         }
+
+    def of_edge(self, region: str | None) -> Network:
+        """The same for a server in `region`, which says with every request that it serves others.
+
+        Raises:
+          ProgrammingError: the region is no name.
+        """
+        named = UNNAMED if region is None else region
+        if not (named.isascii() and named.isprintable() and named.strip() == named):
+            raise ProgrammingError(f"a region's name is printable ASCII, not {region!r}")
+        if not 0 < len(named) <= LONGEST_REGION:
+            raise ProgrammingError(f"a region's name has 1 to {LONGEST_REGION} characters")
+        return replace(self, headers=(*self.headers, (EDGE, named)))
 
     def context(self) -> ssl.SSLContext:
         """What TLS is spoken with. Raises ProgrammingError: a file cannot be used."""

@@ -155,6 +155,16 @@ def tls_options(command: Command) -> Command:
     )(command)
 
 
+def console_option(command: Command) -> Command:
+    """Give a command --console/--no-console, as `console`: None where neither was given."""
+    return click.option(
+        "--console/--no-console",
+        default=None,
+        help="GET / is a page to look at: topology, a chart, the last errors, SQL. Default: where the server "
+        "listens on loopback, or asks for a token.",
+    )(command)
+
+
 def _text_of(path: Path) -> str:
     """What a small file says. Raises UsageError."""
     try:

@@ -46,6 +46,11 @@ class Poll:
     group: Group
     tick: int
 
+    @property
+    def address(self) -> object:
+        """Whose it is, as ASGI has it."""
+        raise NotImplementedError
+
     def answer(self, whole: Whole) -> None:
         """Send it this. Never raises."""
         raise NotImplementedError
@@ -107,13 +112,15 @@ class Polls:
         self.waiting = 0
         self._cancel = source.subscribe(self._committed)
 
-    async def wait(self, replica: ReplicaOf, seconds: float, leaving: Leaving) -> Whole | PageSet:
-        """What is newer than `replica`, or that nothing is: for whom a task waits.
+    async def wait(
+        self, replica: ReplicaOf, seconds: float, leaving: Leaving, address: object = None
+    ) -> Whole | PageSet:
+        """What is newer than `replica`, which is at `address`, or that nothing is: for whom a task waits.
 
         Raises:
           GoneError: the client has left.
         """
-        poll = _Awaited(self._loop.create_future())
+        poll = _Awaited(self._loop.create_future(), address)
         self.enrol(poll, replica, seconds)
         try:
             if await either(poll.future, leaving):
@@ -166,6 +173,14 @@ class Polls:
     def standing(self) -> list[tuple[Position, int]]:
         """Where those stand who wait, and how many of them at each place."""
         return [(group.replica.start, len(group.polls)) for group in self._groups.values()]
+
+    def addresses(self) -> dict[object, Position]:
+        """Where each of them stands, by its address."""
+        return {
+            poll.address: group.replica.start
+            for group in self._groups.values()
+            for poll in group.polls
+        }
 
     def stop(self) -> None:
         """Answer all that wait, and let nobody wait any more."""
@@ -386,10 +401,15 @@ class Polls:
 class _Awaited(Poll):
     """A task waits, under whatever ASGI server."""
 
-    __slots__ = ("future",)
+    __slots__ = ("_address", "future")
 
-    def __init__(self, future: asyncio.Future[Whole | PageSet]) -> None:
+    def __init__(self, future: asyncio.Future[Whole | PageSet], address: object) -> None:
         self.future = future
+        self._address = address
+
+    @property
+    def address(self) -> object:
+        return self._address
 
     def answer(self, whole: Whole) -> None:
         if not self.future.done():

@@ -88,6 +88,7 @@ class Relay(Origin):
         sync_interval: float | Literal["live"] | None = LIVE,
         roll_bytes: int = ROLL_BYTES,
         key: Key | None = None,
+        region: str | None = None,
     ) -> Relay:
         """Serve a replica's file, creating it from its upstream when it is missing.
 
@@ -98,12 +99,15 @@ class Relay(Origin):
           sync_interval: "live", or seconds between two looks there; None: only when somebody asks.
           roll_bytes: size of the WAL from which it is emptied.
           key: the file is sealed, or created so, and its log as well.
+          region: where this server stands, in its owner's words; its upstream is told that it serves others.
 
         Raises:
+          ProgrammingError: the region is no name.
           errors.OperationalError: another process serves it.
           NotAReplicaError, SyncError: as `Replica.open`.
         """
         check_interval(sync_interval)
+        network = network.of_edge(region)
         replica = Replica(
             os.path.realpath(path), url, token=token, network=network, timeout=timeout, key=key
         )

@@ -23,6 +23,7 @@ from nearlite.exchange import (
     Receive,
     Scope,
     Send,
+    StatementFailedError,
     expecting,
     failed,
     header,
@@ -161,7 +162,8 @@ class Routes:
             answer = hrana.alone(running.first)
         except hrana.StatementError as error:
             sqlite = 500 if error.code.startswith("SQLITE_") else 400
-            raise HttpError(_STATUS.get(error.code, sqlite), error.code, error.message) from None
+            status = _STATUS.get(error.code, sqlite)
+            raise StatementFailedError(status, error.code, error.message) from None
         told = self._executor.told(running.stream)
         answer, headers = await compression.compressed(scope, answer, told)
         await self._answering.whole(send, 200, answer, headers=headers)

@@ -37,6 +37,9 @@ class Sending:
       answering: sends.
       upstream: of a replica that serves replicas.
       caching: who may store what polls are answered.
+
+    Attributes:
+      sent: bytes of page sets, to all replicas together.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Sending:
         self._caching = caching
         self._answering = answering
         self._loop = asyncio.get_running_loop()
+        self.sent = 0
 
     def state(self) -> State:
         """Where the primary stands. Raises HttpError when its disk is full."""
@@ -117,6 +121,7 @@ class Sending:
         if answer.size is not None and answer.size + len(prefix) <= IN_ONE_PIECE:
             body = prefix + b"".join(answer)
             answer.close()
+            self.sent += len(body)
             await self._answering.whole(send, 200, body, kind, headers)
             return
         ahead: asyncio.Handle | None = None
@@ -134,6 +139,7 @@ class Sending:
             pieces = iter(answer)
             while batch := await self.thread(lambda: list(islice(pieces, _BATCH))):
                 for piece in batch:
+                    self.sent += len(piece)
                     await self._answering.piece(send, piece)
             await self._answering.end(send)
         finally:

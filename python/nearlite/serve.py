@@ -138,6 +138,27 @@ def check_exposure(host: str, *, trusting: bool) -> None:
         )
 
 
+def shows_console(host: str, *, trusting: bool, asked: bool | None) -> bool:
+    """Whether the console is to be seen.
+
+    Args:
+      host: where the server is going to listen.
+      trusting: whoever reaches it is trusted.
+      asked: whether it is wanted; None: if there is nothing against it.
+
+    Raises:
+      errors.ProgrammingError: it is wanted where everybody could use it; with what to do.
+    """
+    exposed = trusting and not is_loopback(host)
+    if asked and exposed:
+        raise errors.ProgrammingError(
+            f"{host} can be reached from other machines, and without a token anybody there could run SQL on the "
+            "console's page. Give --auth-token-file FILE (or NEARLITE_AUTH_TOKEN), or --auth-jwt-key-file FILE, listen on "
+            "127.0.0.1, or leave --console out. Nothing was started"
+        )
+    return not exposed if asked is None else asked
+
+
 def warn_of_clear(host: str) -> None:
     """Say that tokens will travel in clear, if anybody can see them on their way."""
     if not is_loopback(host):

@@ -18,9 +18,11 @@ from typing import Final, Protocol
 
 from nearlite.access import Access, Authority, Open, bearer
 from nearlite.announcing import LISTEN, Announcing
+from nearlite.asked import EDGE
 from nearlite.changes import CHANGES, Feed
 from nearlite.cold import cold_paths, program_version
 from nearlite.compression import ACCEPTED, accepted
+from nearlite.console import PAGE, STATE, Console
 from nearlite.dumping import DUMP, Dumping
 from nearlite.exchange import (
     CORS,
@@ -48,7 +50,8 @@ from nearlite.hooks import Guarded, Hooks
 from nearlite.leaving import Leaving
 from nearlite.libsql import is_asked
 from nearlite.limits import Limits
-from nearlite.meters import Meters, request_of
+from nearlite.meters import LastErrors, Meters, request_of
+from nearlite.replica import Replica
 from nearlite.routes import ALONE, CURSOR, PROTOBUF, PROTOBUF_CURSOR, REPAIR, VERSIONS
 from nearlite.source import Source, Upstream
 
@@ -132,6 +135,8 @@ class App:
       limits: of the server.
       metrics: ``GET /metrics`` tells what was counted.
       hooks: are told of requests, commits, rolls.
+      console: ``GET /`` is a page that shows how the server stands.
+      region: where it stands, in its owner's words.
 
     Attributes:
       limits: the same.
@@ -148,6 +153,8 @@ class App:
         limits: Limits | None = None,
         metrics: bool = False,
         hooks: Hooks | None = None,
+        console: bool = False,
+        region: str | None = None,
     ) -> None:
         self._hooks = None if hooks is None else Guarded(hooks)
         self.meters = Meters(self._hooks) if metrics or hooks is not None else None
@@ -159,7 +166,10 @@ class App:
         self._authority = authority or Open()
         self._deadlines = Deadlines(self.limits)
         self._answering = Answering(self._deadlines)
-        self._guard = Guard(self._answering, self.meters)
+        self._region = region
+        self._last_errors = LastErrors() if console else None
+        self._console: Console | None = None
+        self._guard = Guard(self._answering, self.meters, self._last_errors)
         self._served: Served | None = None
         self._feed: Feed | None = None
         self._starting: asyncio.Lock | None = None
@@ -181,6 +191,23 @@ class App:
             guard=self._guard,
             upstream=upstream,
             shared_cache=self._shared_cache,
+        )
+
+    def _console_of(
+        self, served: Served, feed: Feed, upstream: Replica | None = None
+    ) -> Console | None:
+        if self._last_errors is None:
+            return None
+        return Console(
+            served,
+            feed,
+            self._answering,
+            self._last_errors,
+            path=self._path,
+            version=program_version(),
+            region=self._region,
+            guarded=not isinstance(self._authority, Open),
+            upstream=upstream,
         )
 
     def __repr__(self) -> str:
@@ -321,6 +348,12 @@ class App:
             if method != "GET":
                 raise _not_allowed(b"GET, OPTIONS")
             await self._dumping.answer(scope, send)
+        elif self._console is not None and (path == STATE or path in PAGE):
+            if path == STATE:
+                self._admit(scope)
+            if method not in ("GET", "HEAD"):
+                raise _not_allowed(b"GET, HEAD, OPTIONS")
+            await self._console.answer(path, scope, send)
         elif self._pulls is not None and is_asked(path):
             access = self._admit(scope)
             await self._pulls.answer(path, scope, receive, send, access)
@@ -427,7 +460,7 @@ class App:
             access = self._admit(scope)
         except HttpError:
             return None
-        until, encoding = access.until, accepted(scope)
+        until, encoding, edge = access.until, accepted(scope), header(scope, EDGE)
         cookie = header(scope, b"cookie")
         cookies: Headers = () if cookie is None else ((b"cookie", cookie),)
 
@@ -435,7 +468,7 @@ class App:
             feed, routes = self._feed, self._routes
             if feed is None or routes is None or routes.displaced or body or now() >= until:
                 return False
-            return feed.poll(target, client)
+            return feed.poll(target, client, edge)
 
         def run(_target: bytes, varying: Headers, body: bytes, client: Client) -> bool:
             routes = self._routes

@@ -8,6 +8,7 @@ from typing import Final
 
 from nearlite import errors
 from nearlite.asked import (
+    EDGE,
     ReplicaOf,
     Seen,
     brings,
@@ -59,7 +60,8 @@ class Shown:
           HttpError: 409 when the replica belongs to another history, 507 when the disk is full: nothing
             may be written then.
         """
-        self._seen.note(scope.get("client"))
+        # It is shown what it writes: where that leads to, nobody knows yet.
+        self._seen.note(scope.get("client"), None, header(scope, EDGE))
         text = header(scope, b"nearlite-position")
         if text is None:
             raise HttpError(400, "BAD_REQUEST", "The header Nearlite-Position is missing")
@@ -132,8 +134,10 @@ class Shown:
             at = _UNKNOWN
         whole = answer_prefix(body)
         if answer is not None:
-            whole += b"".join(answer)
+            shown = b"".join(answer)
             answer.close()
+            self._sending.sent += len(shown)
+            whole += shown
         fields = _fields(at, (*headers, *brings(answer)), inside=replica is None)
         return whole, _ANSWER, fields
 

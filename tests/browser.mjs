@@ -18,12 +18,13 @@ const commands = {
       viewport: { width: width ?? 1280, height: height ?? 900 }, colorScheme: scheme ?? "light" });
     const page = await context.newPage();
     page.setDefaultTimeout(60_000);
+    const tell = (what) => pages.get(name) === page && told.push(what);
     page.on("console", (message) => {
-      if (["error", "warning"].includes(message.type())) told.push(message.text());
+      if (["error", "warning"].includes(message.type())) tell(message.text());
     });
-    page.on("pageerror", (error) => told.push(String(error)));
+    page.on("pageerror", (error) => tell(String(error)));
     page.on("request", (request) => {
-      if (!request.url().startsWith(url) && !request.url().startsWith("data:")) told.push("asked for " + request.url());
+      if (!request.url().startsWith(url) && !request.url().startsWith("data:")) tell("asked for " + request.url());
     });
     pages.set(name, page);
     const answer = await page.goto(url);
@@ -39,8 +40,17 @@ const commands = {
   until: ({ page, where, matches }) =>
     pages.get(page).locator(where).filter({ hasText: new RegExp(matches), visible: true }).first().waitFor(),
   evaluate: ({ page, code }) => pages.get(page).evaluate(code),
-  when: async ({ page, code }) => (await pages.get(page).waitForFunction(code)).jsonValue(),
+  // Until an expression is true. As a function: the page's policy lets nobody evaluate text later on.
+  when: async ({ page, code }) =>
+    (await pages.get(page).waitForFunction(new Function(`return (${code})`))).jsonValue(),
   screenshot: async ({ page, path }) => void (await pages.get(page).screenshot({ path, fullPage: true })),
+  // All pages.
+  close: async () => {
+    const open = [...pages.values()];
+    pages.clear();
+    told.length = 0;
+    for (const page of open) await page.context().close();
+  },
   // What was told since: errors of the page, refusals of its policy, requests elsewhere.
   complaints: () => told.splice(0),
 };

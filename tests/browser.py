@@ -40,6 +40,7 @@ class Browser:
                 "when": ("code",),
                 "screenshot": ("path",),
                 "complaints": (),
+                "close": (),
             }[command]
             asked = {"do": command, "page": page, **dict(zip(names, values, strict=True)), **more}
             assert self._process.stdin is not None

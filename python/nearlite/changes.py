@@ -139,10 +139,10 @@ class Feed:
 
     async def changes(self, scope: Scope, send: Send, text: str, leaving: Leaving) -> None:
         """``GET changes/{position}?hash=&wait=&z=&v=&beat=``."""
-        self._note(scope)
         replica, wait = self._caching.poll(*poll_of(text, scope.get("query_string", b"")))
         now = wait == 0 and replica.beat is None
         stale = await self._refreshed() if now else None
+        self._note(scope)  # by now it is known how far it is brought
         _refuse_another_history(stale)
         found = await self.polls.wait(replica, wait, leaving, scope.get("client"))
         if not isinstance(found, Whole):
@@ -190,13 +190,14 @@ class Feed:
 
     async def repair(self, scope: Scope, send: Send, body: bytes) -> None:
         """``POST repair?z=``."""
-        self._note(scope)
         compress = query_of(scope.get("query_string", b"")).get("z") == "1"
 
         def work() -> PageSet | Differences:
             return self._source.repair(RepairRequest.decode(body), compress=compress)
 
-        _refuse_another_history(await self._refreshed())
+        stale = await self._refreshed()
+        self._note(scope)
+        _refuse_another_history(stale)
         with refusals():
             try:
                 found = await self._sending.thread(work)

@@ -34,7 +34,8 @@ def primary(path: Path, *options: str) -> Iterator[str]:
     try:
         readable, _, _ = select.select([process.stdout], [], [], START_SECONDS)
         line = process.stdout.readline() if readable else ""
-        url = next((word for word in line.split() if word.startswith("http://")), None)
+        # The last one: a replica that serves replicas names its upstream before.
+        url = next((word for word in reversed(line.split()) if word.startswith("http://")), None)
         if url is None:
             raise RuntimeError(f"the primary of {path} did not start; its message is above")
         yield url

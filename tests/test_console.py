@@ -1,0 +1,569 @@
+"""The page at ``GET /``: who may see it, what it is told, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Browser, browser
+from serving import Client, app_of, execute, serving
+
+import nearlite
+from nearlite import errors, serve
+from nearlite.applications import RelayApp
+from nearlite.asked import EDGE, Seen
+from nearlite.meters import LastErrors
+from nearlite.network import Network
+from nearlite.position import Position
+from nearlite.relay import Relay
+from nearlite.spawn import primary
+from nearlite.standing import LISTED, Size, Standing
+
+TOKEN = "a token"
+STATE = "/console/state"
+CLOSE = {"type": "close"}
+
+
+def told(port: int, token: str | None = None) -> Any:
+    reply = Client(port, token).request("GET", STATE)
+    assert reply.status == 200, reply.body
+    return reply.json
+
+
+def until(port: int, good: Callable[[Any], Any], token: str | None = None) -> Any:
+    limit = time.monotonic() + 20
+    while not good(state := told(port, token)):
+        assert time.monotonic() < limit, state
+    return state
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    with serving(app_of(tmp_path / "data.db", console=True, auth_token=TOKEN)) as port:
+        yield port
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_without_it_nothing_is_there(tmp_path: Path) -> None:
+    with serving(app_of(tmp_path / "data.db")) as port:
+        for path in ("/", STATE):
+            reply = Client(port).request("GET", path)
+            assert (reply.status, reply.json["code"]) == (404, "NOT_FOUND")
+
+
+def test_the_page_needs_no_token_and_its_policy_allows_its_own_blocks_alone(port: int) -> None:
+    reply = Client(port).request("GET", "/")
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert reply.headers["cache-control"] == "no-store"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["referrer-policy"] == "no-referrer"
+    policy = dict(
+        part.strip().split(" ", 1) for part in reply.headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert policy["form-action"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert "unsafe" not in str(policy)
+    for kind in ("script", "style"):
+        (block,) = re.findall(f"<{kind}>(.*?)</{kind}>", reply.body.decode(), re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+        assert policy[f"{kind}-src"] == f"'sha256-{digest}'"
+
+
+def test_the_page_puts_what_it_is_told_in_as_text_and_asks_for_nothing_elsewhere(
+    port: int,
+) -> None:
+    page = Client(port).request("GET", "/").body.decode()
+    for word in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Storage"):
+        assert word not in page
+    assert not re.search(r"\bon\w+=|javascript:|style=", page)
+    links = set(re.findall(r"https?://[^\s\"'<]+", page))
+    assert links == {"http://www.w3.org/2000/svg"}  # a name
+
+
+def test_the_page_holds_nothing_of_the_database(port: int, tmp_path: Path) -> None:
+    page = Client(port).request("GET", "/").body
+    with serving(app_of(tmp_path / "other.db", console=True, auth_token="another")) as other:
+        assert Client(other).request("GET", "/").body == page
+    with serving(app_of(tmp_path / "open.db", console=True)) as other:
+        opened = Client(other).request("GET", "/").body
+        assert opened.replace(b'"unasked"', b'"asked"', 1) == page
+
+
+def test_head_is_answered_and_other_methods_are_not(port: int) -> None:
+    client = Client(port, TOKEN)
+    for path in ("/", STATE):
+        head, get = client.request("HEAD", path), client.request("GET", path)
+        assert (head.status, head.body) == (200, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+        post = client.request("POST", path, b"{}")
+        assert (post.status, post.json["code"]) == (405, "METHOD_NOT_ALLOWED")
+        assert post.headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+def test_it_may_be_mounted_below_a_path(tmp_path: Path) -> None:
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    app = app_of(tmp_path / "data.db", console=True)
+    with serving(_Alive(Starlette(routes=[Mount("/below", app)]))) as port:
+        assert b"<html" in Client(port).request("GET", "/below/").body
+        assert Client(port).request("GET", "/below" + STATE).json["database"] == "data.db"
+
+
+class _Alive:
+    """An application of others, which has no /health and does not know of ours."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def stop_waiting(self) -> None:
+        pass
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") == "/health":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await self._app(scope, receive, send)
+
+
+# ---------------------------------------------------------------- who is told
+
+
+def test_the_state_asks_for_the_token(port: int) -> None:
+    for token, code in ((None, "AUTH_HTTP_HEADER_MISSING"), ("wrong", "UNAUTHORIZED")):
+        for method in ("GET", "POST"):
+            reply = Client(port, token).request(method, STATE)
+            assert (reply.status, reply.json["code"]) == (401, code)
+            assert reply.json.keys() == {"message", "code", "error"}
+    assert Client(port).request("HEAD", STATE).status == 401
+    assert told(port, TOKEN)["database"] == "data.db"
+    # Not in the URL either.
+    assert Client(port).request("GET", f"{STATE}?token={TOKEN}".replace(" ", "+")).status == 401
+
+
+def test_without_a_token_a_page_from_elsewhere_is_told_nothing(tmp_path: Path) -> None:
+    with serving(app_of(tmp_path / "data.db", console=True)) as port:
+        reply = Client(port).request("GET", STATE, origin="http://evil.example")
+        assert (reply.status, reply.json["code"]) == (403, "FORBIDDEN")
+
+
+@pytest.mark.parametrize(
+    ("host", "trusting", "asked", "shown"),
+    [
+        ("127.0.0.1", True, None, True),
+        ("::1", True, None, True),
+        ("127.0.0.1", True, False, False),
+        ("127.0.0.1", False, True, True),
+        ("0.0.0.0", True, None, False),
+        ("0.0.0.0", True, False, False),
+        ("0.0.0.0", False, None, True),
+        ("0.0.0.0", False, False, False),
+        ("0.0.0.0", False, True, True),
+    ],
+)
+def test_it_is_off_beyond_loopback_unless_a_token_guards_it(
+    host: str, trusting: bool, asked: bool | None, shown: bool
+) -> None:
+    assert serve.shows_console(host, trusting=trusting, asked=asked) is shown
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["data.db", "--console", "--no-auth", "--listen", "0.0.0.0:0"], 1, "run SQL on the con"),
+        (["--data-dir", "many", "--console"], 2, "--console is for one DATABASE"),
+    ],
+)
+def test_it_is_refused_where_it_cannot_be(
+    tmp_path: Path, options: list[str], code: int, said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nearlite", "serve", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data.db").exists()
+
+
+def test_an_application_of_many_databases_has_none(tmp_path: Path) -> None:
+    with pytest.raises(errors.ProgrammingError, match="console is for one database"):
+        nearlite.asgi(data_dir=tmp_path, console=True)
+
+
+def test_the_option_switches_it_off(tmp_path: Path) -> None:
+    with primary(tmp_path / "data.db", "--no-console") as url:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        assert Client(port).request("GET", "/").status == 404
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_what_a_primary_tells(port: int, tmp_path: Path) -> None:
+    client = Client(port, TOKEN)
+    client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+    before = told(port, TOKEN)
+    for _ in range(7):
+        client.run("INSERT INTO t(b) VALUES('x')")
+    state = until(port, lambda state: state["commits"] >= before["commits"] + 7, TOKEN)
+    assert state["commits"] == before["commits"] + 7
+    assert (state["role"], state["database"], state["region"]) == ("primary", "data.db", None)
+    assert state["upstream"] is None
+    assert state["position"] == client.request("GET", "/nl/v1/status").json["position"]
+    assert state["pages"] == 2
+    assert state["database_bytes"] + state["wal_bytes"] > 2 * state["page_size"]
+    assert abs(state["now_ms"] / 1000 - time.time()) < 60
+    assert state["errors"] == []
+    assert str(tmp_path) not in json.dumps(state)
+    assert TOKEN not in json.dumps(state)
+
+
+def test_commits_are_counted_across_generations_and_whoever_makes_them(
+    tmp_path: Path,
+) -> None:
+    import sqlite3
+
+    path = tmp_path / "data.db"
+    with serving(app_of(path, console=True, roll_bytes=1 << 16)) as port:
+        client = Client(port)
+        client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        before = told(port)
+        for _ in range(40):
+            client.run("INSERT INTO t(b) VALUES(randomblob(3000))")
+        stock = sqlite3.connect(path)
+        with stock:
+            stock.execute("INSERT INTO t(b) VALUES(1)")
+        stock.close()
+        state = until(port, lambda state: state["commits"] >= before["commits"] + 41)
+        assert state["commits"] == before["commits"] + 41
+        assert Position.parse(state["position"]).generation > 1
+
+
+def test_who_follows_and_who_is_behind(port: int, tmp_path: Path) -> None:
+    client = Client(port, TOKEN)
+    client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+    url = f"http://127.0.0.1:{port}"
+    with ExitStack() as stack:
+        for name, options in (("live", {"sync_interval": "live"}), ("still", {})):
+            replica = nearlite.connect(
+                tmp_path / f"{name}.db", sync_url=url, auth_token=TOKEN, **options
+            )
+            stack.callback(replica.close)
+        until(port, lambda state: state["replicas"]["waiting"] == 1, TOKEN)
+        client.run("INSERT INTO t(b) VALUES('x')")
+
+        def right(state: Any) -> bool:
+            rows = state["replicas"]["listed"]
+            live = [row["frames_behind"] for row in rows if row["waiting"]]
+            still = [row["frames_behind"] for row in rows if not row["waiting"]]
+            return live == [0] and any(still)
+
+        state = until(port, right, TOKEN)
+        assert state["replicas"]["frames_behind"] >= 1
+        assert state["sent_bytes"] > 8192  # two files of two pages
+        assert {row["edge"] for row in state["replicas"]["listed"]} == {False}
+        sent = state["sent_bytes"]
+        replica.sync()
+        state = until(port, lambda state: state["replicas"]["behind"] == 0, TOKEN)
+        assert state["sent_bytes"] > sent
+
+
+def test_what_a_replica_that_serves_others_tells(tmp_path: Path) -> None:
+    top, middle = tmp_path / "top.db", tmp_path / "middle.db"
+    with serving(app_of(top, console=True)) as above:
+        client = Client(above)
+        client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        url = f"http://127.0.0.1:{above}"
+
+        def relay() -> Relay:
+            return Relay.open(middle, url, sync_interval=None, region="fra 1")
+
+        with serving(RelayApp(middle, relay, console=True, region="fra 1")) as port:
+            assert told(port)["upstream"]["lag_seconds"] is None
+            replica = nearlite.connect(tmp_path / "bottom.db", sync_url=f"http://127.0.0.1:{port}")
+            replica.sync()
+            client.run("INSERT INTO t(b) VALUES('x')")
+
+            # It asks how far it is behind, and brings nothing by that.
+            state = until(port, lambda state: state["upstream"]["transactions_behind"] == 1)
+            assert (state["role"], state["region"]) == ("replica", "fra 1")
+            assert state["upstream"]["url"] == url + "/"
+            assert state["upstream"]["lag_seconds"] > 0
+            assert state["upstream"]["follows"] is False
+            assert state["upstream"]["error"] is None
+            lag, commits = state["upstream"]["lag_seconds"], state["commits"]
+            state = until(port, lambda state: state["upstream"]["lag_seconds"] > lag)
+
+            replica.sync()
+            state = until(port, lambda state: state["upstream"]["transactions_behind"] == 0)
+            assert state["commits"] == commits + 1
+            assert state["received_bytes"] > 0
+            assert state["replicas"]["behind"] == 0
+            state = until(above, lambda state: state["replicas"]["listed"])
+            (edge,) = [row for row in state["replicas"]["listed"] if row["edge"]]
+            assert (edge["region"], edge["frames_behind"]) == ("fra 1", 0)
+            replica.close()
+
+
+def test_an_upstream_that_is_gone_is_told(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        above = stack.enter_context(ExitStack())
+        there = above.enter_context(serving(app_of(tmp_path / "top.db")))
+        app = nearlite.asgi(
+            tmp_path / "middle.db",
+            upstream=f"http://127.0.0.1:{there}",
+            sync_interval=3600,
+            console=True,
+        )
+        port = stack.enter_context(serving(app))
+        assert told(port)["upstream"]["error"] is None
+        above.close()
+        state = until(port, lambda state: state["upstream"]["error"])
+        assert str(tmp_path) not in state["upstream"]["error"]
+
+
+def test_the_last_errors_hold_no_values(port: int) -> None:
+    client = Client(port, TOKEN)
+    client.run("CREATE VIRTUAL TABLE f USING fts5(x)")
+    wrong = execute("SELECT * FROM f WHERE f MATCH ?", "AND hidden")
+    client.pipeline(wrong, CLOSE)
+    client.pipeline(wrong, CLOSE)
+    alone = client.request("POST", "/v1/execute", json.dumps({"stmt": wrong["stmt"]}).encode())
+    assert alone.status == 500
+    assert b"hidden" in alone.body or b"AND" in alone.body
+    assert Client(port, "not it").request("GET", STATE).status == 401
+    assert client.request("GET", "/nl/v1/changes/nowhere").status == 400
+    state = until(port, lambda state: len(state["errors"]) == 3, TOKEN)
+    assert [error["code"] for error in state["errors"]] == [
+        "BAD_REQUEST",
+        "UNAUTHORIZED",
+        "SQLITE_ERROR",
+    ]
+    assert state["errors"][2]["message"] == "A statement failed"
+    assert state["errors"][2]["count"] >= 3
+    assert "hidden" not in json.dumps(state)
+    assert "not it" not in json.dumps(state)
+
+
+def test_errors_are_counted_in_a_bounded_list() -> None:
+    last = LastErrors()
+    for number in range(50):
+        last.note("CODE", f"{number} " + "x" * 1000)
+    last.note("CODE", "40 " + "x" * 1000)
+    found = last.told()
+    assert len(found) == 20
+    assert (found[0]["message"][:3], found[0]["count"]) == ("40 ", 2)
+    assert {len(error["message"]) for error in found} == {300}
+
+
+def test_of_many_replicas_the_furthest_are_told_of_by_name() -> None:
+    here = Position(1, 2, 5000)
+    seen = Seen()
+    for number in range(3000):
+        seen.note(("10.0.0.1", number), Position(1, 2, 5000 - number))
+    seen.note(("::1", 1), Position(1, 2, 5000), b"fra")
+    seen.note(("10.0.0.2", 1), None)
+    size = Size(1, 4096, 1, 1, 1)
+    standing = Standing(
+        database="d",
+        region=None,
+        version="1",
+        position=here,
+        size=size,
+        commits=1,
+        sent=1,
+        above=None,
+        seen=seen.lately(),
+        waiting={("10.0.0.1", 2999): Position(1, 1, 7), ("10.0.0.1", 2998): here},
+        errors=[],
+        now_ms=1,
+        clock=time.monotonic(),
+    )
+    replicas = json.loads(standing.encode())["replicas"]
+    assert (replicas["seen"], replicas["waiting"], replicas["behind"]) == (3002, 2, 2998)
+    assert replicas["frames_behind"] == 2997
+    assert len(replicas["listed"]) == LISTED
+    edge, first, second = replicas["listed"][:3]
+    assert (edge["address"], edge["edge"], edge["region"]) == ("[::1]:1", True, "fra")
+    assert (first["address"], first["frames_behind"]) == ("10.0.0.1:2999", None)
+    assert first["waiting"]
+    assert (second["address"], second["frames_behind"]) == ("10.0.0.1:2997", 2997)
+    assert len(standing.encode()) < 40_000
+
+
+@pytest.mark.parametrize("region", ["", " x", "x" * 65, "Zürich", "a\r\nb"])
+def test_a_region_is_what_a_header_can_carry(region: str) -> None:
+    with pytest.raises(errors.ProgrammingError, match="region"):
+        Network().of_edge(region)
+    named = Network().of_edge("ams").headers
+    assert [(name.lower().encode(), value) for name, value in named] == [(EDGE, "ams")]
+
+
+def test_many_that_look_at_once_share_one_look(tmp_path: Path) -> None:
+    app = app_of(tmp_path / "data.db", console=True)
+    with serving(app) as port:
+        told(port)
+        console = app._console
+        looks, whole = [], console._standing
+
+        async def counted() -> bytes:
+            looks.append(time.monotonic())
+            return await whole()
+
+        console._standing = counted
+        threads = [threading.Thread(target=told, args=(port,)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        gaps = [after - before for before, after in itertools.pairwise(looks)]
+        assert len(looks) < 20
+        assert all(gap >= 0.19 for gap in gaps)
+
+
+# ---------------------------------------------------------------- a real browser
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Browser]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def chromium(process: Browser) -> Iterator[Browser]:
+    yield process
+    process.close()
+
+
+pytestmark = pytest.mark.xdist_group("released-clients")  # npm installs once
+
+
+def test_a_browser_is_refused_with_a_wrong_token_and_let_in_with_the_right_one(
+    chromium: Browser, port: int
+) -> None:
+    url = f"http://127.0.0.1:{port}/"
+    assert chromium.open("locked", url) == 200
+    chromium.until("locked", "#status", "^Locked$")
+    hidden = "document.querySelector('#sql').checkVisibility()"
+    assert not chromium.evaluate("locked", hidden)
+    assert chromium.complaints() == []
+    chromium.fill("locked", "#token", "schlüssel")
+    chromium.press("locked", "#token", "Enter")
+    chromium.until("locked", "#refused", "printable ASCII")
+    assert chromium.complaints() == []
+    chromium.fill("locked", "#token", "wrong")
+    chromium.press("locked", "#token", "Enter")
+    chromium.until("locked", "#refused", "The token is not the right one")
+    assert not chromium.evaluate("locked", hidden)
+    (refused,) = chromium.complaints()
+    assert "401" in refused
+    chromium.fill("locked", "#token", TOKEN)
+    chromium.press("locked", "#token", "Enter")
+    chromium.until("locked", "#status", "^Live$")
+    chromium.until("locked", "#errors", "The token is not the right one")
+    assert chromium.evaluate("locked", hidden)
+    assert not chromium.evaluate("locked", "document.querySelector('#token').checkVisibility()")
+    chromium.open("locked", url)  # nothing was kept
+    chromium.until("locked", "#status", "^Locked$")
+    assert chromium.complaints() == []
+
+
+def test_a_browser_shows_lag_falling_and_runs_sql(chromium: Browser, tmp_path: Path) -> None:
+    """The page of a replica behind a token, beside its primary's."""
+    token = "secret"
+    with ExitStack() as stack:
+        top = stack.enter_context(primary(tmp_path / "data.db"))
+        writer = nearlite.connect(top)
+        stack.callback(writer.close)
+        writer.execute("CREATE TABLE city(name TEXT PRIMARY KEY, people INTEGER)")
+        writer.commit()
+        options = ("--sync-interval", "3600", "--auth-token", token)
+        below = stack.enter_context(primary(tmp_path / "copy.db", "--upstream", top, *options))
+        reader = nearlite.connect(tmp_path / "reader.db", sync_url=below, auth_token=token)
+        stack.callback(reader.close)
+        chromium.open("top", top)
+        chromium.open("copy", below)
+        chromium.fill("copy", "#token", token)
+        chromium.click("copy", "#unlock button")
+        chromium.until("copy", "#status", "^Live$")
+        chromium.until("top", "#status", "^Live$")
+
+        writer.executemany("INSERT INTO city VALUES(?, ?)", [("Lima", 10_300_000), ("Oslo", 1)])
+        writer.commit()
+        chromium.until("copy", "#numbers", r"Behind\s*1 transaction(?!s)")
+        before = chromium.when(
+            "copy", "looks.length > 2 && looks.at(-1).lag > 1 && looks.at(-1).lag"
+        )
+        reader.sync()
+        after = chromium.when("copy", f"looks.at(-1).lag < {before} && looks.at(-1).lag + 1e-9")
+        assert after < before
+        chromium.until("copy", "#numbers", r"Behind\s*0 transactions")
+        chromium.until("copy", "#lag-unit", "behind the primary")
+        chromium.until("copy", "#topology", "replica 127.0.0.1:.*up to date")
+        chromium.until("top", "#topology", "edge 127.0.0.1:.*up to date")
+        assert "this replica" in chromium.attribute("copy", "#topology", "aria-label")
+
+        chromium.fill("copy", "#sql", "SELECT name, people, NULL, x'00ff' FROM city ORDER BY 1")
+        chromium.press("copy", "#sql", "Control+Enter")
+        chromium.until("copy", "#outcome", "^2 rows, ")
+        assert chromium.cells("copy", "#rows td") == [
+            *("Lima", "10300000", "NULL", "blob, 2 bytes"),
+            *("Oslo", "1", "NULL", "blob, 2 bytes"),
+        ]
+        assert chromium.cells("copy", "#rows th")[:2] == ["name", "people"]
+        chromium.fill("copy", "#sql", "UPDATE city SET people = 720000 WHERE name = 'Oslo'")
+        chromium.click("copy", "#run")
+        chromium.until("copy", "#outcome", "^1 row changed, ")
+        chromium.fill("copy", "#sql", "SELECT missing")
+        chromium.click("copy", "#run")
+        chromium.until("copy", "#outcome", "no such column: missing")
+        assert writer.execute("SELECT people FROM city WHERE name = 'Oslo'").fetchall() == [
+            (720000,)
+        ]
+        # Text is text: nothing that a database holds becomes a part of the page.
+        chromium.fill("copy", "#sql", "SELECT '<img src=x onerror=alert(1)>' AS \"<b>bold</b>\"")
+        chromium.click("copy", "#run")
+        chromium.until("copy", "#rows td", "<img src=x")
+        assert chromium.cells("copy", "#rows th") == ["<b>bold</b>"]
+        assert token not in chromium.evaluate("copy", "location.href")
+        assert chromium.evaluate("copy", "document.cookie + JSON.stringify(sessionStorage)") == "{}"
+        chromium.screenshot("copy", str(tmp_path / "console.png"))
+        assert (tmp_path / "console.png").stat().st_size > 10_000
+        assert chromium.complaints() == []
+
+
+def test_a_browser_says_that_the_server_is_gone_and_goes_on_by_itself(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    with serve.bind("127.0.0.1", 0) as kept:
+        with serving(app_of(tmp_path / "data.db", console=True), kept) as port:
+            chromium.open("gone", f"http://127.0.0.1:{port}/", scheme="dark", width=500)
+            chromium.until("gone", "#status", "^Live$")
+            assert chromium.complaints() == []
+        chromium.until("gone", "#status", r"^Not reachable since \d\d:\d\d:\d\d$")
+        with serving(app_of(tmp_path / "data.db", console=True), kept):
+            chromium.until("gone", "#status", "^Live$")
+        told = chromium.complaints()
+        assert all("Failed to load resource" in line for line in told), told

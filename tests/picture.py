@@ -1,6 +1,6 @@
 """Makes docs/console.png: the page of an edge that catches up, in Debian's Chromium.
 
-    .venv/bin/python tests/picture.py
+.venv/bin/python tests/picture.py
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from browser import Browser, browser
-from serving import Client, app_of, execute, serving
+from serving import Client, app_of, batch, execute, serving
 
 import nearlite
 from nearlite import errors, serve
@@ -326,6 +326,33 @@ def test_what_a_replica_that_serves_others_tells(tmp_path: Path) -> None:
             replica.close()
 
 
+def test_what_an_edge_tells(tmp_path: Path) -> None:
+    with primary(tmp_path / "top.db") as above:
+        options = ("--upstream", above, "--path", tmp_path / "edge.db", "--region", "fra")
+        command = [sys.executable, "-m", "nearlite", "proxy", *map(str, options)]
+        with subprocess.Popen(
+            [*command, "--listen", "127.0.0.1:0", "--live"], stdout=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                port = int(line.partition(": port ")[2].partition(",")[0])
+                assert b"<html" in Client(port).request("GET", "/").body
+                state = until(port, lambda state: state["upstream"]["follows"])
+                assert (state["role"], state["region"]) == ("edge", "fra")
+                assert state["upstream"]["url"].rstrip("/") == above
+                there = int(above.rstrip("/").rpartition(":")[2])
+                state = until(there, lambda state: state["replicas"]["waiting"])
+                (row,) = [row for row in state["replicas"]["listed"] if row["waiting"]]
+                assert (row["edge"], row["region"]) == (True, "fra")
+                Client(port).run("SELECT nowhere")
+                (error,) = until(port, lambda state: state["errors"])["errors"]
+                assert (error["code"], error["count"]) == ("SQL_INPUT_ERROR", 1)
+            finally:
+                process.terminate()
+                Client(port).close()
+
+
 def test_an_upstream_that_is_gone_is_told(tmp_path: Path) -> None:
     with ExitStack() as stack:
         above = stack.enter_context(ExitStack())
@@ -361,9 +388,20 @@ def test_the_last_errors_hold_no_values(port: int) -> None:
         "SQLITE_ERROR",
     ]
     assert state["errors"][2]["message"] == "A statement failed"
-    assert state["errors"][2]["count"] >= 3
+    assert state["errors"][2]["count"] == 3
     assert "hidden" not in json.dumps(state)
     assert "not it" not in json.dumps(state)
+
+
+def test_what_was_carried_out_is_no_error(port: int) -> None:
+    client = Client(port, TOKEN)
+    # Neither compiles before the one in front of it has run.
+    client.pipeline(execute("CREATE TABLE a(b)"), execute("INSERT INTO a VALUES(1)"), CLOSE)
+    client.pipeline(batch("CREATE TABLE c(d)", "INSERT INTO c VALUES(1)"), CLOSE)
+    client.pipeline(execute("SELECT ?", '{"message":"no","code":"NONE"}'), CLOSE)
+    client.pipeline(batch("SELECT 1", "INSERT INTO nowhere VALUES(1)"), CLOSE)
+    (error,) = until(port, lambda state: state["errors"], TOKEN)["errors"]
+    assert (error["code"], error["count"]) == ("SQLITE_ERROR", 1)
 
 
 def test_errors_are_counted_in_a_bounded_list() -> None:
@@ -386,6 +424,7 @@ def test_of_many_replicas_the_furthest_are_told_of_by_name() -> None:
     seen.note(("10.0.0.2", 1), None)
     size = Size(1, 4096, 1, 1, 1)
     standing = Standing(
+        role="primary",
         database="d",
         region=None,
         version="1",
@@ -412,12 +451,16 @@ def test_of_many_replicas_the_furthest_are_told_of_by_name() -> None:
     assert len(standing.encode()) < 40_000
 
 
-@pytest.mark.parametrize("region", ["", " x", "x" * 65, "Zürich", "a\r\nb"])
-def test_a_region_is_what_a_header_can_carry(region: str) -> None:
-    with pytest.raises(errors.ProgrammingError, match="region"):
-        Network().of_edge(region)
-    named = Network().of_edge("ams").headers
-    assert [(name.lower().encode(), value) for name, value in named] == [(EDGE, "ams")]
+def test_of_a_region_goes_along_what_a_header_can_take() -> None:
+    def sent(region: str | None) -> str:
+        ((name, value),) = Network().of_edge(region).headers
+        assert name.lower().encode() == EDGE
+        return value
+
+    assert sent("ams") == "ams"
+    assert sent(" a\r\nb ü") == "ab"
+    assert sent("x" * 100) == "x" * 64
+    assert sent(None) == sent("") == sent("ü") == "*"
 
 
 def test_many_that_look_at_once_share_one_look(tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def asgi(
       sync_interval: "live", or seconds between two looks there; for those who ask what is there now it is
         looked in any case.
       edge: run what only looks on the replica.
-      region: where the edge is, told with its answers.
+      region: where the server is: told with an edge's answers, and on the console.
       max_staleness: seconds; with an upstream that cannot be asked for so long, an edge refuses to read.
       encryption_key: the file is sealed, and created so, and what lies beside it as well
         (docs/encryption.md): see :func:`nearlite.keys.key_of` for what may be given.
@@ -405,6 +405,7 @@ def asgi(
                 sync_interval=sync_interval,
                 roll_bytes=roll_bytes,
                 key=key,
+                region=region,
             ),
             authority=knows,
             shared_cache=shared_cache,
@@ -431,6 +432,7 @@ def asgi(
         hooks=hooks,
         metrics=metrics,
         console=console,
+        region=region,
     )
 
 

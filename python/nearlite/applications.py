@@ -121,9 +121,15 @@ class PrimaryApp(App):
                 holders=self._holders,
             )
             feed = self._feed_of(owner)
-            executor.counts.last = self._last_errors
             self._console = self._console_of(owner, feed)
-            routes = Routes(executor, feed.shown, self._answering, self._deadlines, self._guard)
+            routes = Routes(
+                executor,
+                feed.shown,
+                self._answering,
+                self._deadlines,
+                self._guard,
+                self._last_errors,
+            )
             self._announcing = executor.announcing
             self._dumping = Dumping(lambda: owner.connect(readonly=True), self._answering)
             pulls = Libsql(
@@ -308,8 +314,15 @@ class RelayApp(App):
                 region=self._region,
                 max_staleness=self._max_staleness,
             )
-            self._console = self._console_of(relay, feed, relay.upstream)
-            routes = Routes(edge, feed.shown, self._answering, self._deadlines, self._guard)
+            self._console = self._console_of(relay, feed, relay.upstream, reads=self._edge)
+            routes = Routes(
+                edge,
+                feed.shown,
+                self._answering,
+                self._deadlines,
+                self._guard,
+                self._last_errors,
+            )
             passing = Passing(relay.upstream.transport, self._answering, self._deadlines)
             self._pulls = PulledThrough(
                 relay.upstream.transport,

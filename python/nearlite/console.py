@@ -25,7 +25,7 @@ from nearlite.exchange import JSON, NO_STORE, Answering, Headers, Scope, Send
 from nearlite.meters import LastErrors
 from nearlite.replica import Replica
 from nearlite.source import Source, State
-from nearlite.standing import Above, Size, Standing
+from nearlite.standing import Size, Standing, UpstreamStanding
 
 PAGE: Final = ("", "/")
 STATE: Final = "/console/state"
@@ -74,6 +74,7 @@ class Console:
       version: of this program.
       region: where this server stands, in its owner's words.
       guarded: a token is asked for.
+      reads: it is an edge: SQL that only looks is run on its replica.
       upstream: of a replica that serves replicas.
     """
 
@@ -88,6 +89,7 @@ class Console:
         version: str,
         region: str | None = None,
         guarded: bool = False,
+        reads: bool = False,
         upstream: Replica | None = None,
     ) -> None:
         self._source = source
@@ -99,6 +101,7 @@ class Console:
         self._version = version
         self._region = region
         self._guarded = guarded
+        self._role = "primary" if upstream is None else "edge" if reads else "replica"
         self._upstream = upstream
         self._counted = source.latest
         self._commits = 0
@@ -137,6 +140,7 @@ class Console:
         size = await loop.run_in_executor(None, self._size)
         feed, source = self._feed, self._source
         standing = Standing(
+            role=self._role,
             database=self._path.name,
             region=self._region,
             version=self._version,
@@ -205,11 +209,11 @@ class Console:
     def _heard(self, _asking: asyncio.Future[None]) -> None:
         self._asking = None
 
-    def _above(self, upstream: Replica) -> Above:
+    def _above(self, upstream: Replica) -> UpstreamStanding:
         there = upstream.primary_position
         lag = upstream.ahead.lag(self._source.latest, there)
         failed = upstream.last_error
-        return Above(
+        return UpstreamStanding(
             url=upstream.transport.url,
             position=there,
             age=upstream.lag,

@@ -61,6 +61,7 @@ class Guard:
         """Answer an error, if an answer can still be begun."""
         if self._meters is not None:
             self._meters.errors[error.code] += 1
+        # Of a statement that failed it has been told, without SQLite's message.
         if self._last is not None and not isinstance(error, StatementFailedError):
             self._last.note(error.code, error.message)
         try:

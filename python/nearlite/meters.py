@@ -141,6 +141,10 @@ class LastErrors:
             if len(self._found) > _LAST:
                 del self._found[next(iter(self._found))]
 
+    def statement(self, code: str) -> None:
+        """One that a client was told of failed; what SQLite says of it may quote a value."""
+        self.note(code, "A statement failed")
+
     def told(self) -> list[dict[str, Any]]:
         """The newest first: how often (`count`), and when the last time (`ms` since 1970)."""
         with self._lock:
@@ -188,12 +192,10 @@ class Counts:
       roll_seconds: how long that held up those who write, in all.
       timeouts: transactions that were rolled back because they were open too long.
       hooks: are told of commits and rolls.
-      last: is told of statements that fail, by their code alone.
     """
 
     def __init__(self, hooks: Hooks | None = None) -> None:
         self.hooks = hooks
-        self.last: LastErrors | None = None
         self.grouped = [0] * SIZES
         self.at_once = [0] * SIZES
         self.rolls = 0
@@ -222,8 +224,6 @@ class Counts:
         """A statement failed with that code. Any thread."""
         with self._lock:
             self._failures[code] += 1
-        if self.last is not None:  # SQLite's message may quote a value
-            self.last.note(code, "A statement failed")
 
     @property
     def failures(self) -> dict[str, int]:

@@ -89,16 +89,13 @@ class Network:
         }
 
     def of_edge(self, region: str | None) -> Network:
-        """The same for a server in `region`, which says with every request that it serves others.
+        """The same for a server that serves others, and says so with every request.
 
-        Raises:
-          ProgrammingError: the region is no name.
+        Args:
+          region: where it is; of its name what a header can take, LONGEST_REGION characters at most.
         """
-        named = UNNAMED if region is None else region
-        if not (named.isascii() and named.isprintable() and named.strip() == named):
-            raise ProgrammingError(f"a region's name is printable ASCII, not {region!r}")
-        if not 0 < len(named) <= LONGEST_REGION:
-            raise ProgrammingError(f"a region's name has 1 to {LONGEST_REGION} characters")
+        letters = [letter for letter in region or "" if letter.isascii() and letter.isprintable()]
+        named = "".join(letters).strip()[:LONGEST_REGION] or UNNAMED
         return replace(self, headers=(*self.headers, (EDGE, named)))
 
     def context(self) -> ssl.SSLContext:

@@ -23,6 +23,7 @@ from nearlite.options import (
     Listen,
     Size,
     chosen_token,
+    console_option,
     jwt_options,
     limit_options,
     log_options,
@@ -149,6 +150,7 @@ def _address() -> str:
     envvar="NEARLITE_METRICS",
     help="Count requests, and tell what was counted at GET /metrics, for Prometheus; the token is asked for.",
 )
+@console_option
 @log_options
 @limit_options
 @takes_key
@@ -173,6 +175,7 @@ def proxy(
     roll_bytes: int,
     shared_cache: bool,
     metrics: bool,
+    console: bool | None,
     lines: Lines | None,
     limits: Limits,
     encryption_key: Key | None,
@@ -196,6 +199,7 @@ def proxy(
     if tls_cert is None and tls_key is not None:
         raise click.UsageError("--tls-key needs --tls-cert")
     http_server.check_exposure(host, trusting=trusting and not no_auth)
+    shown = http_server.shows_console(host, trusting=trusting, asked=console)
     tls = None if tls_cert is None else server_context(tls_cert, tls_key)
     if tls is None and not trusting:
         http_server.warn_of_clear(host)
@@ -210,6 +214,7 @@ def proxy(
             sync_interval="live" if live else sync_interval,
             roll_bytes=roll_bytes,
             key=encryption_key,
+            region=region,
         )
         app = RelayApp(
             path,
@@ -219,6 +224,7 @@ def proxy(
             limits=limits,
             metrics=metrics,
             hooks=lines,
+            console=shown,
             edge=True,
             region=region,
             max_staleness=max_staleness,

@@ -102,7 +102,6 @@ class Relay(Origin):
           region: where this server stands, in its owner's words; its upstream is told that it serves others.
 
         Raises:
-          ProgrammingError: the region is no name.
           errors.OperationalError: another process serves it.
           NotAReplicaError, SyncError: as `Replica.open`.
         """

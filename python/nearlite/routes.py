@@ -33,6 +33,7 @@ from nearlite.exchange import (
 from nearlite.execution import Execution
 from nearlite.hrana import Planner, ProtocolError, Refused
 from nearlite.leaving import Departure, GoneError, Leaving
+from nearlite.meters import LastErrors
 from nearlite.running import Ran, Running, begin
 from nearlite.shown import Shown
 from nearlite.sockets import Sockets
@@ -74,6 +75,7 @@ class Routes:
       answering: sends.
       deadlines: of bodies.
       guard: awaits a handler and answers its exceptions.
+      last: is told of statements that fail in a pipeline; None: nobody wants to know.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class Routes:
         answering: Answering,
         deadlines: Deadlines,
         guard: Callable[[Scope, Send, Awaitable[None]], Awaitable[None]],
+        last: LastErrors | None = None,
     ) -> None:
+        self._last = last
         self._executor = executor
         self.shown = shown
         self._answering = answering
@@ -211,7 +215,11 @@ class Routes:
         """All requests of a pipeline have been executed. Raises HttpError: it is refused after all."""
         if running.stream.in_transaction:
             self._check_snapshot(scope)
-        return running.end()
+        ran = running.end()
+        if self._last is not None:
+            for code in hrana.codes_of_errors(ran.answer):
+                self._last.statement(code)
+        return ran
 
     def _check_snapshot(self, scope: Scope) -> None:
         """Whether a transaction that began with reads on a replica can go on here.

@@ -194,7 +194,7 @@ class App:
         )
 
     def _console_of(
-        self, served: Served, feed: Feed, upstream: Replica | None = None
+        self, served: Served, feed: Feed, upstream: Replica | None = None, *, reads: bool = False
     ) -> Console | None:
         if self._last_errors is None:
             return None
@@ -207,6 +207,7 @@ class App:
             version=program_version(),
             region=self._region,
             guarded=not isinstance(self._authority, Open),
+            reads=reads,
             upstream=upstream,
         )
 

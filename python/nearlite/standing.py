@@ -19,7 +19,7 @@ LISTED: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Above:
+class UpstreamStanding:
     """How a replica that serves replicas stands to the server above it.
 
     Attributes:
@@ -65,6 +65,7 @@ class Standing:
     """How a server stands.
 
     Attributes:
+      role: "primary", "edge" (SQL that only looks is run here), "replica" (it is run above).
       database: name of its file.
       region: where it stands, in its owner's words.
       version: of the program.
@@ -79,6 +80,7 @@ class Standing:
       clock: the monotonic one, which `seen` is by.
     """
 
+    role: str
     database: str
     region: str | None
     version: str
@@ -86,7 +88,7 @@ class Standing:
     size: Size
     commits: int
     sent: int
-    above: Above | None
+    above: UpstreamStanding | None
     seen: Mapping[object, Asked]
     waiting: Mapping[object, Position]
     errors: list[dict[str, Any]]
@@ -98,7 +100,7 @@ class Standing:
         above, size = self.above, self.size
         return msgspec.json.encode(
             {
-                "role": "primary" if above is None else "replica",
+                "role": self.role,
                 "database": self.database,
                 "region": self.region,
                 "version": self.version,
@@ -176,7 +178,7 @@ class _Peer:
         }
 
 
-def _above(above: Above) -> dict[str, Any]:
+def _above(above: UpstreamStanding) -> dict[str, Any]:
     return {
         "url": above.url,
         "position": None if above.position is None else str(above.position),

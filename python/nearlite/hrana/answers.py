@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
+from typing import Final
 
 import msgspec
 
@@ -13,6 +15,10 @@ from nearlite.hrana.messages import Outcome
 _SEQUENCE_DONE = b'{"type":"ok","response":{"type":"sequence"}}'
 _ONE = re.compile(rb'\{"type":"ok","response":\{"type":"(?:execute|batch)","result":')
 _encode = msgspec.json.encode
+_ERROR: Final = b'{"message":"'
+_CODE: Final = re.compile(rb'\{"message":"(?:[^"\\]|\\.)*","code":"([^"\\]*)"')
+_LOOKED_AT: Final = 1 << 16
+_LISTED: Final = 20
 
 
 def error_json(error: StatementError) -> bytes:
@@ -21,6 +27,14 @@ def error_json(error: StatementError) -> bytes:
     if error.extended_code:
         body["extended_code"] = error.extended_code
     return _encode(body)
+
+
+def codes_of_errors(answer: bytes) -> list[str]:
+    """Codes of the errors in a pipeline's answer: the first ones, of what is in its first 64 KiB."""
+    if answer.find(_ERROR, 0, _LOOKED_AT) < 0:  # within a text its quotes would be escaped
+        return []
+    found = islice(_CODE.finditer(answer, 0, _LOOKED_AT), _LISTED)
+    return [match[1].decode() for match in found]
 
 
 def error_result(error: StatementError) -> bytes:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from browser import browser
+from PIL import Image
 from serving import Client, app_of, serving
 
 import nearlite
@@ -20,7 +21,7 @@ from nearlite.applications import RelayApp
 from nearlite.relay import Relay
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "console.png"
-SIZE = {"width": 980, "height": 700}
+SIZE = {"width": 1100, "height": 700}
 QUERY = "SELECT name, people FROM city ORDER BY people DESC LIMIT 4"
 CITIES = [("Lima", 10_300_000), ("Oslo", 720_000), ("Kyoto", 1_440_000), ("Accra", 2_660_000)]
 
@@ -66,6 +67,7 @@ def main(picture: Path) -> None:
                 folder / name,
                 lambda: open_relay(name, url, region, interval),
                 console=True,
+                edge=True,
                 region=region,
             )
             return f"http://127.0.0.1:{stack.enter_context(serving(app))}"
@@ -90,6 +92,8 @@ def main(picture: Path) -> None:
         seen.press("edge", "#sql", "Control+Enter")
         seen.until("edge", "#outcome", "^4 rows")
         seen.screenshot("edge", str(picture))
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(256).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

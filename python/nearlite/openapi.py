@@ -299,6 +299,12 @@ _PATHS: Final[dict[str, _Schema]] = {
             {200: _answer("Metrics", **{"text/plain": _TEXT})},
         )
     },
+    "/console/state": {
+        "get": _operation(
+            "With --console: how the server stands, for the page at /",
+            {200: _json("Its numbers", {"type": "object"})},
+        )
+    },
     "/v1/execute": _alone("One statement", _object({"stmt": _ref("Stmt")}), "StmtResult"),
     "/v1/batch": _alone("A batch", _object({"batch": _ref("Batch")}), "BatchResult"),
     "/v2/pipeline": _pipeline(2),

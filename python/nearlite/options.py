@@ -160,6 +160,7 @@ def console_option(command: Command) -> Command:
     return click.option(
         "--console/--no-console",
         default=None,
+        envvar="NEARLITE_CONSOLE",
         help="GET / is a page to look at: topology, a chart, the last errors, SQL. Default: where the server "
         "listens on loopback, or asks for a token.",
     )(command)

@@ -100,6 +100,7 @@ def test_the_wheel_holds_python_and_one_shared_object(wheel, clone) -> None:
     modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
     assert modules <= names
     assert "nearlite/py.typed" in names
+    assert "nearlite/console.html" in names
 
 
 def test_the_wheel_needs_no_openssl_of_the_system(wheel, tmp_path) -> None:

@@ -216,7 +216,7 @@ class Routes:
         if running.stream.in_transaction:
             self._check_snapshot(scope)
         ran = running.end()
-        if self._last is not None:
+        if self._last is not None and running.may_have_failed:
             for code in hrana.codes_of_errors(ran.answer):
                 self._last.statement(code)
         return ran

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from nearlite.hrana.answers import (
     NOTHING,
+    Made,
     alone,
     autocommit_result,
     batch_result,
@@ -126,6 +127,7 @@ __all__ = [
     "GetAutocommitRequest",
     "Integer",
     "IsAutocommitCond",
+    "Made",
     "NamedArg",
     "NotCond",
     "Null",

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -40,6 +41,13 @@ def told(port: int, token: str | None = None) -> Any:
     reply = Client(port, token).request("GET", STATE)
     assert reply.status == 200, reply.body
     return reply.json
+
+
+def eventually(good: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 20
+    while not good():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
 
 
 def until(port: int, good: Callable[[Any], Any], token: str | None = None) -> Any:
@@ -402,6 +410,20 @@ def test_what_was_carried_out_is_no_error(port: int) -> None:
     client.pipeline(batch("SELECT 1", "INSERT INTO nowhere VALUES(1)"), CLOSE)
     (error,) = until(port, lambda state: state["errors"], TOKEN)["errors"]
     assert (error["code"], error["count"]) == ("SQLITE_ERROR", 1)
+
+
+def test_a_client_that_leaves_is_no_error(tmp_path: Path) -> None:
+    forever = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT max(i) FROM c"
+    body = json.dumps({"requests": [execute(forever), CLOSE]}).encode()
+    request = f"POST /v2/pipeline HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    app: Any = app_of(tmp_path / "data.db", console=True)
+    with serving(app) as port:
+        for _ in range(2):  # the usual way, and the short cut
+            with socket.create_connection(("127.0.0.1", port)) as leaver:
+                leaver.sendall(request.encode() + body)
+                eventually(lambda: app.running)
+            eventually(lambda: not app.running)
+        assert told(port)["errors"] == []
 
 
 def test_errors_are_counted_in_a_bounded_list() -> None:

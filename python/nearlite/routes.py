@@ -439,7 +439,7 @@ class _Run:
         self._replica = replica
         self._alone = False  # its next request cannot be part of a group
         self._ran: Ran | None = None
-        self._refusal: HttpError | None = None
+        self._refusal: HttpError | GoneError | None = None
 
     async def whole(self, receive: Receive, send: Send) -> None:
         """Execute and answer it."""
@@ -472,8 +472,8 @@ class _Run:
             self.refuse(error, client)
         except ProtocolError as broken:
             self.refuse(HttpError(broken.status, broken.code, broken.message), client)
-        except GoneError:
-            self.refuse(failed(), client)  # told to nobody; its stream ends
+        except GoneError as gone:
+            self.refuse(gone, client)
         except Exception:
             log.exception("a request failed")
             self.refuse(failed(), client)
@@ -504,8 +504,8 @@ class _Run:
             self._refusal = failed()
         client.proceed(self.rest)
 
-    def refuse(self, refusal: HttpError, client: Client) -> None:
-        """Answer an error; its stream ends."""
+    def refuse(self, refusal: HttpError | GoneError, client: Client) -> None:
+        """Answer an error, or nobody who has left; its stream ends."""
         self._refusal = refusal
         client.proceed(self.rest)
 

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -432,6 +433,59 @@ def test_an_upstream_with_another_history_is_refused_clearly(one: Site, what: st
     assert "nothing was c" in failed["message"]
     eventually(lambda: "nearlite-age" in tell(reader, COUNT).headers)
     assert reader.rows(COUNT) == before
+
+
+def test_clocks_that_jump_are_no_matter(one: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    edge, other = one.edge(sync_interval="live", max_staleness=3600.0), one.edge("other.db")
+    client, reader = Client(edge.port), Client(other.port)
+    for count, jump in enumerate((0.0, 86400.0, -86400.0, 5e8), 1):
+        monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+        reply = tell(client, "INSERT INTO t(b) VALUES (1)")
+        position = reply.headers["nearlite-position"]
+        assert rows(result(tell(reader, COUNT, nearlite_position=position))) == [[count]]
+        told = client.pipeline(execute("BEGIN"), execute("DELETE FROM t"))
+        client.pipeline(execute("ROLLBACK"), CLOSE, baton=told["baton"])
+        assert "nearlite-age" not in tell(client, COUNT).headers
+
+
+def test_a_full_disk_of_the_edge_hides_nothing_and_loses_nothing(one: Site) -> None:
+    """Writes go on, and are read where they are: above. With room again they come here."""
+    library = one.folder / "full.so"
+    source = Path(__file__).parent / "full.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    disk, marker = one.folder / "disk", one.folder / "marker"
+    disk.mkdir()
+    process, port, _ = begin(
+        *("proxy", "--upstream", one.url, "--path", str(disk / "edge.db"), "--live"),
+        *("--listen", "127.0.0.1:0"),
+        LD_PRELOAD=str(library),
+        NL_FULL=str(marker),
+        NL_DISK=str(disk),
+    )
+    try:
+        client = Client(port)
+        client.run("INSERT INTO t(b) VALUES ('before')")
+        assert client.rows(COUNT) == [[1]]
+        marker.touch()
+        told = client.pipeline(execute("INSERT INTO t(b) VALUES ('full')"), execute(COUNT))
+        assert rows(outcome(told["results"][1])) == [[2]]
+        reply = tell(client, "INSERT INTO t(b) VALUES ('full')")
+        assert result(reply)["affected_row_count"] == 1
+        position = reply.headers["nearlite-position"]
+        assert rows(result(tell(client, COUNT, nearlite_position=position))) == [[3]]
+        assert rows(result(tell(client, COUNT))) in ([[1]], [[3]])
+        marker.unlink()
+        eventually(lambda: client.rows(COUNT) == [[3]])
+        assert client.run("INSERT INTO t(b) VALUES ('after')")[0]["affected_row_count"] == 1
+        assert client.rows(COUNT) == [[4]]
+    finally:
+        process.terminate()
+        process.wait(30)
+        assert process.stdout is not None
+        process.stdout.close()
+    with closing(sqlite3.connect(f"file:{disk / 'edge.db'}?mode=ro", uri=True)) as stock:
+        assert stock.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 # ---------------------------------------------------------------- who may ask

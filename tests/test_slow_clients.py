@@ -26,10 +26,12 @@ LONG = 20.0  # seconds; only a test that fails takes so long
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+LIMITS = Limits(client_seconds=PATIENCE, min_bytes_per_second=100_000, max_connections=40)
+
+
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> App:
-    limits = Limits(client_seconds=PATIENCE, min_bytes_per_second=100_000, max_connections=40)
-    return app_of(tmp_path_factory.mktemp("slow") / "data.db", durability="normal", limits=limits)
+    return app_of(tmp_path_factory.mktemp("slow") / "data.db", durability="normal", limits=LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,26 @@ def port(app: App) -> Iterator[int]:
         yield port
 
 
+@pytest.fixture(scope="module")
+def edge_port(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Of an edge of it, with the same limits."""
+    path = tmp_path_factory.mktemp("slow") / "edge.db"
+    url = f"http://127.0.0.1:{port}"
+    with serving(
+        app_of(path, upstream=url, edge=True, sync_interval=3600.0, limits=LIMITS)
+    ) as edge:
+        yield edge
+
+
+@pytest.fixture(params=["primary", "edge"])
+def either_port(request: pytest.FixtureRequest, port: int) -> int:
+    found: int = port if request.param == "primary" else request.getfixturevalue("edge_port")
+    return found
+
+
 @pytest.fixture
-def raw(port: int) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), timeout=LONG) as raw:
+def raw(either_port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", either_port), timeout=LONG) as raw:
         yield raw
 
 
@@ -112,7 +131,8 @@ def test_requests_that_follow_each_other_slowly_are_answered(raw: socket.socket)
         assert answers.head()[0] == 200
 
 
-def test_half_open_connections_give_their_room_back(port: int) -> None:
+def test_half_open_connections_give_their_room_back(either_port: int) -> None:
+    port = either_port
     with contextlib.ExitStack() as stack:
         for _ in range(60):  # more than there is room for
             raw = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=LONG))
@@ -206,7 +226,8 @@ ASKED = {
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_a_client_that_takes_no_answer_is_cut_off(port: int, name: str) -> None:
+def test_a_client_that_takes_no_answer_is_cut_off(either_port: int, name: str) -> None:
+    port = either_port
     generation = Client(port).request("GET", "/info").json["current_generation"]
     with sleepy(port, b"") as raw:
         with contextlib.suppress(TimeoutError, ConnectionError):

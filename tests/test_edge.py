@@ -26,7 +26,7 @@ from talking import steps, talking
 from test_background import eventually
 
 import nearlite
-from nearlite import minting
+from nearlite import minting, polls
 from nearlite.above import wanted
 from nearlite.access import Guiding
 from nearlite.position import Position
@@ -147,6 +147,57 @@ def test_settings_and_temporary_tables_stay_with_their_stream(one: Site) -> None
     told = client.pipeline(execute(COUNT), execute("SELECT y FROM x"), CLOSE, baton=told["baton"])
     assert rows(outcome(told["results"][1])) == [[7]]
     assert client.run("SELECT y FROM x")[0]["code"] == "SQLITE_ERROR"
+
+
+def test_a_transaction_that_does_not_end_stays_open(one: Site) -> None:
+    """BEGIN and COMMIT are both in the batch, and COMMIT is not carried out."""
+    client = Client(one.edge().port)
+    never = {"type": "error", "step": 0}
+    told = client.pipeline(batch("BEGIN", "INSERT INTO t(b) VALUES (1)", ("COMMIT", never)))
+    told = client.pipeline({"type": "get_autocommit"}, execute("COMMIT"), baton=told["baton"])
+    assert outcome(told["results"][0])["is_autocommit"] is False
+    assert client.rows(COUNT) == [[1]]
+
+
+def test_a_large_batch_is_one_request(one: Site) -> None:
+    client = Client(one.edge().port)
+    one.asked.sql()
+    same = ["INSERT INTO t(b) VALUES (1)"] * 2000
+    different = [f"INSERT INTO t(b) VALUES ({number})" for number in range(1000)]
+    for texts in (same, different):
+        client.pipeline(batch("BEGIN", *texts, "COMMIT"), CLOSE)
+        client.pipeline(batch(*texts), CLOSE)
+        eventually(lambda: len(one.asked.requests) >= 2)  # a server counts behind its answer
+        assert one.asked.sql() == [("/nl/v1/sql", 200)] * 2
+    assert client.rows(COUNT) == [[6000]]
+
+
+def test_what_a_transaction_made_is_known_where_it_was_made(one: Site) -> None:
+    client = Client(one.edge().port)
+    told = client.pipeline(
+        execute("BEGIN"),
+        execute("CREATE TABLE made(x)"),
+        execute("INSERT INTO made VALUES (4)"),
+        execute("CREATE TEMP TABLE copied AS SELECT x FROM made"),
+        execute("COMMIT"),
+    )
+    told = client.pipeline(execute("SELECT x FROM copied"), CLOSE, baton=told["baton"])
+    assert rows(outcome(told["results"][0])) == [[4]]
+    assert client.rows("SELECT x FROM made") == [[4]]
+
+
+def test_replicas_below_hear_of_what_is_written_through_it(
+    one: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polls, "WATCH", 3600.0)  # not by looking now and then
+    edge = one.edge()
+    client = Client(edge.port)
+    with closing(
+        nearlite.connect(one.folder / "leaf.db", sync_url=edge.url, sync_interval="live")
+    ) as leaf:
+        for count in range(1, 4):
+            client.run("INSERT INTO t(b) VALUES (1)")
+            eventually(lambda count=count: leaf.execute(COUNT).fetchone() == (count,))  # type: ignore[misc]
 
 
 def test_what_is_not_here_yet_is_asked_for_above(one: Site) -> None:

@@ -21,6 +21,8 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, Final, Protocol
 
 from nearlite import hrana
@@ -60,10 +62,14 @@ end of a transaction never waits for those who wait for that end."""
 MOMENT: Final = 0.25
 """Seconds in which what a client has seen elsewhere is expected to come here."""
 _REGION: Final = b"nearlite-region"
+_WAITING: Final = 32
+"""Reads that wait for a position at once; those beyond are run above."""
 _IN_A_ROW: Final = 64
 """Requests of one pipeline that are run on the event loop before others have their turn."""
 _TICK: Final = 0.25
 """Seconds between looks at what is overdue."""
+_ENDING: Final = 2.0
+"""Seconds that open transactions may take to be ended above when the server ends."""
 _PATIENCE: Final = 3600.0
 """Seconds that a statement may run on the primary; a client that leaves ends it sooner."""
 _PLAIN: Final = frozenset({Kind.READ, Kind.SLOW, Kind.WRITE})
@@ -144,6 +150,9 @@ class Edge:
         )
         self._router = self._reads.router
         self._up = Threads(AT_A_TIME)
+        self._waits = Threads(
+            _WAITING
+        )  # apart: what is stuck above is not in the way of what is here
         self._of_streams = Threads(OF_STREAMS)
         self._working: set[asyncio.Task[None]] = set()
         self._sent: set[Sent] = set()  # what is above
@@ -288,9 +297,13 @@ class Edge:
                 return False
             return True
 
-        waiting = self._up.run(wait)
-        if not await either(waiting, leaving):
-            raise GoneError
+        waiting = self._waits.run(wait)
+        stays = await either(waiting, leaving, 2 * MOMENT)
+        if not waiting.done():  # it has not come to its turn, or the client has left
+            waiting.cancel()
+            if not stays:
+                raise GoneError
+            return False
         if waiting.result():
             above.after = None
             return True
@@ -335,9 +348,9 @@ class Edge:
         above = stream.above
         if above is None:
             above = stream.above = Above()
-        closes = above.baton is None and all(map(self._is_plain, plans))
-        if not closes:
-            above.sticky = above.sticky or not all(map(self._only_controls, plans))
+        left = frozenset(chain.from_iterable(map(self._router.leaving, plans)))
+        # Not where a transaction may begin: whether it has ended, only the primary knows.
+        closes = above.baton is None and left <= _PLAIN
         try:
             body = requests.pipeline(above.baton, plans, closes=closes)
         except UnicodeEncodeError:
@@ -345,7 +358,7 @@ class Edge:
         notes = Notes(stream.counters)
         notes.reads_only = not stream.access.write
         try:
-            answer = await self._ask(body, notes, leaving, goes_on=above.baton is not None)
+            answer = await self._ask(stream, body, notes, leaving)
             ran = requests.ran(answer, len(plans))
         except (GoneError, asyncio.CancelledError):
             self._lose(stream)
@@ -364,22 +377,13 @@ class Edge:
         if notes.position is not None:
             above.after = above.wrote = notes.position
         stream.in_transaction = not ran.autocommit
-        stream.sticky = above.sticky
+        stream.sticky = above.sticky = above.sticky or not left <= _CONTROLS
         # A stream above that has nothing to lose is not kept: it would only be in others' way.
         above.baton = ran.baton if stream.in_transaction or above.sticky else None
         return ran.results
 
-    def _is_plain(self, plan: Plan) -> bool:
-        """Whether a request leaves nothing on its stream."""
-        kind = self._router.route(plan, after_write=True)
-        return not isinstance(kind, StatementError) and kind in _PLAIN
-
-    def _only_controls(self, plan: Plan) -> bool:
-        """Whether nothing but a transaction can be left on its stream."""
-        return self._router.leaves_only(plan, _CONTROLS)
-
-    async def _ask(self, body: bytes, notes: Notes, leaving: Leaving, *, goes_on: bool) -> bytes:
-        """The primary's answer to a pipeline.
+    async def _ask(self, stream: Stream, body: bytes, notes: Notes, leaving: Leaving) -> bytes:
+        """The primary's answer to a pipeline of a stream.
 
         Raises:
           SyncError: there is none.
@@ -411,8 +415,11 @@ class Edge:
             finally:
                 self._sent.difference_update(under_way)
 
+        goes_on = stream.above is not None and stream.above.baton is not None
         try:
-            asked = (self._of_streams if goes_on else self._up).run(work)
+            threads = self._of_streams if goes_on else self._up
+            # Its client hears first, then those who are served from the file.
+            asked = threads.run(work, then=self._copy.announce)
         except RuntimeError:  # no new work after shutdown
             raise SyncError("The server is about to end", state="nothing was carried out") from None
         stays = False
@@ -423,9 +430,18 @@ class Edge:
                 left.set()
                 for request in under_way:
                     request.abort()
+                asked.add_done_callback(partial(self._forget, stream.access))
         if not stays:
             raise GoneError
         return asked.result()
+
+    def _forget(self, access: Access, asked: asyncio.Future[bytes]) -> None:
+        """Nobody wants what comes of it: if it was quicker than its end, a stream is open above."""
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        baton = requests.baton_of(asked.result())
+        if baton is not None:
+            self._soon(self._end(baton, access))
 
     def _lose(self, stream: Stream) -> None:
         """Nobody knows what the stream above stands at: it ends."""
@@ -538,9 +554,11 @@ class Edge:
         for stream in self.streams:
             if not stream.busy:
                 self._lose(stream)
+        if self._working:  # transactions that end above: others wait for them
+            await asyncio.wait(self._working, timeout=_ENDING)
         for request in list(self._sent):
             request.abort()
-        for threads in (self._up, self._of_streams, self._threads):
+        for threads in (self._up, self._of_streams, self._waits, self._threads):
             await threads.close()
         self.streams.close()
         self._reads.close()

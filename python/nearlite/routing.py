@@ -24,6 +24,7 @@ _LOCKLESS: Final = re.compile(
     r"\s*BEGIN(?:\s+(?:DEFERRED|READONLY))?(?:\s+TRANSACTION(?:\s+READONLY)?)?\s*;?\s*",
     re.ASCII | re.IGNORECASE,
 )
+_STICKS: Final = re.compile(r"\b(?:temp|temporary|pragma|attach|detach)\b", re.IGNORECASE)
 LOOKS: Final = frozenset({Kind.READ, Kind.SLOW, Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 _BEGUN: Final = frozenset({Kind.BEGIN, Kind.READ, Kind.WRITE})
 _ENDS: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
@@ -90,36 +91,51 @@ class Router:
             return False
         return kinds[0] is Kind.BEGIN and _BEGUN.issuperset(kinds)
 
-    def leaves_only(self, plan: Plan, kinds: frozenset[Kind]) -> bool:
-        """Whether all statements of a request are of these kinds, as far as can be seen here."""
+    def leaving(self, plan: Plan) -> frozenset[Kind]:
+        """Kinds of a request's statements, where it matters what they leave on their stream.
+
+        Of what does not compile here, or is too much to be compiled here, the text has to tell: STICKY where a
+        setting or something temporary is mentioned, else BEGIN, because it may open a transaction.
+        """
+        if isinstance(plan, Execute):
+            return frozenset((self._leaving(plan.step.sql),))
+        if isinstance(plan, RunBatch):
+            texts = {step.sql for step in plan.steps}
+            known = self._leaving if len(texts) <= _MANY_STEPS else _by_text
+            return frozenset(map(known, texts))
+        if isinstance(plan, Script):
+            return self._of_script(plan.sql)
+        return frozenset()
+
+    def _leaving(self, sql: str) -> Kind:
         try:
-            if isinstance(plan, Execute):
-                return self._reader.prepare(plan.step.sql).kind in kinds
-            if isinstance(plan, RunBatch):
-                return all(self._reader.prepare(step.sql).kind in kinds for step in plan.steps)
-            if isinstance(plan, Script):
-                return self._of_script(plan, kinds)
-        except (StatementError, NotSharedError, UnicodeEncodeError):
-            return False
-        return True
+            return self._reader.prepare(sql).kind
+        except NotSharedError:
+            return Kind.STICKY
+        except StatementError:
+            return _by_text(sql)
+
+    def _of_script(self, sql: str) -> frozenset[Kind]:
+        kinds: set[Kind] = set()
+        try:
+            text, at = sql.encode(), 0
+            if len(sql) > _LONG_SCRIPT:
+                return frozenset((_by_text(sql),))
+            while (found := self._reader.split(text, at)) is not None:
+                prepared, at = found
+                kinds.add(prepared.kind)
+        except NotSharedError:
+            kinds.add(Kind.STICKY)
+        except (StatementError, UnicodeEncodeError):
+            kinds.add(_by_text(sql))
+        return frozenset(kinds)
 
     def is_snapshot(self, plan: RunBatch) -> bool:
         """Whether a batch is a transaction from BEGIN to COMMIT that only looks, and wants no lock."""
         if not plan.steps or not _LOCKLESS.fullmatch(plan.steps[0].sql):
             return False
-        if not self.leaves_only(plan, LOOKS):
-            return False
-        return any(self._reader.prepare(step.sql).kind is Kind.COMMIT for step in plan.steps)
-
-    def _of_script(self, plan: Script, kinds: frozenset[Kind]) -> bool:
-        if len(plan.sql) > _LONG_SCRIPT:
-            return False
-        text, at = plan.sql.encode(), 0
-        while (found := self._reader.split(text, at)) is not None:
-            prepared, at = found
-            if prepared.kind not in kinds:
-                return False
-        return True
+        kinds = self.leaving(plan)
+        return kinds <= LOOKS and Kind.COMMIT in kinds
 
     def _description(self, plan: Describe) -> Kind | StatementError:
         try:
@@ -194,6 +210,10 @@ class Router:
         # stays open, or only looks, needs a connection.
         whole = Kind.BEGIN in kinds and Kind.COMMIT in kinds and Kind.SLOW not in kinds
         return Kind.WRITE if whole and (writes or unknown) else Kind.ALONE
+
+
+def _by_text(sql: str) -> Kind:
+    return Kind.STICKY if _STICKS.search(sql) else Kind.BEGIN
 
 
 @lru_cache(256)

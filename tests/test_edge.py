@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from edges import Site, site
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from serving import Client, batch, execute, outcome, rows, serving, transaction
 from talking import steps, talking
@@ -666,7 +666,11 @@ pipelines = st.lists(st.lists(requests, min_size=1, max_size=4), min_size=1, max
 
 
 @settings(max_examples=60)
-@given(pipelines, st.booleans())
+@given(asked=pipelines, closes=st.booleans())
+@example(
+    asked=[[{"type": "describe", "sql": "PRAGMA foreign_keys = ON"}], [batch("SELEC")]],
+    closes=True,
+)
 def test_an_edge_answers_as_its_primary_would(
     two: tuple[int, int], asked: list[list[Any]], closes: bool
 ) -> None:

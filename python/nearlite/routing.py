@@ -105,6 +105,8 @@ class Router:
             return frozenset(map(known, texts))
         if isinstance(plan, Script):
             return self._of_script(plan.sql)
+        if isinstance(plan, Describe) and self._leaving(plan.sql) is Kind.STICKY:
+            return frozenset((Kind.STICKY,))  # SQLite carries out a pragma while it compiles it
         return frozenset()
 
     def _leaving(self, sql: str) -> Kind:

@@ -154,6 +154,9 @@ class Edge:
             _WAITING
         )  # apart: what is stuck above is not in the way of what is here
         self._of_streams = Threads(OF_STREAMS)
+        self._telling = Threads(1)
+        self._announcing: asyncio.Future[None] | None = None
+        self._applied_since = False
         self._working: set[asyncio.Task[None]] = set()
         self._sent: set[Sent] = set()  # what is above
         self._age: float | None = None  # of what is here, while the primary cannot be asked
@@ -417,9 +420,7 @@ class Edge:
 
         goes_on = stream.above is not None and stream.above.baton is not None
         try:
-            threads = self._of_streams if goes_on else self._up
-            # Its client hears first, then those who are served from the file.
-            asked = threads.run(work, then=self._copy.announce)
+            asked = (self._of_streams if goes_on else self._up).run(work)
         except RuntimeError:  # no new work after shutdown
             raise SyncError("The server is about to end", state="nothing was carried out") from None
         stays = False
@@ -431,12 +432,30 @@ class Edge:
                 for request in under_way:
                     request.abort()
                 asked.add_done_callback(partial(self._forget, stream.access))
+            # Its client hears first, in this turn of the event loop, then those who are served from the file.
+            self._loop.call_soon(self._announce)
         if not stays:
             raise GoneError
         return asked.result()
 
+    def _announce(self) -> None:
+        """Tell those who are served from the file what was applied, once for all that comes meanwhile."""
+        if self._announcing is not None:
+            self._applied_since = True
+            return
+        self._applied_since = False
+        with contextlib.suppress(RuntimeError):  # no new work after shutdown
+            self._announcing = self._telling.run(self._copy.announce)
+            self._announcing.add_done_callback(self._announced)
+
+    def _announced(self, _done: object) -> None:
+        self._announcing = None
+        if self._applied_since:
+            self._announce()
+
     def _forget(self, access: Access, asked: asyncio.Future[bytes]) -> None:
         """Nobody wants what comes of it: if it was quicker than its end, a stream is open above."""
+        self._announce()
         if asked.cancelled() or asked.exception() is not None:
             return
         baton = requests.baton_of(asked.result())
@@ -558,7 +577,10 @@ class Edge:
             await asyncio.wait(self._working, timeout=_ENDING)
         for request in list(self._sent):
             request.abort()
-        for threads in (self._up, self._of_streams, self._waits, self._threads):
+        for threads in (
+            *(self._up, self._of_streams, self._waits),
+            *(self._telling, self._threads),
+        ):
             await threads.close()
         self.streams.close()
         self._reads.close()

@@ -118,6 +118,7 @@ class Replica(Observed):
         self._check = FullCheck(path, key)
         self._compact = True  # page sets may be told from the pages of this file
         self._serving: Callable[[], object] = _nothing  # told of what was applied
+        self._served = False
         self._keep_short = self._upkeep.checkpoint
         self.commit_ms = 0
         """Milliseconds since 1970, by the primary's clock, of the newest commit in the last page set; 0: none came."""
@@ -246,6 +247,7 @@ class Replica(Observed):
           checkpoint: keeps the WAL short instead of this replica's upkeep; answers its bytes.
         """
         self.ahead.counts = {}
+        self._served = True  # which has its WAL emptied when that is due by its own count
         self._serving = applied
         self._keep_short = checkpoint
 
@@ -515,7 +517,7 @@ class Replica(Observed):
         if announce:
             self._serving()
         self.wal_bytes = state.wal_frames * (state.page_size + 24)
-        if state.wal_frames >= CHECKPOINT_FRAMES:
+        if state.wal_frames >= CHECKPOINT_FRAMES and not self._served:
             self.background.checkpoint()
 
     # ------------------------------------------------------------------ forwarding

@@ -33,13 +33,8 @@ class Threads:
         self._own = shared is None
         self._running: set[concurrent.futures.Future[None]] = set()
 
-    def run(
-        self, work: Callable[[], _T], then: Callable[[], object] | None = None
-    ) -> asyncio.Future[_T]:
-        """Run it; what it answers or raises. To cancel the future does not stop what has begun.
-
-        `then`: run in the same thread behind it, when whoever waits has been told. Must not raise.
-        """
+    def run(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        """Run it; what it answers or raises. To cancel the future does not stop what has begun."""
         told: asyncio.Future[_T] = self._loop.create_future()
 
         def job() -> None:
@@ -54,8 +49,6 @@ class Threads:
             with contextlib.suppress(RuntimeError):  # the loop has been closed
                 # Once for each: asyncio's own way from a pool's future to the loop's wakes it several times.
                 self._loop.call_soon_threadsafe(_tell, told, found, failure)
-            if then is not None:
-                then()
 
         done = self._pool.submit(job)
         self._running.add(done)

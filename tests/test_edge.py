@@ -283,6 +283,23 @@ def test_large_results_come_in_pieces(one: Site) -> None:
     assert through == found
 
 
+def test_cursors_that_nobody_fetches_are_in_nobodys_way(one: Site) -> None:
+    edge = one.edge()
+    many = (
+        "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 5000) "
+        "SELECT i, hex(zeroblob(300)) FROM c"
+    )
+    with ExitStack() as stack:
+        for _ in range(20):
+            talker = stack.enter_context(talking(edge.port))
+            talker.ask("open_cursor", stream_id=0, cursor_id=1, batch=steps(many))
+            talker.ask("fetch_cursor", cursor_id=1, max_count=1)
+        assert len(Client(edge.port).rows(many)) == 5000
+    client = Client(edge.port)
+    edge.relay.refresh()  # and keep no old pages when they have ended
+    assert len(client.rows(many)) == 5000
+
+
 def test_a_client_that_leaves_ends_what_it_asked_for_above(one: Site) -> None:
     edge = one.edge()
     slow = (

@@ -146,14 +146,13 @@ class Edge:
             lambda: Session(connect(), shared=True, readonly=True, limits=limits),
             self._threads,
             lambda _: False,
-            limits.max_response_bytes,
+            limits,
         )
         self._router = self._reads.router
         self._up = Threads(AT_A_TIME)
-        self._waits = Threads(
-            _WAITING
-        )  # apart: what is stuck above is not in the way of what is here
         self._of_streams = Threads(OF_STREAMS)
+        # Apart, so that what is stuck above is not in the way of what is here.
+        self._waits = Threads(_WAITING)
         self._telling = Threads(1)
         self._announcing: asyncio.Future[None] | None = None
         self._applied_since = False

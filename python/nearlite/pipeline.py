@@ -132,7 +132,7 @@ class Executor:
             lambda: self._open(readonly=True, shared=True),
             self._threads,
             lambda sql: self._writer.lasts(sql),  # noqa: PLW0108 - there is none yet
-            limits.max_response_bytes,
+            limits,
         )
         if threads is not None:
             self._reads.reader.kept = _FEW_TEXTS

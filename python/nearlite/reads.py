@@ -1,4 +1,4 @@
-"""What only looks: at once on the event loop, under a budget, or in a thread, on one of a few connections.
+"""What only looks: at once on the event loop, under a budget, or in a thread, on a connection of its own.
 
 Handing a point select to a thread would cost more than the select. What overruns its budget of virtual
 machine steps, or of bytes, is run again in a thread.
@@ -15,6 +15,7 @@ from nearlite import hrana
 from nearlite._native.hrana import CURSOR, SqlError
 from nearlite.hrana import Outcome, Plan, RunBatch, StatementError, Step
 from nearlite.leaving import Leaving
+from nearlite.limits import Limits
 from nearlite.routing import LOOKS, Router
 from nearlite.session import OverrunError, Session
 from nearlite.statements import Prepared
@@ -26,7 +27,7 @@ INLINE_STEPS: Final = 50_000
 INLINE_BYTES: Final = 1 << 20
 """Bytes of its result."""
 SLOW_READERS: Final = 8
-"""Connections of reads in threads."""
+"""Reads in threads at a time."""
 PIECE: Final = 256 << 10
 """Bytes of a cursor that are read and sent at a time."""
 
@@ -38,7 +39,7 @@ class Reads:
       connect: opens a connection that cannot write, for all streams; called in any thread.
       threads: to run in.
       lasts: whether a text has been seen to last.
-      most: bytes of rows in one answer.
+      limits: of the server; there are as many cursors at a time as there may be transactions.
 
     Attributes:
       reader: the connection of the event loop.
@@ -50,16 +51,18 @@ class Reads:
         connect: Callable[[], Session],
         threads: Threads,
         lasts: Callable[[str], bool],
-        most: int,
+        limits: Limits,
     ) -> None:
         self._connect = connect
         self._threads = threads
-        self._most = most
+        self._most = limits.max_response_bytes
         self.reader = connect()
         self.reader.hurry(INLINE_STEPS)
         self.router = Router(self.reader, lasts)
         self._seen = (0, 0, 0)  # counters the reader has now
         self._slow = asyncio.Semaphore(SLOW_READERS)
+        # Apart: a cursor keeps its connection for as long as its client takes.
+        self._cursors = asyncio.Semaphore(limits.max_transactions)
         self._spare: list[Session] = []
 
     def at_once(self, stream: Stream, plan: Plan, room: int) -> bytes | None:
@@ -93,7 +96,7 @@ class Reads:
 
     async def in_thread(self, stream: Stream, plan: Plan, leaving: Leaving, room: int) -> bytes:
         """Stream result of a request, however long it takes. Raises GoneError: the client has left."""
-        async with self.borrowed(stream) as session:
+        async with self._slow, self._borrowed(stream) as session:
             session.room = room
             try:
                 return await self._threads.until_left(
@@ -103,23 +106,25 @@ class Reads:
                 return hrana.error_result(hrana.sqlite_error("database schema has changed", 17))
 
     @asynccontextmanager
-    async def borrowed(self, stream: Stream) -> AsyncGenerator[Session, None]:
-        """One of the few connections, with the counters of a stream."""
-        async with self._slow:
-            spare = self._spare
-            session = spare.pop() if spare else await self._threads.run(self._connect)
-            try:
-                session.native.set_counters(*stream.counters)
-                yield session
-            finally:
+    async def _borrowed(self, stream: Stream) -> AsyncGenerator[Session, None]:
+        """A connection, with the counters of a stream."""
+        spare = self._spare
+        session = spare.pop() if spare else await self._threads.run(self._connect)
+        try:
+            session.native.set_counters(*stream.counters)
+            yield session
+        finally:
+            if len(spare) < SLOW_READERS:
                 spare.append(session)
+            else:
+                session.close()
 
     @asynccontextmanager
     async def entries(
         self, stream: Stream, plan: RunBatch, leaving: Leaving
     ) -> AsyncGenerator[AsyncGenerator[bytes, None], None]:
         """Entries of a cursor in pieces, read as they are taken. They raise GoneError."""
-        async with self.borrowed(stream) as session:
+        async with self._cursors, self._borrowed(stream) as session:
             work = _entries(session, plan.steps)
 
             async def pieces() -> AsyncGenerator[bytes, None]:

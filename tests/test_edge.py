@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ import nearlite
 from nearlite import minting, polls
 from nearlite.above import wanted
 from nearlite.access import Guiding
+from nearlite.errors import OfflineError
+from nearlite.hrana.schema import MESSAGES
+from nearlite.limits import Limits
 from nearlite.position import Position
 from nearlite.proxy_command import Renewed
 from nearlite.tokens import authority
@@ -221,6 +226,113 @@ def test_counters_are_the_streams(one: Site) -> None:
     told = client.pipeline(execute("INSERT INTO t(a) VALUES (50)"))
     told = client.pipeline(execute("SELECT last_insert_rowid()"), baton=told["baton"])
     assert rows(outcome(told["results"][0])) == [[50]]
+
+
+BEGUN = {
+    "script": {"type": "sequence", "sql": "BEGIN; INSERT INTO t(a) VALUES (1); COMMIT"},
+    "batch": batch("BEGIN", "INSERT INTO t(a) VALUES (1)", ("COMMIT", {"type": "ok", "step": 1})),
+    "unseen": {
+        "type": "sequence",
+        "sql": "CREATE TABLE u(x); INSERT INTO u VALUES (1); BEGIN; INSERT INTO u VALUES (2)",
+    },
+}
+
+
+@pytest.mark.parametrize("which", BEGUN)
+def test_a_transaction_that_does_not_reach_its_end_stays_open(one: Site, which: str) -> None:
+    """What follows belongs to it, and is not kept when it is rolled back."""
+    edge = one.edge()
+    client = Client(edge.port)
+    client.run("INSERT INTO t(a) VALUES (1)")
+    told = client.pipeline(BEGUN[which])
+    told = client.pipeline(
+        {"type": "get_autocommit"}, execute("INSERT INTO t(a) VALUES (2)"), baton=told["baton"]
+    )
+    assert outcome(told["results"][0])["is_autocommit"] is False
+    told = client.pipeline(execute("ROLLBACK"), CLOSE, baton=told["baton"])
+    assert "affected_row_count" in outcome(told["results"][0])
+    assert client.rows(COUNT) == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "look", "found"),
+    [
+        ("CREATE TEMP TABLE p AS SELECT * FROM u", "SELECT count(*) FROM p", [[1]]),
+        ("PRAGMA foreign_keys = ON", "PRAGMA foreign_keys", [[1]]),
+    ],
+)
+def test_settings_behind_what_is_not_here_yet_stay(
+    one: Site, text: str, look: str, found: Any
+) -> None:
+    edge = one.edge()
+    client = Client(edge.port)
+    script = f"CREATE TABLE u(x); INSERT INTO u VALUES (1); {text}"
+    told = client.pipeline({"type": "sequence", "sql": script})
+    told = client.pipeline(execute(look), CLOSE, baton=told["baton"])
+    assert rows(outcome(told["results"][0])) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "INSERT INTO t(b) VALUES (1);" * 400,
+        "PRAGMA user_version = 3",
+        "SAVEPOINT s; INSERT INTO t(b) VALUES (1); RELEASE s",
+    ],
+)
+def test_what_leaves_nothing_behind_does_not_bind_its_stream(one: Site, text: str) -> None:
+    """Clients of libSQL never drop a baton: one whose stream is forgotten begins another."""
+    edge = one.edge(limits=Limits(idle_seconds=0.05))
+    client = Client(edge.port)
+    told = client.pipeline({"type": "sequence", "sql": text})
+    assert outcome(told["results"][0]) == {"type": "sequence"}
+    time.sleep(0.6)  # a tick ends it
+    assert rows(outcome(client.pipeline(execute("SELECT 1"), baton=told["baton"])["results"][0]))
+
+
+def test_texts_that_were_stored_do_not_grow_beyond_what_a_request_may_have(one: Site) -> None:
+    edge = one.edge(limits=Limits(max_request_bytes=1 << 20))
+    with talking(edge.port) as talker:
+        text = "INSERT INTO t(b) VALUES (1) -- " + "x" * 100_000
+        talker.ask("store_sql", sql_id=1, sql=text)
+        few, many = (
+            {"steps": [{"stmt": {"sql_id": 1}}] * count} for count in (2, 5_000)
+        )
+        one.asked.sql()
+        refused = talker.ask("batch", stream_id=0, batch=many)
+        assert one.asked.sql() == []  # it has not been made, either
+        assert refused["code"] == "REQUEST_TOO_LARGE"
+        assert "nothing was carried out" in refused["message"]
+        assert "result" in talker.ask("batch", stream_id=0, batch=few)
+        assert rows(talker.execute(COUNT)) == [[2]]
+
+
+def test_what_is_no_number_is_null_on_the_primary_as_well(one: Site) -> None:
+    edge = one.edge()
+    body = MESSAGES["PipelineReqBody"]()
+    statement = body.requests.add().execute.stmt
+    statement.sql = "INSERT INTO t(b) VALUES (?) RETURNING typeof(b)"
+    statement.args.add().float = math.nan
+    reply = Client(edge.port).request("POST", "/v3-protobuf/pipeline", body.SerializeToString())
+    told = MESSAGES["PipelineRespBody"].FromString(reply.body)
+    assert told.results[0].ok.execute.result.rows[0].values[0].text == "null"
+
+
+def test_descriptions_are_of_the_newest_schema(one: Site) -> None:
+    edge = one.edge()
+    for port in (edge.port, one.port):
+        client = Client(port)
+
+        def columns(client: Client = client) -> Any:
+            told = client.pipeline({"type": "describe", "sql": "SELECT * FROM u"}, CLOSE)
+            return [col["name"] for col in outcome(told["results"][0]).get("cols", [])]
+
+        client.run("CREATE TABLE u(x)", "SELECT * FROM u")
+        assert columns() == ["x"]
+        client.run("ALTER TABLE u ADD COLUMN y")
+        assert columns() == ["x", "y"]
+        client.run("DROP TABLE u")
+        assert columns() == []
 
 
 def test_a_connection_of_ours_to_an_edge_reads_its_own_writes(one: Site) -> None:
@@ -471,6 +583,94 @@ def test_an_edge_begins_without_its_upstream(one: Site) -> None:
     one.start()
     Client(one.port).run("INSERT INTO t(b) VALUES ('new')")
     eventually(lambda: client.rows(COUNT) == [[2]])
+
+
+def test_a_file_that_was_never_seen_to_be_equal_is_not_new(one: Site) -> None:
+    with ExitStack() as first:
+        alone = Site(one.folder, first, listening=one.listening)
+        Client(alone.edge().port).run("INSERT INTO t(b) VALUES ('kept')")
+    one.stop()
+    edge = one.edge(sync_interval=0.02, max_staleness=1.0)
+    client = Client(edge.port)
+    eventually(lambda: client.run(COUNT)[0].get("code") == "STALE_READ")
+
+
+def test_a_position_that_does_not_come_in_time_says_nothing_of_the_upstream(one: Site) -> None:
+    """Whoever sends one must not make an edge believe that its primary is away."""
+    with slowly(one.port, 0.2) as port:
+        edge = one.edge(above=f"http://127.0.0.1:{port}", max_staleness=0.0)
+        client = Client(edge.port)
+        here = edge.relay.state().position
+        ahead = str(here)[:-8] + "0000ffff"
+        tell(client, COUNT, Nearlite_Position=ahead)
+        time.sleep(0.6)  # ticks
+        reply = tell(client, COUNT)
+        assert rows(result(reply)) == [[0]]
+        assert "nearlite-age" not in reply.headers
+
+
+@contextmanager
+def slowly(port: int, seconds: float) -> Iterator[int]:
+    """A server before another one, each of whose answers takes so long."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        threads = []
+
+        def one_way(source: socket.socket, target: socket.socket, delay: float) -> None:
+            with suppress(OSError), source:
+                while data := source.recv(1 << 16):
+                    time.sleep(delay)
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listening.accept()
+                    server = socket.create_connection(("127.0.0.1", port))
+                    for pair in ((client, server, 0.0), (server, client, seconds)):
+                        threads.append(threading.Thread(target=one_way, args=pair))
+                        threads[-1].start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+
+
+def test_what_was_lost_on_its_way_back_is_seen_here_soon(one: Site) -> None:
+    """Whoever looks whether it was carried out is not answered by what was before."""
+    edge = one.edge()
+    client = Client(edge.port)
+    forward = edge.relay.upstream.forward
+
+    def lost(*args: Any, **options: Any) -> bytes:
+        Client(one.port).run("INSERT INTO t(b) VALUES ('lost')")
+        raise OfflineError("it broke off", state="the request had been sent", action="")
+
+    edge.relay.upstream.forward = lost  # type: ignore[method-assign]
+    assert client.run("INSERT INTO t(b) VALUES ('lost')")[0]["code"] == "UPSTREAM_LOST"
+    edge.relay.upstream.forward = forward  # type: ignore[method-assign]
+    eventually(lambda: client.rows(COUNT) == [[1]])
+
+
+def test_a_commit_that_was_lost_is_not_told_to_be_rolled_back(one: Site) -> None:
+    edge = one.edge()
+    client = Client(edge.port)
+    told = client.pipeline(execute("BEGIN"), execute("INSERT INTO t(b) VALUES ('kept')"))
+    forward = edge.relay.upstream.forward
+
+    def lost(body: bytes, **_: Any) -> bytes:
+        forward(body, visible=False)
+        raise OfflineError("it broke off", state="the request had been sent", action="")
+
+    edge.relay.upstream.forward = lost  # type: ignore[method-assign]
+    told = client.pipeline(execute("COMMIT"), CLOSE, baton=told["baton"])
+    failed = outcome(told["results"][0])
+    assert failed["code"] == "UPSTREAM_LOST"
+    assert "what is still open of its transaction" in failed["message"]
+    assert Client(one.port).rows(COUNT) == [[1]]
 
 
 @pytest.mark.parametrize("what", ["restored", "another"])
@@ -810,6 +1010,54 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     code, told = refused("--listen", "127.0.0.1:0")
     assert code == 2
     assert "--upstream" in told
+
+
+ENDLESS = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c) SELECT count(*) FROM c"
+
+
+@pytest.mark.parametrize("role", ["edge", "primary"])
+def test_a_statement_that_does_not_end_does_not_keep_a_server_from_ending(
+    one: Site, role: str
+) -> None:
+    path = str(one.folder / "ends.db")
+    arguments = ("proxy", "--upstream", one.url, "--path", path) if role == "edge" else ("serve", path)
+    process, port, _ = begin(*arguments, "--listen", "127.0.0.1:0")
+    try:
+        client = Client(port)
+        body = json.dumps({"requests": [execute(ENDLESS)]})
+        client.connection.request("POST", "/v2/pipeline", body, {"host": "x"})
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+        client.close()
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_an_upstream_that_hangs_does_not_keep_an_edge_from_ending(tmp_path: Path) -> None:
+    primary, above, _ = begin("serve", str(tmp_path / "primary.db"), "--listen", "127.0.0.1:0")
+    edge, port, _ = begin(
+        *("proxy", "--upstream", f"http://127.0.0.1:{above}", "--listen", "127.0.0.1:0"),
+        *("--path", str(tmp_path / "edge.db")),
+    )
+    try:
+        client = Client(port)
+        client.pipeline(execute("BEGIN IMMEDIATE"), execute("CREATE TABLE t(a)"))
+        with talking(port) as talker:
+            talker.execute("BEGIN")
+            primary.send_signal(signal.SIGSTOP)
+            edge.send_signal(signal.SIGTERM)
+            assert edge.wait(15) == 0
+        client.close()
+    finally:
+        for process in (primary, edge):
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def test_an_edge_that_is_killed_under_load_goes_on(one: Site) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import partial
@@ -68,12 +69,12 @@ _IN_A_ROW: Final = 64
 """Requests of one pipeline that are run on the event loop before others have their turn."""
 _TICK: Final = 0.25
 """Seconds between looks at what is overdue."""
+_INTERRUPT_EVERY: Final = 0.05
+"""Seconds until what still runs when the server ends is interrupted again."""
 _ENDING: Final = 2.0
-"""Seconds that open transactions may take to be ended above when the server ends."""
+"""Seconds in which a stream above is ended when the server ends: an upstream that hangs must not hold it up."""
 _PATIENCE: Final = 3600.0
 """Seconds that a statement may run on the primary; a client that leaves ends it sooner."""
-_PLAIN: Final = frozenset({Kind.READ, Kind.SLOW, Kind.WRITE})
-_CONTROLS: Final = frozenset({*_PLAIN, Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 
 
 class Copy(Protocol):
@@ -106,6 +107,9 @@ class Copy(Protocol):
 
     def announce(self) -> None:
         """Tell those who are served from the file that something was applied."""
+
+    def look(self) -> None:
+        """Bring what the primary has, soon and once."""
 
 
 class Edge:
@@ -313,7 +317,7 @@ class Edge:
 
     def _stale(self) -> StatementError:
         return StatementError(
-            f"The primary could not be asked for {self._age or 0.0:.0f} seconds, and what is here may not be read "
+            f"The primary could not be asked for {_long(self._age or 0.0)}, and what is here may not be read "
             f"for more than {self._most_stale or 0.0:g}",
             "STALE_READ",
         )
@@ -350,13 +354,20 @@ class Edge:
         above = stream.above
         if above is None:
             above = stream.above = Above()
-        left = frozenset(chain.from_iterable(map(self._router.leaving, plans)))
+        opens, lasts = self._leave(plans)
         # Not where a transaction may begin: whether it has ended, only the primary knows.
-        closes = above.baton is None and left <= _PLAIN
+        closes = above.baton is None and not opens and not lasts
+        if requests.length(plans) > self.limits.max_request_bytes:
+            return StatementError(
+                f"The requests are longer than {self.limits.max_request_bytes} bytes with the SQL texts that they name; "
+                "nothing was carried out",
+                "REQUEST_TOO_LARGE",
+            )
         try:
             body = requests.pipeline(above.baton, plans, closes=closes)
         except UnicodeEncodeError:
             return StatementError("SQL string is not Unicode text", "SQL_PARSE_ERROR")
+        above.sticky = above.sticky or lasts
         notes = Notes(stream.counters)
         notes.reads_only = not stream.access.write
         try:
@@ -368,9 +379,13 @@ class Edge:
         except SyncError as error:
             lost = stream.in_transaction or above.sticky
             self._lose(stream)
-            return _refusal(error, lost=lost)
+            refusal = _refusal(error, lost=lost)
+            if refusal.code == "UPSTREAM_LOST":  # whoever looks whether it was carried out shall see it
+                self._copy.look()
+            return refusal
         except ValueError as error:
             self._lose(stream)
+            self._copy.look()
             return StatementError(
                 f"The primary's answer cannot be read: {error}; what was asked for may have been carried out",
                 "UPSTREAM_LOST",
@@ -379,10 +394,15 @@ class Edge:
         if notes.position is not None:
             above.after = above.wrote = notes.position
         stream.in_transaction = not ran.autocommit
-        stream.sticky = above.sticky = above.sticky or not left <= _CONTROLS
+        stream.sticky = above.sticky
         # A stream above that has nothing to lose is not kept: it would only be in others' way.
         above.baton = ran.baton if stream.in_transaction or above.sticky else None
         return ran.results
+
+    def _leave(self, plans: Sequence[Plan]) -> tuple[bool, bool]:
+        """What requests may leave on their stream: an open transaction; settings or temporary objects."""
+        found = [self._router.leaves(plan) for plan in plans]
+        return any(opens for opens, _ in found), any(lasts for _, lasts in found)
 
     async def _ask(self, stream: Stream, body: bytes, notes: Notes, leaving: Leaving) -> bytes:
         """The primary's answer to a pipeline of a stream.
@@ -413,6 +433,7 @@ class Edge:
                     raise
                 # It was carried out, and could not be shown here: reads wait for it, or are run above.
                 log.warning("what a client wrote could not be shown here yet", exc_info=True)
+                self._copy.look()
                 return notes.answer
             finally:
                 self._sent.difference_update(under_way)
@@ -475,8 +496,24 @@ class Edge:
         notes = Notes((0, 0, 0))
         notes.reads_only = not access.write
         body = requests.closing(baton)
+        patience = _ENDING if self._closed else None
+        under_way: list[Sent] = []
+
+        def sent(request: Sent) -> None:
+            under_way.append(request)
+            self._sent.add(request)
+
+        def work() -> bytes:
+            notes.sent = sent
+            try:
+                return self._copy.forward(
+                    body, visible=False, network_timeout=patience, notes=notes
+                )
+            finally:
+                self._sent.difference_update(under_way)
+
         with contextlib.suppress(Exception):  # it ends by itself, later
-            await self._of_streams.run(lambda: self._copy.forward(body, visible=False, notes=notes))
+            await self._of_streams.run(work)
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -497,8 +534,7 @@ class Edge:
 
     def may_keep(self, stream: Stream, plan: RunBatch) -> bool:
         """See `Execution`."""
-        kind = self._route(stream, plan)
-        return kind is Kind.ALONE
+        return self._route(stream, plan) is Kind.ALONE or any(self._leave((plan,)))
 
     async def cursor(
         self, stream: Stream, plan: RunBatch, leaving: Leaving
@@ -559,8 +595,11 @@ class Edge:
         for stream in self.streams.idle():
             self._soon(self.close_stream(stream))
         copy = self._copy
-        away = isinstance(copy.last_error, SyncError)
-        self._age = (copy.lag or 0.0) if away else None
+        if isinstance(copy.last_error, SyncError):
+            lag = copy.lag
+            self._age = math.inf if lag is None else lag  # None: it was not seen to be equal, who knows when
+        else:
+            self._age = None
 
     async def close(self) -> None:
         """See `Execution`."""
@@ -580,9 +619,17 @@ class Edge:
             *(self._up, self._of_streams, self._waits),
             *(self._telling, self._threads),
         ):
-            await threads.close()
+            ended = self._loop.create_task(threads.close())
+            while not ended.done():
+                self._reads.interrupt()  # again and again: it may be between two statements
+                await asyncio.wait({ended}, timeout=_INTERRUPT_EVERY)
+            ended.result()
         self.streams.close()
         self._reads.close()
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if math.isfinite(seconds) else "longer than is known"
 
 
 def _printable(text: str) -> bytes:
@@ -593,6 +640,7 @@ def _printable(text: str) -> bytes:
 def _refusal(error: SyncError, *, lost: bool) -> StatementError:
     """What a client hears of a primary that did not answer, or refused; `lost`: its transaction is."""
     gone = "; its transaction is rolled back there" if lost else ""
+    open_yet = "; what is still open of its transaction is rolled back there" if lost else ""
     if isinstance(error, UnauthorizedError):
         return StatementError(
             "The server above this one did not accept this one's token; nothing was carried out"
@@ -605,7 +653,10 @@ def _refusal(error: SyncError, *, lost: bool) -> StatementError:
                 f"{error.message}; nothing was carried out{gone}", "UPSTREAM_UNREACHABLE"
             )
         return StatementError(
-            f"{error.message}; what was asked for may have been carried out{gone}", "UPSTREAM_LOST"
+            f"{error.message}; what was asked for may have been carried out{open_yet}",
+            "UPSTREAM_LOST",
         )
     state = f"; {error.state}" if error.state else ""
+    if "nothing was" not in error.state:
+        gone = open_yet
     return StatementError(f"{error.message}{state}{gone}", error.code or "UPSTREAM_REFUSED")

@@ -740,6 +740,7 @@ class Executor:
                 for stream in list(self._lending.owners):
                     if stream.session is not None and stream.busy:
                         stream.session.database.interrupt()
+                self._reads.interrupt()
                 await asyncio.wait({ended}, timeout=_INTERRUPT_EVERY)
             ended.result()
         self.streams.close()

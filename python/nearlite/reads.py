@@ -64,6 +64,7 @@ class Reads:
         # Apart: a cursor keeps its connection for as long as its client takes.
         self._cursors = asyncio.Semaphore(limits.max_transactions)
         self._spare: list[Session] = []
+        self._lent: set[Session] = set()
 
     def at_once(self, stream: Stream, plan: Plan, room: int) -> bytes | None:
         """Stream result of a request; None: it takes too long here, nothing was done.
@@ -110,10 +111,12 @@ class Reads:
         """A connection, with the counters of a stream."""
         spare = self._spare
         session = spare.pop() if spare else await self._threads.run(self._connect)
+        self._lent.add(session)
         try:
             session.native.set_counters(*stream.counters)
             yield session
         finally:
+            self._lent.discard(session)
             if len(spare) < SLOW_READERS:
                 spare.append(session)
             else:
@@ -139,6 +142,11 @@ class Reads:
             finally:
                 await taking.aclose()
                 await self._threads.run(work.close)
+
+    def interrupt(self) -> None:
+        """End what runs in threads: its clients are told so."""
+        for session in self._lent:
+            session.database.interrupt()
 
     def rest(self) -> None:
         """Keep one connection, and little in it. Nothing runs."""

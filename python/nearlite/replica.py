@@ -358,7 +358,8 @@ class Replica(Observed):
         except Error as error:
             if isinstance(error, OfflineError):
                 error.state, error.action = "the replica is as it was", READS_GO_ON
-            self.last_error = error
+            if not (seconds < patience and isinstance(error.__cause__, TimeoutError)):
+                self.last_error = error  # whoever has less patience than others does not know that it is away
             raise
         self.last_error = None
         self._equalled(answered)
@@ -512,6 +513,10 @@ class Replica(Observed):
         """Tell those who are served from this file that something was applied."""
         self._serving()
 
+    def look(self) -> None:
+        """Bring what the primary has, soon and once, on the background's thread."""
+        self.background.sync()
+
     def _applied(self, state: State, *, announce: bool = True) -> None:
         self.reached.note(state.position)
         if announce:
@@ -572,6 +577,8 @@ class Replica(Observed):
                     local,
                     state=state_of_request(response.status, code),
                 )
+            if isinstance(self.last_error, OfflineError):
+                self.last_error = None  # it can be asked again
             if notes is not None:
                 notes.answered(response.header)
             if response.header("content-type") != wire.ANSWER_TYPE:

@@ -10,7 +10,7 @@ from typing import Final
 from nearlite import hrana
 from nearlite.hrana import Describe, Execute, Plan, RunBatch, Script, StatementError, Step
 from nearlite.session import NotSharedError, Session
-from nearlite.statements import Kind
+from nearlite.statements import Kind, is_setting
 
 _LONG_SCRIPT: Final = 8192  # characters; compiling a longer one would hold up the event loop
 _MANY_STEPS: Final = 256  # the same for a batch
@@ -24,7 +24,11 @@ _LOCKLESS: Final = re.compile(
     r"\s*BEGIN(?:\s+(?:DEFERRED|READONLY))?(?:\s+TRANSACTION(?:\s+READONLY)?)?\s*;?\s*",
     re.ASCII | re.IGNORECASE,
 )
-_STICKS: Final = re.compile(r"\b(?:temp|temporary|pragma|attach|detach)\b", re.IGNORECASE)
+_OPENING: Final = ("begin", "savepoint")
+_LASTING: Final = ("temp", "pragma")
+_TEMPORARY: Final = re.compile(r"\btemp(?:orary)?\b", re.ASCII | re.IGNORECASE)
+_PRAGMA: Final = re.compile(r"pragma(?:\s+(?:\w+\s*\.\s*)?(\w+))?", re.ASCII | re.IGNORECASE)
+_CLOSED: Final = frozenset({Kind.READ, Kind.SLOW, Kind.WRITE})
 LOOKS: Final = frozenset({Kind.READ, Kind.SLOW, Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 _BEGUN: Final = frozenset({Kind.BEGIN, Kind.READ, Kind.WRITE})
 _ENDS: Final = frozenset({Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
@@ -91,53 +95,70 @@ class Router:
             return False
         return kinds[0] is Kind.BEGIN and _BEGUN.issuperset(kinds)
 
-    def leaving(self, plan: Plan) -> frozenset[Kind]:
-        """Kinds of a request's statements, where it matters what they leave on their stream.
+    def leaves_only(self, plan: Plan, kinds: frozenset[Kind]) -> bool:
+        """Whether all statements of a request are of these kinds, as far as can be seen here."""
+        try:
+            if isinstance(plan, Execute):
+                return self._reader.prepare(plan.step.sql).kind in kinds
+            if isinstance(plan, RunBatch):
+                return all(self._reader.prepare(step.sql).kind in kinds for step in plan.steps)
+            if isinstance(plan, Script):
+                return self._of_script(plan, kinds)
+        except (StatementError, NotSharedError, UnicodeEncodeError):
+            return False
+        return True
 
-        Of what does not compile here, or is too much to be compiled here, the text has to tell: STICKY where a
-        setting or something temporary is mentioned, else BEGIN, because it may open a transaction.
+    def leaves(self, plan: Plan) -> tuple[bool, bool]:
+        """What a request may leave on its stream, wherever it stops: an open transaction; settings or temporary objects.
+
+        What does not compile here, or would take long, is judged by its words.
         """
         if isinstance(plan, Execute):
-            return frozenset((self._leaving(plan.step.sql),))
+            return self._leaves(plan.step.sql)
         if isinstance(plan, RunBatch):
-            texts = {step.sql for step in plan.steps}
-            known = self._leaving if len(texts) <= _MANY_STEPS else _by_text
-            return frozenset(map(known, texts))
+            found = [self._leaves(sql) for sql in {step.sql for step in plan.steps}]
+            return any(opens for opens, _ in found), any(lasts for _, lasts in found)
         if isinstance(plan, Script):
-            return self._of_script(plan.sql)
-        if isinstance(plan, Describe) and self._leaving(plan.sql) is Kind.STICKY:
-            return frozenset((Kind.STICKY,))  # SQLite carries out a pragma while it compiles it
-        return frozenset()
+            opens, lasts = _words(plan.sql)
+            return opens, lasts and not self._is_without(plan, Kind.STICKY)
+        if isinstance(plan, Describe):
+            return False, _words(plan.sql)[1]  # SQLite carries pragmas out while it compiles them
+        return False, False
 
-    def _leaving(self, sql: str) -> Kind:
-        try:
-            return self._reader.prepare(sql).kind
-        except NotSharedError:
-            return Kind.STICKY
-        except StatementError:
-            return _by_text(sql)
+    def _leaves(self, sql: str) -> tuple[bool, bool]:
+        opens, lasts = _words(sql)
+        if opens or lasts:
+            try:
+                kind = self._reader.prepare(sql).kind
+            except (StatementError, NotSharedError):
+                return opens, lasts
+            return kind not in _CLOSED, kind is Kind.STICKY
+        return False, False
 
-    def _of_script(self, sql: str) -> frozenset[Kind]:
-        kinds: set[Kind] = set()
+    def _is_without(self, plan: Script, kind: Kind) -> bool:
+        """Whether all of a script can be seen, and no statement of it is of that kind."""
         try:
-            text, at = sql.encode(), 0
-            if len(sql) > _LONG_SCRIPT:
-                return frozenset((_by_text(sql),))
-            while (found := self._reader.split(text, at)) is not None:
-                prepared, at = found
-                kinds.add(prepared.kind)
-        except NotSharedError:
-            kinds.add(Kind.STICKY)
-        except (StatementError, UnicodeEncodeError):
-            kinds.add(_by_text(sql))
-        return frozenset(kinds)
+            return self._of_script(plan, frozenset(Kind) - {kind})
+        except (StatementError, NotSharedError, UnicodeEncodeError):
+            return False
 
     def is_snapshot(self, plan: RunBatch) -> bool:
         """Whether a batch is a transaction from BEGIN to COMMIT that only looks, and wants no lock."""
-        if not plan.steps or not _LOCKLESS.fullmatch(plan.steps[0].sql):
+        if not 0 < len(plan.steps) <= _MANY_STEPS or not _LOCKLESS.fullmatch(plan.steps[0].sql):
             return False
-        kinds = self.leaving(plan)
-        return kinds <= LOOKS and Kind.COMMIT in kinds
+        if not self.leaves_only(plan, LOOKS):
+            return False
+        return any(self._reader.prepare(step.sql).kind is Kind.COMMIT for step in plan.steps)
+
+    def _of_script(self, plan: Script, kinds: frozenset[Kind]) -> bool:
+        if len(plan.sql) > _LONG_SCRIPT:
+            return False
+        text, at = plan.sql.encode(), 0
+        while (found := self._reader.split(text, at)) is not None:
+            prepared, at = found
+            if prepared.kind not in kinds:
+                return False
+        return True
 
     def _description(self, plan: Describe) -> Kind | StatementError:
         try:
@@ -214,8 +235,15 @@ class Router:
         return Kind.WRITE if whole and (writes or unknown) else Kind.ALONE
 
 
-def _by_text(sql: str) -> Kind:
-    return Kind.STICKY if _STICKS.search(sql) else Kind.BEGIN
+def _words(sql: str) -> tuple[bool, bool]:
+    """Whether a text may open a transaction, or change its connection, by the words in it."""
+    text = sql.lower()
+    lasts = False
+    if any(word in text for word in _LASTING):
+        lasts = _TEMPORARY.search(text) is not None or any(
+            not found[1] or is_setting(found[1]) for found in _PRAGMA.finditer(text)
+        )
+    return any(word in text for word in _OPENING), lasts
 
 
 @lru_cache(256)

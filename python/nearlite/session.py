@@ -189,9 +189,21 @@ class Session:
         try:
             return self.native.prepare(text, persistent=persistent)
         except SqlError:
+            self._see_schema()
+            if self._steps >= 0:
+                self.native.set_budget(-1)
+            return self.native.prepare(text, persistent=persistent)
+        finally:
+            if self._steps >= 0:
+                self.native.set_budget(self._steps)
+
+    def _see_schema(self) -> None:
+        """Have SQLite look whether its schema is the newest."""
+        if self._steps >= 0:  # a large one that has to be read is no fault of a statement
+            self.native.set_budget(-1)
+        try:
             with contextlib.suppress(StatementError):
                 self.control("SELECT 1 FROM sqlite_schema LIMIT 0")
-            return self.native.prepare(text, persistent=persistent)
         finally:
             if self._steps >= 0:
                 self.native.set_budget(self._steps)
@@ -359,8 +371,9 @@ class Session:
             self.control("ROLLBACK")
 
     def describe(self, sql: str) -> bytes:
-        """Stream result of a `describe`."""
-        prepared = self.prepare(sql)
+        """Stream result of a `describe`, by the newest schema: what is described is not run, which would find it."""
+        self._see_schema()
+        prepared = self.prepare(sql, cached=False)
         statement = prepared.statement
         if self.room <= 0:
             raise self._excess()

@@ -153,6 +153,11 @@ def pragma_kind(text: bytes) -> Kind | None:
     raise _unsupported(text, "the server manages this setting")
 
 
+def is_setting(name: str) -> bool:
+    """Whether a pragma of that name, in lower case, changes its connection."""
+    return name in _SETTING
+
+
 def setting_of(text: bytes) -> str:
     """The setting of its connection that a pragma changes, or ""."""
     start = _PRAGMA.match(text)

@@ -35,6 +35,19 @@ def pipeline(baton: str | None, plans: Sequence[Plan], *, closes: bool) -> bytes
     return _encode({"baton": baton, "requests": [*map(_request, plans), last]})
 
 
+def length(plans: Sequence[Plan]) -> int:
+    """Characters of the SQL texts of a pipeline: each that was stored is there as often as it is named."""
+    total = 0
+    for plan in plans:
+        if isinstance(plan, Execute):
+            total += len(plan.step.sql)
+        elif isinstance(plan, RunBatch):
+            total += sum(len(step.sql) for step in plan.steps)
+        elif isinstance(plan, (Script, Describe)):
+            total += len(plan.sql)
+    return total
+
+
 def closing(baton: str) -> bytes:
     """Body of a pipeline that only closes a stream."""
     return _encode({"baton": baton, "requests": [_CLOSE]})
@@ -75,6 +88,8 @@ def _value(value: SqlValue) -> dict[str, Any]:
     if isinstance(value, int):
         return {"type": "integer", "value": str(value)}
     if isinstance(value, float):
+        if math.isnan(value):  # what SQLite makes of it, and JSON has none
+            return {"type": "null"}
         if math.isinf(value):  # a number too large for a double: what SQLite itself prints
             return {"type": "float", "value": msgspec.Raw(b"1e999" if value > 0 else b"-1e999")}
         return {"type": "float", "value": value}

@@ -295,9 +295,7 @@ def test_texts_that_were_stored_do_not_grow_beyond_what_a_request_may_have(one: 
     with talking(edge.port) as talker:
         text = "INSERT INTO t(b) VALUES (1) -- " + "x" * 100_000
         talker.ask("store_sql", sql_id=1, sql=text)
-        few, many = (
-            {"steps": [{"stmt": {"sql_id": 1}}] * count} for count in (2, 5_000)
-        )
+        few, many = ({"steps": [{"stmt": {"sql_id": 1}}] * count} for count in (2, 5_000))
         one.asked.sql()
         refused = talker.ask("batch", stream_id=0, batch=many)
         assert one.asked.sql() == []  # it has not been made, either
@@ -613,7 +611,6 @@ def test_a_position_that_does_not_come_in_time_says_nothing_of_the_upstream(one:
 def slowly(port: int, seconds: float) -> Iterator[int]:
     """A server before another one, each of whose answers takes so long."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-
         threads = []
 
         def one_way(source: socket.socket, target: socket.socket, delay: float) -> None:
@@ -1020,7 +1017,9 @@ def test_a_statement_that_does_not_end_does_not_keep_a_server_from_ending(
     one: Site, role: str
 ) -> None:
     path = str(one.folder / "ends.db")
-    arguments = ("proxy", "--upstream", one.url, "--path", path) if role == "edge" else ("serve", path)
+    arguments = (
+        ("proxy", "--upstream", one.url, "--path", path) if role == "edge" else ("serve", path)
+    )
     process, port, _ = begin(*arguments, "--listen", "127.0.0.1:0")
     try:
         client = Client(port)

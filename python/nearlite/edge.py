@@ -380,7 +380,9 @@ class Edge:
             lost = stream.in_transaction or above.sticky
             self._lose(stream)
             refusal = _refusal(error, lost=lost)
-            if refusal.code == "UPSTREAM_LOST":  # whoever looks whether it was carried out shall see it
+            if (
+                refusal.code == "UPSTREAM_LOST"
+            ):  # whoever looks whether it was carried out shall see it
                 self._copy.look()
             return refusal
         except ValueError as error:
@@ -597,7 +599,9 @@ class Edge:
         copy = self._copy
         if isinstance(copy.last_error, SyncError):
             lag = copy.lag
-            self._age = math.inf if lag is None else lag  # None: it was not seen to be equal, who knows when
+            self._age = (
+                math.inf if lag is None else lag
+            )  # None: it was not seen to be equal, who knows when
         else:
             self._age = None
 

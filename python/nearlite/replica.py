@@ -359,7 +359,9 @@ class Replica(Observed):
             if isinstance(error, OfflineError):
                 error.state, error.action = "the replica is as it was", READS_GO_ON
             if not (seconds < patience and isinstance(error.__cause__, TimeoutError)):
-                self.last_error = error  # whoever has less patience than others does not know that it is away
+                self.last_error = (
+                    error  # whoever has less patience than others does not know that it is away
+                )
             raise
         self.last_error = None
         self._equalled(answered)

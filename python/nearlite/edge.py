@@ -23,7 +23,6 @@ import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Final, Protocol
 
 from nearlite import hrana
@@ -188,7 +187,8 @@ class Edge:
         if above is not None and above.wrote is not None:
             told = (*told, *led_to(above.wrote))
         if self._age is not None:
-            told = (*told, (b"nearlite-age", b"%.3f" % self._age))
+            age = b"%.3f" % self._age if math.isfinite(self._age) else b"unknown"
+            told = (*told, (b"nearlite-age", age))
         return told
 
     # ------------------------------------------------------------------ on the event loop

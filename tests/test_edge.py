@@ -1036,6 +1036,29 @@ def test_a_statement_that_does_not_end_does_not_keep_a_server_from_ending(
         process.stdout.close()
 
 
+def test_an_upstream_that_hangs_is_away(tmp_path: Path) -> None:
+    primary, above, _ = begin("serve", str(tmp_path / "primary.db"), "--listen", "127.0.0.1:0")
+    edge, port, _ = begin(
+        *("proxy", "--upstream", f"http://127.0.0.1:{above}", "--listen", "127.0.0.1:0"),
+        *("--path", str(tmp_path / "edge.db"), "--sync-interval", "0.2", "--max-staleness", "4"),
+    )
+    try:
+        client = Client(port)
+        client.run("CREATE TABLE t(a)")
+        assert "nearlite-age" not in tell(client, COUNT).headers
+        primary.send_signal(signal.SIGSTOP)
+        eventually(lambda: client.run(COUNT)[0].get("code") == "STALE_READ")
+        assert float(tell(client, COUNT).headers["nearlite-age"]) > 4
+        primary.send_signal(signal.SIGCONT)
+        eventually(lambda: "rows" in client.run(COUNT)[0])
+    finally:
+        for process in (primary, edge):
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
 def test_an_upstream_that_hangs_does_not_keep_an_edge_from_ending(tmp_path: Path) -> None:
     primary, above, _ = begin("serve", str(tmp_path / "primary.db"), "--listen", "127.0.0.1:0")
     edge, port, _ = begin(

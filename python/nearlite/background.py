@@ -21,7 +21,7 @@ from nearlite.bootstrap import Folder
 from nearlite.durations import duration
 from nearlite.election import Election
 from nearlite.errors import Error, ProgrammingError
-from nearlite.live import Followed, Live, as_sync_error
+from nearlite.live import HEARTBEAT, Followed, Live, as_sync_error
 from nearlite.tally import Tally
 from nearlite.telling import Told
 
@@ -126,6 +126,11 @@ class Background:
         """Somebody follows on a thread of his own."""
         with self._wake:
             self._live = live
+
+    @property
+    def heard_within(self) -> float | None:
+        """Seconds in which the primary is heard of while all is well; None: only when somebody asks."""
+        return self._interval if self._live is None else HEARTBEAT
 
     @property
     def follows(self) -> bool:

@@ -91,6 +91,10 @@ class Copy(Protocol):
     def last_error(self) -> Error | None:
         """What the last look at the primary failed with, or None."""
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the primary should have been heard of by now: perhaps it hangs."""
+
     def wait_for(self, position: Position, timeout: float | None = None) -> None:
         """Return when the file is at or beyond `position`."""
 
@@ -597,11 +601,10 @@ class Edge:
         for stream in self.streams.idle():
             self._soon(self.close_stream(stream))
         copy = self._copy
-        if isinstance(copy.last_error, SyncError):
+        # One that hangs is away as well: a look that is under way fails only when it has taken long.
+        if copy.is_late or isinstance(copy.last_error, SyncError):
             lag = copy.lag
-            self._age = (
-                math.inf if lag is None else lag
-            )  # None: it was not seen to be equal, who knows when
+            self._age = math.inf if lag is None else lag  # it was never seen to equal its primary
         else:
             self._age = None
 

@@ -59,6 +59,8 @@ class Observed:
         self.primary_position: Position | None = None
         self.ahead = Ahead()
         self.equal_at: float | None = None
+        self.heard_at = time.monotonic()
+        """When the primary, or what serves this replica, last answered a look of this process; at first: now."""
         self.last_error: Error | None = None
         self.reached = Reached()
         self.listeners = Listeners(path, key)
@@ -103,6 +105,7 @@ class Observed:
 
     def hears(self, response: Response, header: SetHeader | None, at: float) -> None:
         """The head of an answer came at that monotonic time; `header`: a page set comes with it."""
+        self.heard_at = time.monotonic()
         self.ahead.clock(response, at)
         if header is None:
             return
@@ -115,6 +118,7 @@ class Observed:
 
     def is_equal(self, position: Position, at: float) -> None:
         """The primary stood at `position` at that monotonic time, and so does this file."""
+        self.heard_at = time.monotonic()
         known = self.primary_position
         if known is None or not position.precedes(known):  # what a cache has told may be older
             self.primary_position = position

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from nearlite import wire
 from nearlite._native._lib import HashError, NotReplicaError, SealBrokenError
@@ -70,6 +71,9 @@ from nearlite.upkeep import WAL_LIMIT, Upkeep
 from nearlite.upstream import Notes
 
 _log = logging.getLogger("nearlite")
+
+_LATE: Final = 5.0
+"""Seconds that a look at the primary may take, or be late, before it is taken to hang."""
 
 
 class Replica(Observed):
@@ -364,6 +368,7 @@ class Replica(Observed):
                 )
             raise
         self.last_error = None
+        self.heard_at = time.monotonic()
         self._equalled(answered)
         self.tally.answered()
         self.tally.synced(result.seconds)
@@ -514,6 +519,17 @@ class Replica(Observed):
     def announce(self) -> None:
         """Tell those who are served from this file that something was applied."""
         self._serving()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the primary should have been heard of by now: perhaps it hangs."""
+        within, lag = self.background.heard_within, self.lag
+        if within is None:
+            return False
+        silent = time.monotonic() - self.heard_at
+        if lag is not None:  # another process may be the one that looks
+            silent = min(silent, lag)
+        return silent > within + _LATE
 
     def look(self) -> None:
         """Bring what the primary has, soon and once, on the background's thread."""

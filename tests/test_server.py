@@ -281,6 +281,18 @@ def test_an_endless_write_ends_with_its_client(client: Client, shared: int) -> N
     assert client.rows("SELECT count(*) FROM t WHERE b > 1000000") == [[0]]
 
 
+def test_a_description_in_a_transaction_is_not_its_first_read(client: Client, shared: int) -> None:
+    """It would be what the transaction goes on from, and a commit of somebody else would end that."""
+    begun = client.pipeline(execute("BEGIN"), {"type": "describe", "sql": "SELECT a FROM t"})
+    other = Client(shared)
+    assert other.run("INSERT INTO t(b) VALUES (5)")[0]["affected_row_count"] == 1
+    told = client.pipeline(
+        execute("INSERT INTO t(b) VALUES (6)"), execute("COMMIT"), CLOSE, baton=begun["baton"]
+    )
+    assert [result["type"] for result in told["results"]] == ["ok"] * 3
+    assert client.rows("SELECT count(*) FROM t") == [[2]]
+
+
 def test_a_result_of_many_megabytes_is_answered(client: Client) -> None:
     sql = (
         "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 40) "

@@ -74,6 +74,9 @@ _ENDING: Final = 2.0
 """Seconds in which a stream above is ended when the server ends: an upstream that hangs must not hold it up."""
 _PATIENCE: Final = 3600.0
 """Seconds that a statement may run on the primary; a client that leaves ends it sooner."""
+_IF_AWAY: Final = 30.0
+"""The same of reads that were to be run here, and where the primary is away, or hangs."""
+_LOOKS: Final = frozenset({Kind.READ, Kind.SLOW})
 
 
 class Copy(Protocol):
@@ -367,16 +370,22 @@ class Edge:
                 "nothing was carried out",
                 "REQUEST_TOO_LARGE",
             )
-        try:
-            body = requests.pipeline(above.baton, plans, closes=closes)
-        except UnicodeEncodeError:
-            return StatementError("SQL string is not Unicode text", "SQL_PARSE_ERROR")
         above.sticky = above.sticky or lasts
+        reads = not opens and not lasts and all(map(self._only_looks, plans))
         notes = Notes(stream.counters)
         notes.reads_only = not stream.access.write
+        away = self._age is not None
+        patience = _IF_AWAY if reads or away else _PATIENCE
+
+        def ask() -> requests.Ran:
+            body = requests.pipeline(above.baton, plans, closes=closes)
+            answer = self._forward(body, notes, patience)
+            return requests.ran(answer, len(plans))
+
         try:
-            answer = await self._ask(stream, body, notes, leaving)
-            ran = requests.ran(answer, len(plans))
+            ran = await self._ask(stream, ask, notes, leaving)
+        except UnicodeEncodeError:
+            return StatementError("SQL string is not Unicode text", "SQL_PARSE_ERROR")
         except (GoneError, asyncio.CancelledError):
             self._lose(stream)
             raise
@@ -398,7 +407,8 @@ class Edge:
             )
         stream.counters = notes.counters
         if notes.position is not None:
-            above.after = above.wrote = notes.position
+            above.after = notes.position
+            above.wrote = None if reads else notes.position
         stream.in_transaction = not ran.autocommit
         stream.sticky = above.sticky
         # A stream above that has nothing to lose is not kept: it would only be in others' way.
@@ -410,11 +420,34 @@ class Edge:
         found = [self._router.leaves(plan) for plan in plans]
         return any(opens for opens, _ in found), any(lasts for _, lasts in found)
 
-    async def _ask(self, stream: Stream, body: bytes, notes: Notes, leaving: Leaving) -> bytes:
-        """The primary's answer to a pipeline of a stream.
+    def _only_looks(self, plan: Plan) -> bool:
+        return self._router.leaves_only(plan, _LOOKS)
+
+    def _forward(self, body: bytes, notes: Notes, patience: float) -> bytes:
+        """The primary's answer to a pipeline, in a thread. Raises SyncError: there is none."""
+        try:
+            return self._copy.forward(body, visible=True, network_timeout=patience, notes=notes)
+        except SyncError:
+            if notes.answer is None:
+                raise
+            # It was carried out, and could not be shown here: reads wait for it, or are run above.
+            log.warning("what a client wrote could not be shown here yet", exc_info=True)
+            self._copy.look()
+            return notes.answer
+
+    async def _ask(
+        self, stream: Stream, ask: Callable[[], requests.Ran], notes: Notes, leaving: Leaving
+    ) -> requests.Ran:
+        """What a pipeline of a stream came to.
+
+        Args:
+          stream: whose.
+          ask: sends it and waits for the answer; called in a thread.
+          notes: of it.
+          leaving: tells when its client has left.
 
         Raises:
-          SyncError: there is none.
+          SyncError, ValueError, UnicodeEncodeError: what `ask` raises.
           GoneError: the client has left; what it asked for is interrupted up there.
         """
         under_way: list[Sent] = []
@@ -426,21 +459,12 @@ class Edge:
             if left.is_set() or self._closed:  # before it was on its way
                 request.abort()
 
-        def work() -> bytes:
+        def work() -> requests.Ran:
             if left.is_set():  # while it waited for its turn
                 raise GoneError
             notes.sent = sent
             try:
-                return self._copy.forward(
-                    body, visible=True, network_timeout=_PATIENCE, notes=notes
-                )
-            except SyncError:
-                if notes.answer is None:
-                    raise
-                # It was carried out, and could not be shown here: reads wait for it, or are run above.
-                log.warning("what a client wrote could not be shown here yet", exc_info=True)
-                self._copy.look()
-                return notes.answer
+                return ask()
             finally:
                 self._sent.difference_update(under_way)
 
@@ -479,12 +503,12 @@ class Edge:
         if self._applied_since:
             self._announce()
 
-    def _forget(self, access: Access, asked: asyncio.Future[bytes]) -> None:
+    def _forget(self, access: Access, asked: asyncio.Future[requests.Ran]) -> None:
         """Nobody wants what comes of it: if it was quicker than its end, a stream is open above."""
         self._announce()
         if asked.cancelled() or asked.exception() is not None:
             return
-        baton = requests.baton_of(asked.result())
+        baton = asked.result().baton
         if baton is not None:
             self._soon(self._end(baton, access))
 

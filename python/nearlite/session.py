@@ -372,7 +372,10 @@ class Session:
 
     def describe(self, sql: str) -> bytes:
         """Stream result of a `describe`, by the newest schema: what is described is not run, which would find it."""
-        self._see_schema()
+        if (
+            not self.native.in_transaction
+        ):  # in which a look would be its first read, and its snapshot
+            self._see_schema()
         prepared = self.prepare(sql, cached=False)
         statement = prepared.statement
         if self.room <= 0:

@@ -151,14 +151,6 @@ def ran(answer: bytes, count: int) -> Ran:
     return Ran([bytes(result) for result in found.results[:-1]], found.baton, outside)
 
 
-def baton_of(answer: bytes) -> str | None:
-    """The baton in the answer to a pipeline, if it is one."""
-    try:
-        return _answer.decode(answer).baton
-    except msgspec.MsgspecError:
-        return None
-
-
 class _Rows(msgspec.Struct):
     cols: msgspec.Raw = msgspec.Raw(b"[]")
     rows: list[msgspec.Raw] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +53,8 @@ class Site:
     stack: ExitStack
     asked: Asked = field(default_factory=Asked)
     listening: socket.socket = field(default_factory=lambda: serve.bind("127.0.0.1", 0))
+    wrap: Callable[[Any], Any] = lambda app: app
+    """What stands before the primary."""
     _primary: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -69,7 +71,7 @@ class Site:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, path: Path | None = None, **options: Any) -> None:
-        app = nearlite.asgi(path or self.path, hooks=self.asked, **options)
+        app = self.wrap(nearlite.asgi(path or self.path, hooks=self.asked, **options))
         # A socket of its own each time: whoever connects while nobody serves is refused.
         address = self.listening.getsockname()
         self.listening.close()
@@ -104,9 +106,11 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path, **options: Any) -> Iterator[Site]:
+def site(
+    folder: Path, wrap: Callable[[Any], Any] = lambda app: app, **options: Any
+) -> Iterator[Site]:
     with ExitStack() as stack:
-        made = Site(folder, stack)
+        made = Site(folder, stack, wrap=wrap)
         stack.callback(lambda: made.listening.close())  # noqa: PLW0108 - whichever it is by then
         stack.callback(made._primary.close)
         made.start(**options)

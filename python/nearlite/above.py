@@ -23,15 +23,17 @@ class Above:
       sticky: that one carries settings or temporary objects.
       after: what its reads have to have reached; None: anything will do.
       wrote: where its present request's writes have led.
+      read: what a replica below has read in the transaction that its present request begins, or "".
     """
 
-    __slots__ = ("after", "baton", "sticky", "wrote")
+    __slots__ = ("after", "baton", "read", "sticky", "wrote")
 
     def __init__(self, after: Position | None = None) -> None:
         self.baton: str | None = None
         self.sticky = False
         self.after = after
         self.wrote: Position | None = None
+        self.read = ""
 
 
 def wanted(scope: Scope) -> Position | None:

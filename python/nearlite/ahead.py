@@ -105,6 +105,11 @@ class Ahead:
     def comes(self, response: Response, header: SetHeader) -> int | None:
         """A page set begins; how many transactions it brings, if the primary counted them."""
         transactions = _number(response.header("nearlite-transactions"))
+        self.brings(header, transactions)
+        return transactions
+
+    def brings(self, header: SetHeader, transactions: int | None) -> None:
+        """A page set comes with so many transactions; None: nobody counted them."""
         self._told = _Told(
             header.start,
             header.target,
@@ -114,7 +119,6 @@ class Ahead:
         )
         if self.counts is not None:
             self._count(self.counts, header, transactions)
-        return transactions
 
     def _count(
         self, counts: dict[Position, int], header: SetHeader, transactions: int | None

@@ -334,4 +334,11 @@ class RelayApp(App):
         except BaseException:
             await loop.run_in_executor(None, relay.close)
             raise
-        return relay, feed, Relaying(routes, passing, self._deadlines, edge=self._edge)
+        relaying = Relaying(
+            routes,
+            passing,
+            self._deadlines,
+            edge=self._edge,
+            foreign=lambda: relay.upstream.foreign,
+        )
+        return relay, feed, relaying

@@ -30,7 +30,7 @@ from nearlite._native.database import Database
 from nearlite.above import Above, led_to, wanted
 from nearlite.access import Access
 from nearlite.errors import Error, OfflineError, SyncError, UnauthorizedError
-from nearlite.exchange import Headers, Scope
+from nearlite.exchange import Headers, Scope, header
 from nearlite.freshness import Reached
 from nearlite.hrana import (
     Answered,
@@ -89,6 +89,12 @@ class Copy(Protocol):
     @property
     def lag(self) -> float | None:
         """Seconds since it was known to equal its primary."""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the primary is none of ours: it keeps a stream until that is closed, though there is nothing on
+        it, and replicas below have their writes shown from here.
+        """
 
     @property
     def last_error(self) -> Error | None:
@@ -179,6 +185,12 @@ class Edge:
         """See `Execution`: what its reads have to have reached."""
         position = wanted(scope)
         above = stream.above
+        if self._copy.foreign:
+            read = header(scope, b"nearlite-read")
+            if read is not None and above is None:
+                above = stream.above = Above()
+            if above is not None:
+                above.read = "" if read is None else read.decode("latin-1")
         if above is not None:
             above.wrote = None
         if position is None or self._copy.reached.includes(position):
@@ -374,6 +386,7 @@ class Edge:
         reads = not opens and not lasts and all(map(self._only_looks, plans))
         notes = Notes(stream.counters)
         notes.reads_only = not stream.access.write
+        notes.read = above.read
         away = self._age is not None
         patience = _IF_AWAY if reads or away else _PATIENCE
 
@@ -413,6 +426,8 @@ class Edge:
         stream.sticky = above.sticky
         # A stream above that has nothing to lose is not kept: it would only be in others' way.
         above.baton = ran.baton if stream.in_transaction or above.sticky else None
+        if ran.baton is not None and above.baton is None and self._copy.foreign:
+            self._soon(self._end(ran.baton, stream.access))
         return ran.results
 
     def _leave(self, plans: Sequence[Plan]) -> tuple[bool, bool]:

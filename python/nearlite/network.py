@@ -7,7 +7,7 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -16,6 +16,9 @@ import urllib3.connection
 from nearlite.errors import ProgrammingError
 
 Verify = bool | str | os.PathLike[str] | ssl.SSLContext
+UpstreamProtocol = Literal["auto", "nearlite", "libsql", "sqld"]
+UPSTREAM_PROTOCOLS: Final[tuple[str, ...]] = get_args(UpstreamProtocol)
+"""What the upstream of an edge may be said to speak; auto: it is asked."""
 Certificate = str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
 
 # What frames a request, or belongs to the protocol: nobody else's to set.

@@ -16,7 +16,7 @@ import click
 from nearlite._native.sealing import Key
 from nearlite.hooks import Lines
 from nearlite.limits import Limits
-from nearlite.network import Network
+from nearlite.network import UPSTREAM_PROTOCOLS, Network, UpstreamProtocol
 from nearlite.options import (
     NEW_FILE,
     Interval,
@@ -49,7 +49,16 @@ def _address() -> str:
     required=True,
     envvar=["NEARLITE_UPSTREAM", "TURSO_DATABASE_URL"],
     show_envvar=True,
-    help="The primary, or an edge nearer to it.",
+    help="The primary, or an edge nearer to it; or a database of Turso Cloud, or sqld.",
+)
+@click.option(
+    "--upstream-protocol",
+    type=click.Choice(UPSTREAM_PROTOCOLS),
+    default="auto",
+    show_default=True,
+    envvar="NEARLITE_UPSTREAM_PROTOCOL",
+    show_envvar=True,
+    help="What the upstream speaks: nl/v1 (nearlite), libSQL's sync (Turso Cloud), or that of sqld. auto: it is asked.",
 )
 @click.option(
     "--path",
@@ -158,6 +167,7 @@ def _address() -> str:
 def proxy(
     *,
     upstream: str,
+    upstream_protocol: UpstreamProtocol,
     path: Path,
     listen: tuple[str, int],
     sync_interval: float | Literal["live"],
@@ -215,6 +225,7 @@ def proxy(
             roll_bytes=roll_bytes,
             key=encryption_key,
             region=region,
+            protocol=upstream_protocol,
         )
         app = RelayApp(
             path,

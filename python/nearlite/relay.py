@@ -23,13 +23,13 @@ from nearlite._native.sealing import Key
 from nearlite._native.tail import FRAME_HEADER_SIZE, BusyError, Tail, WalResetError
 from nearlite.answers import Answer
 from nearlite.background import LIVE, check_interval
+from nearlite.foreign import ForeignReplica
 from nearlite.http import Token
 from nearlite.log import Log
 from nearlite.logformat import HashTable
-from nearlite.network import DEFAULT, Network
+from nearlite.network import DEFAULT, Network, UpstreamProtocol
 from nearlite.origin import Origin, OriginState
 from nearlite.position import Position
-from nearlite.replica import Replica
 from nearlite.trail import SUFFIX, Stretch, Trail
 
 _LOG = logging.getLogger("nearlite")
@@ -59,7 +59,7 @@ class Relay(Origin):
     behind = False
 
     def __init__(
-        self, replica: Replica, log: Log, tail: Tail, trail: Trail, *, roll_bytes: int
+        self, replica: ForeignReplica, log: Log, tail: Tail, trail: Trail, *, roll_bytes: int
     ) -> None:
         super().__init__(tail, trail)
         self.path = replica.path
@@ -74,7 +74,7 @@ class Relay(Origin):
         self._lost = False  # the tail has no base
         self._still: OriginState | None = None
         trail.count = replica.ahead.between
-        replica.serve(applied=self._applied, checkpoint=self._keep_short)
+        replica.serve(applied=self._applied, checkpoint=self._keep_short, tables=self._tables)
 
     @classmethod
     def open(
@@ -89,6 +89,7 @@ class Relay(Origin):
         roll_bytes: int = ROLL_BYTES,
         key: Key | None = None,
         region: str | None = None,
+        protocol: UpstreamProtocol = "auto",
     ) -> Relay:
         """Serve a replica's file, creating it from its upstream when it is missing.
 
@@ -100,6 +101,7 @@ class Relay(Origin):
           roll_bytes: size of the WAL from which it is emptied.
           key: the file is sealed, or created so, and its log as well.
           region: where this server stands, in its owner's words; its upstream is told that it serves others.
+          protocol: what the upstream speaks; "auto": it is asked.
 
         Raises:
           errors.OperationalError: another process serves it.
@@ -107,8 +109,14 @@ class Relay(Origin):
         """
         check_interval(sync_interval)
         network = network.of_edge(region)
-        replica = Replica(
-            os.path.realpath(path), url, token=token, network=network, timeout=timeout, key=key
+        replica = ForeignReplica(
+            os.path.realpath(path),
+            url,
+            protocol=protocol,
+            token=token,
+            network=network,
+            timeout=timeout,
+            key=key,
         )
         log = tail = None
         try:
@@ -135,7 +143,7 @@ class Relay(Origin):
             relay.roll(wait=_AT_OPEN)  # for a later start to know where this one began
         except (OSError, errors.Error) as error:
             _LOG.warning("%s: its WAL could not be emptied: %s", replica.path, error)
-        replica.background.at(sync_interval)
+        replica.keep_up(sync_interval)
         return relay
 
     # ------------------------------------------------------------ its upstream
@@ -147,7 +155,7 @@ class Relay(Origin):
         )
 
     @property
-    def upstream(self) -> Replica:
+    def upstream(self) -> ForeignReplica:
         """The replica, which knows its upstream."""
         return self._replica
 
@@ -163,6 +171,15 @@ class Relay(Origin):
     def refresh(self) -> None:
         """Bring it to where the primary stands now. Raises what a sync raises."""
         self._replica.sync()
+
+    def _tables(self, runs: list[tuple[int, int]]) -> tuple[OriginState, list[bytes]]:
+        """State, and page hashes of runs of pages as they are in it."""
+        with self._mutex:
+            self._begin()
+            try:
+                return self._state(), [self._tail.table(first, count) for first, count in runs]
+            finally:
+                self._tail.end()
 
     def _applied(self) -> None:
         """On the thread that applied, which must not hear of what fails here."""

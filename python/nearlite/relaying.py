@@ -23,23 +23,32 @@ class Relaying:
       passing: hands them on.
       deadlines: of bodies.
       edge: what only looks is run here.
+      foreign: whether the server above is none of ours: it knows nothing of page sets and positions, so nothing
+        is handed on, and what a replica below writes is shown to it from here.
     """
 
     displaced = False
 
     def __init__(
-        self, routes: Routes, passing: Passing, deadlines: Deadlines, *, edge: bool
+        self,
+        routes: Routes,
+        passing: Passing,
+        deadlines: Deadlines,
+        *,
+        edge: bool,
+        foreign: Callable[[], bool] = lambda: False,
     ) -> None:
         self._routes = routes
         self._passing = passing
         self._deadlines = deadlines
         self._edge = edge
+        self._foreign = foreign
 
     async def pipeline(
         self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
         """One of VERSIONS, or PROTOBUF."""
-        if path == SQL:
+        if path == SQL and not self._foreign():
             await self._passing.answer(path, scope, receive, send, access)
             return
         body = await read_body(scope, receive, self._deadlines)
@@ -62,14 +71,15 @@ class Relaying:
         self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
         """One of ALONE."""
-        if self._edge:
+        if self._edge or self._foreign():
             await self._routes.alone(path, scope, receive, send, access)
         else:
             await self._passing.answer(path, scope, receive, send, access)
 
     def short(self, path: str, scope: Scope, body: bytes, client: Client, access: Access) -> bool:
         """A pipeline that has come whole; False when nothing was done."""
-        if not self._edge or path == SQL or header(scope, b"nearlite-read") is not None:
+        ours = not self._foreign()
+        if ours and (not self._edge or path == SQL or header(scope, b"nearlite-read") is not None):
             return False
         return self._routes.short(path, scope, body, client, access)
 
@@ -85,6 +95,8 @@ class Relaying:
         await self._passing.close()
 
     async def _is_for_above(self, path: str, scope: Scope, body: bytes) -> bool:
+        if self._foreign():
+            return False
         if not self._edge or header(scope, b"nearlite-read") is not None:
             return True
         baton = (await reader_of_batons(path))(body)

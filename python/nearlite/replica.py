@@ -243,6 +243,15 @@ class Replica(Observed):
                 result.seconds,
             )
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the primary is known not to be nearlite."""
+        return False
+
+    def keep_up(self, interval: float | str | None) -> None:
+        """Sync in the background: "live", every so many seconds, or not at all."""
+        self.background.at(interval)
+
     def serve(self, *, applied: Callable[[], object], checkpoint: Callable[[], int]) -> None:
         """Other replicas are served from this file, by what needs its WAL.
 
@@ -436,7 +445,7 @@ class Replica(Observed):
         deadline = deadline or Deadline(self.timeout, renewed=True)
         started = time.monotonic()
         meter = Meter(progress or self._progress, started)
-        job = Repair(self.path, self.transport, self.folder, adopt=adopt, claim=claim, key=self.key)
+        job = self._repair_of(deadline, adopt=adopt, claim=claim)
         state = job.run(deadline, meter, why)
         self._check.passed = self._compact = True
         self._applied(state)
@@ -445,6 +454,12 @@ class Replica(Observed):
         self.primary_position = state.position
         seconds = time.monotonic() - started
         return SyncResult(state.position, meter.pages, meter.bytes, seconds, repaired=True)
+
+    def _repair_of(self, deadline: Deadline, *, adopt: bool, claim: bool) -> Repair:  # noqa: ARG002 - for others
+        """What makes the file what the primary has."""
+        return Repair(
+            self.path, self.transport, self.folder, adopt=adopt, claim=claim, key=self.key
+        )
 
     def _run(
         self, pull: Pull, deadline: Deadline, progress: ProgressCallback | None = None

@@ -9,20 +9,27 @@ So there is no journal of what the file holds: its bytes say it.
 from __future__ import annotations
 
 import os
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 from nearlite._native._lib import FormatError
 from nearlite._native.applier import Bootstrap, Hashes
-from nearlite._native.frames import PAGE_SIZES, SetHeader
+from nearlite._native.frames import PAGE_SIZES, Chunk, SetHeader
 from nearlite._native.sealing import BLOCK_SIZE, Block, Key, is_sealed
 from nearlite.bootstrap import Folder
 from nearlite.comparing import Comparison
 from nearlite.errors import AnswerError, WrongKeyError
 from nearlite.http import Deadline, Response, Transport
-from nearlite.receiving import SetReader
 from nearlite.wire import NOWHERE
 
 _MAGIC: Final = b"SQLite format 3\0"
+
+
+class Chunks(Protocol):
+    """What has the chunks of a set: a SetReader."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Verified ones; the caller closes each."""
 
 
 class SeedFile:
@@ -71,7 +78,7 @@ class SeedFile:
             return 0
         return Block.look(head).page_size
 
-    def write(self, header: SetHeader, reader: SetReader) -> int:
+    def write(self, header: SetHeader, reader: Chunks) -> int:
         """Write a snapshot or lay changes over it; answers the state hash of what is there.
 
         Raises:

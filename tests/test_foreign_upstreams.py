@@ -1,0 +1,438 @@
+"""Edges of upstreams that are not nearlite: libSQL's sync (our own server with nothing else), and the real sqld."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edges import Site, site
+from foreigners import Restricted, state_of
+from serving import Client, batch, execute, outcome, rows, transaction
+from test_background import eventually
+
+import nearlite
+from nearlite import errors
+from nearlite.relay import Relay
+
+COUNT = "SELECT count(*) FROM t"
+FILL = (
+    "INSERT INTO t(b) WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < {})"
+    " SELECT randomblob(3000) FROM n"
+)
+
+
+class Wrap:
+    """Restricts whatever is started; remembers what is asked of it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.now = Restricted(None, **options)
+
+    def __call__(self, app: Any) -> Restricted:
+        self.now.app = app
+        return self.now
+
+
+@pytest.fixture(params=[True, False], ids=["named", "nameless"])
+def wrap(request: pytest.FixtureRequest) -> Wrap:
+    """A server that tells its lineage, as ours; and one that does not, as Turso Cloud."""
+    return Wrap(named=request.param)
+
+
+@pytest.fixture
+def one(tmp_path: Path, wrap: Wrap) -> Iterator[Site]:
+    with site(tmp_path, wrap, durability="normal") as made:
+        Client(made.port).run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        yield made
+
+
+def same(one: Site, edge: Any) -> None:
+    """The edge holds what its primary does."""
+    edge.relay.refresh()
+    assert state_of(edge.path) == state_of(one.path)
+    edge.relay.roll()
+    assert state_of(edge.path) == state_of(one.path)
+
+
+# ---------------------------------------------------------------- what comes
+
+
+def test_an_edge_begins_and_follows(one: Site, wrap: Wrap) -> None:
+    client = Client(one.port)
+    client.run(FILL.format(200))
+    wrap.now.took()
+    edge = one.edge()
+    assert [path.split("/")[1] for path in wrap.now.took()][:4] == ["nl", "info", "info", "export"]
+    same(one, edge)
+    changes = [
+        "UPDATE t SET b = randomblob(2000) WHERE a % 3 = 0",
+        "CREATE INDEX i ON t(b)",
+        "DELETE FROM t WHERE a % 2",
+        "CREATE TABLE u(x UNIQUE, y DEFAULT 'z'); INSERT INTO u(x) VALUES (1), (2)",
+        "ALTER TABLE u ADD COLUMN w",
+        "CREATE VIEW v AS SELECT x FROM u",
+        "DROP INDEX i",
+        "DELETE FROM t",
+        "VACUUM",
+        FILL.format(30),
+        "PRAGMA user_version = 7",
+        "DROP TABLE t",
+        "VACUUM",
+        "CREATE TABLE t(a INTEGER PRIMARY KEY, b)",
+    ]
+    for change in changes:
+        told = client.pipeline({"type": "sequence", "sql": change}, {"type": "close"})
+        outcome(told["results"][0])
+        same(one, edge)
+    assert not any(path.startswith("/export/") for path in wrap.now.took())
+
+
+def test_generations_that_end_are_gone_through(one: Site, wrap: Wrap) -> None:
+    one.stop()
+    one.start(durability="normal", roll_bytes=1 << 20)
+    edge, client = one.edge(), Client(one.port)
+    wrap.now.took()
+    for _ in range(3):
+        before = client.request("GET", "/info").json["current_generation"]
+        client.run(FILL.format(300), "DELETE FROM t WHERE a % 2")
+        eventually(
+            lambda before=before: (  # type: ignore[misc]
+                client.request("GET", "/info").json["current_generation"] > before
+            )
+        )
+    same(one, edge)
+    assert not any(path.startswith("/export/") for path in wrap.now.took())
+    one.stop()  # ends a generation, too
+    one.start(durability="normal")
+    Client(one.port).run("INSERT INTO t(b) VALUES ('after')")
+    same(one, edge)
+    assert not any(path.startswith("/export/") for path in wrap.now.took())
+
+
+def test_large_transactions_go_through_a_file(one: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    edge, client = one.edge(), Client(one.port)
+    spools: list[int] = []
+    made = edge.relay.upstream.spool
+    monkeypatch.setattr(edge.relay.upstream, "spool", lambda: (spools.append(1), made())[1])
+    client.run("INSERT INTO t(b) VALUES ('before')")
+    client.run(FILL.format(14000))  # 42 MB
+    same(one, edge)
+    assert spools
+    client.pipeline(transaction("UPDATE t SET b = 1 WHERE a % 2", "DELETE FROM t WHERE a > 100"))
+    same(one, edge)
+    client.pipeline({"type": "sequence", "sql": "VACUUM"})
+    same(one, edge)
+
+
+def test_replicas_below_follow(one: Site, tmp_path: Path) -> None:
+    edge = one.edge(sync_interval="live")
+    with closing(nearlite.connect(tmp_path / "leaf.db", sync_url=edge.url)) as leaf:
+        leaf.follow()
+        Client(one.port).run("INSERT INTO t(b) VALUES ('from above')")
+        eventually(lambda: leaf.execute(COUNT).fetchone() == (1,))
+        # What it writes goes up, and comes down through the edge, at once.
+        leaf.execute("INSERT INTO t(b) VALUES ('from below')")
+        leaf.commit()
+        assert leaf.execute("SELECT b FROM t ORDER BY a").fetchall() == [
+            ("from above",),
+            ("from below",),
+        ]
+        assert Client(one.port).rows(COUNT) == [[2]]
+        assert leaf.last_write_position == edge.relay.state().position
+        with closing(nearlite.connect(edge.url)) as remote:
+            remote.execute("DELETE FROM t WHERE a = 1")
+            remote.commit()
+            leaf.wait_for(remote.last_write_position)
+        assert leaf.execute(COUNT).fetchone() == (1,)
+    second = one.edge("second.db", above=edge.url)
+    assert Client(second.port).rows(COUNT) == [[1]]
+    Client(second.port).run("INSERT INTO t(b) VALUES ('from far below')")
+    assert Client(second.port).rows(COUNT) == [[2]]
+    assert Client(edge.port).rows(COUNT) == [[2]]
+
+
+def test_a_transaction_that_read_below_is_refused_when_that_has_changed(
+    one: Site, tmp_path: Path
+) -> None:
+    edge = one.edge()
+    with closing(
+        nearlite.connect(tmp_path / "leaf.db", sync_url=edge.url, isolation_level=None)
+    ) as leaf:
+        leaf.execute("BEGIN")
+        assert leaf.execute(COUNT).fetchone() == (0,)
+        leaf.execute("INSERT INTO t(b) VALUES (1)")
+        leaf.execute("COMMIT")
+        leaf.execute("BEGIN")
+        assert leaf.execute(COUNT).fetchone() == (1,)
+        Client(one.port).run("INSERT INTO t(b) VALUES (2)")
+        with pytest.raises(errors.OperationalError, match="locked"):
+            leaf.execute("INSERT INTO t(b) VALUES (3)")
+        leaf.rollback()
+        leaf.sync()
+        leaf.execute("INSERT INTO t(b) VALUES (3)")
+        assert leaf.execute(COUNT).fetchone() == (3,)
+    assert Client(one.port).run("INSERT INTO t(b) VALUES (4)")[0]["affected_row_count"] == 1
+
+
+# ---------------------------------------------------------------- SQL
+
+
+def test_writes_are_read_here_and_on_another_edge(one: Site, wrap: Wrap) -> None:
+    here, there = one.edge("here.db"), one.edge("there.db")
+    client = Client(here.port)
+    wrap.now.took()
+    body = {"requests": [execute("INSERT INTO t(b) VALUES ('mine')"), {"type": "close"}]}
+    reply = client.request("POST", "/v2/pipeline", json.dumps(body).encode())
+    asked = wrap.now.took()
+    assert asked[0] == "/v3/pipeline"
+    assert [path.split("/")[1] for path in asked[1:]] == ["sync", "sync"]
+    assert client.rows(COUNT) == [[1]]
+    assert wrap.now.took() == []
+    position = reply.headers["nearlite-position"]
+    assert position == str(here.relay.state().position)
+    other = Client(there.port)
+    body = {"requests": [execute(COUNT), {"type": "close"}]}
+    told = other.request(
+        "POST", "/v2/pipeline", json.dumps(body).encode(), Nearlite_Position=position
+    )
+    assert rows(outcome(told.json["results"][0])) == [[1]]
+    assert "/v3/pipeline" not in wrap.now.took()
+
+
+def test_transactions_errors_and_counters(one: Site) -> None:
+    edge = one.edge()
+    client = Client(edge.port)
+    told = client.pipeline(execute("BEGIN"), execute("INSERT INTO t(b) VALUES ('a')"))
+    told = client.pipeline(execute(COUNT), {"type": "get_autocommit"}, baton=told["baton"])
+    assert rows(outcome(told["results"][0])) == [[1]]
+    assert Client(edge.port).rows(COUNT) == [[0]]
+    told = client.pipeline(execute("COMMIT"), baton=told["baton"])
+    assert Client(edge.port).rows(COUNT) == [[1]]
+    told = client.pipeline(execute("SELECT last_insert_rowid()"), baton=told["baton"])
+    assert rows(outcome(told["results"][0])) == [[1]]
+    told = client.pipeline(execute("BEGIN"), execute("DELETE FROM t"), baton=told["baton"])
+    client.pipeline(execute("ROLLBACK"), {"type": "close"}, baton=told["baton"])
+    assert client.rows(COUNT) == [[1]]
+    failed = client.run("INSERT INTO t(a) VALUES (1)", "INSERT INTO nowhere VALUES (1)")
+    assert [error["code"] for error in failed] == ["SQLITE_CONSTRAINT", "SQLITE_ERROR"]
+    told = client.pipeline(batch("BEGIN", "INSERT INTO t(b) VALUES (2)", "COMMIT"))
+    assert client.rows(COUNT) == [[2]]
+
+
+def test_streams_are_closed_above_when_they_have_nothing(one: Site, wrap: Wrap) -> None:
+    """A server of ours counts as a foreign one does: what has a baton has to be closed."""
+    edge = one.edge()
+    client = Client(edge.port)
+    told = client.pipeline(execute("BEGIN"), execute("INSERT INTO t(b) VALUES ('a')"))
+    wrap.now.took()
+    client.pipeline(execute("COMMIT"), baton=told["baton"])
+    eventually(lambda: wrap.now.asked.count("/v3/pipeline") == 2)  # COMMIT, and close
+
+
+def test_a_server_of_hrana_2_alone(tmp_path: Path) -> None:
+    wrap = Wrap(pipelines="2")
+    with site(tmp_path, wrap, durability="normal") as one:
+        client = Client(one.edge().port)
+        client.pipeline({"type": "sequence", "sql": "CREATE TABLE t(a, b)"}, {"type": "close"})
+        client.run("INSERT INTO t VALUES (1, 2)")
+        assert client.rows(COUNT) == [[1]]
+
+
+def test_a_token_that_only_reads_writes_nothing(one: Site) -> None:
+    from nearlite.access import Access
+
+    class Reads:
+        def access(self, *_: Any) -> Access:
+            return Access(write=False, push=False)
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(name)
+
+    edge = one.edge(authority=Reads())
+    client = Client(edge.port)
+    assert client.rows(COUNT) == [[0]]
+    failed = client.run("INSERT INTO t(b) VALUES (1)")[0]
+    assert failed["code"] == "SQLITE_READONLY"
+    assert Client(one.port).rows(COUNT) == [[0]]
+
+
+# ---------------------------------------------------------------- an upstream that is away, or another
+
+
+def test_reads_go_on_while_it_is_away(one: Site) -> None:
+    edge = one.edge()
+    client = Client(edge.port)
+    client.run("INSERT INTO t(b) VALUES (1)")
+    one.stop()
+    assert client.rows(COUNT) == [[1]]
+    assert client.run("INSERT INTO t(b) VALUES (2)")[0]["code"] == "UPSTREAM_UNREACHABLE"
+    with pytest.raises(errors.OfflineError):
+        edge.relay.refresh()
+    edge.relay.close()
+    with closing(Relay.open(edge.path, one.url, sync_interval=None)) as relay:  # without it
+        with pytest.raises(errors.OfflineError):
+            relay.refresh()
+        one.start(durability="normal")
+        Client(one.port).run("INSERT INTO t(b) VALUES (2)")
+        relay.refresh()
+        assert state_of(edge.path) == state_of(one.path)
+
+
+def test_a_restored_backup_is_refused(one: Site, wrap: Wrap) -> None:
+    edge, client = one.edge(), Client(one.port)
+    client.run("INSERT INTO t(b) VALUES (1)")
+    edge.relay.refresh()
+    backup = one.folder / "backup.db"
+    with closing(sqlite3.connect(one.path)) as stock, closing(sqlite3.connect(backup)) as copy:
+        stock.backup(copy)
+    client.run("INSERT INTO t(b) VALUES (2)", "INSERT INTO t(b) VALUES (3)")
+    edge.relay.refresh()
+    held = state_of(edge.path)
+    one.stop()
+    other = one.folder / "other"
+    other.mkdir()
+    backup.rename(other / "restored.db")
+    one.start(other / "restored.db", durability="normal")
+    with pytest.raises((errors.PrimaryRestoredError, errors.LineageError)):
+        edge.relay.refresh()
+    for _ in range(3):  # as many commits as it had before
+        Client(one.port).run("INSERT INTO t(b) VALUES ('another')")
+    with pytest.raises((errors.PrimaryRestoredError, errors.LineageError)):
+        edge.relay.refresh()
+    assert state_of(edge.path) == held
+    assert Client(edge.port).rows(COUNT) == [[3]]
+
+
+def test_a_server_that_has_less_is_refused(one: Site, wrap: Wrap) -> None:
+    edge, client = one.edge(), Client(one.port)
+    client.run("INSERT INTO t(b) VALUES (1)")
+    edge.relay.refresh()
+    held = state_of(edge.path)
+    for told in (
+        {"generation": 1, "max_frame_no": 1},
+        {"generation": 0, "max_frame_no": 9},
+    ):
+        wrap.now.answers["/sync/"] = 400, json.dumps(told).encode()
+        if wrap.options["named"]:  # this answer names no lineage
+            with pytest.raises(errors.LineageError):
+                edge.relay.refresh()
+        else:
+            with pytest.raises(errors.PrimaryRestoredError):
+                edge.relay.refresh()
+    wrap.now.answers.clear()
+    edge.relay.refresh()
+    assert state_of(edge.path) == held
+
+
+def test_history_that_is_gone_brings_only_what_differs(one: Site, wrap: Wrap) -> None:
+    Client(one.port).run(FILL.format(500))
+    edge = one.edge()
+    reader = sqlite3.connect(edge.path)
+    assert reader.execute(COUNT).fetchone() == (500,)
+    inode = edge.path.stat().st_ino
+    one.stop()
+    one.start(durability="normal")
+    Client(one.port).run("UPDATE t SET b = 'x' WHERE a = 250")
+    old = edge.relay.state().position
+    wrap.now.answers[f"/sync/{old.generation}/"] = 410, b""
+    sets = edge.relay.upstream.tally.pages
+    edge.relay.refresh()
+    assert any(path.startswith("/export/") for path in wrap.now.took())
+    assert edge.relay.state().position.generation > old.generation
+    assert edge.path.stat().st_ino == inode
+    assert reader.execute("SELECT b FROM t WHERE a = 250").fetchone() == ("x",)
+    reader.close()
+    wal = edge.relay.upstream.state().wal_frames
+    assert wal < 20, (wal, sets)
+    same(one, edge)
+    Client(one.port).run("INSERT INTO t(b) VALUES (7)")
+    same(one, edge)
+
+
+def test_a_damaged_file_is_mended(one: Site) -> None:
+    Client(one.port).run(FILL.format(100))
+    edge = one.edge()
+    edge.relay.close()
+    with edge.path.open("r+b") as file:
+        file.seek(4096 * 50 + 100)
+        file.write(b"damage")
+    with closing(Relay.open(edge.path, one.url, sync_interval=None)) as relay:
+        relay.refresh()
+        assert state_of(edge.path) == state_of(one.path)
+
+
+# ---------------------------------------------------------------- a process that is killed
+
+
+class Proxy:
+    """`nearlite proxy` in a process of its own."""
+
+    def __init__(self, url: str, path: Path, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "nearlite", "proxy", "--upstream", url),
+                *("--path", str(path), "--listen", "127.0.0.1:0", *options),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "NEARLITE_SYNC_INTERVAL": "3600"},
+        )
+        assert self.process.stdout is not None
+        told = self.process.stdout.readline()
+        assert "port " in told, told
+        self.port = int(told.partition("port ")[2].partition(",")[0])
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+        self.process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_an_edge_has_survives_it(one: Site, wrap: Wrap, number: int) -> None:
+    path = one.folder / "proxy.db"
+    proxy = Proxy(one.url, path, "--upstream-protocol", "libsql")
+    try:
+        Client(proxy.port).run(FILL.format(50))
+        wrap.now.took()
+    finally:
+        proxy.end(number)
+    Client(one.port).run("INSERT INTO t(b) VALUES ('meanwhile')")
+    proxy = Proxy(one.url, path)
+    try:
+        eventually(lambda: Client(proxy.port).rows(COUNT) == [[51]])
+        assert not any(path.startswith("/export/") for path in wrap.now.took())
+    finally:
+        proxy.end(signal.SIGTERM)
+    assert state_of(path) == state_of(one.path)
+
+
+def test_many_write_at_once(one: Site, wrap: Wrap) -> None:
+    edge = one.edge()
+    wrap.now.took()
+
+    def write() -> None:
+        client = Client(edge.port)
+        for _ in range(10):
+            client.run("INSERT INTO t(b) VALUES (1)")
+            (told,) = client.rows("SELECT max(a) >= last_insert_rowid() FROM t")
+            assert told == [1]
+        client.close()
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Client(edge.port).rows(COUNT) == [[80]]
+    same(one, edge)

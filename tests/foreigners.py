@@ -8,10 +8,11 @@ import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from edges import Edge, Site
 from serving import Client
 from stock import Stock
 from test_background import eventually
@@ -182,4 +183,29 @@ def sqld(folder: Path, *options: str) -> Iterator[Sqld]:
         made.stop()
 
 
-__all__ = ["Restricted", "Sqld", "sqld", "state_of"]
+def admin(folder: Path) -> tuple[str, str]:
+    """Options of an sqld whose admin API listens at a port that is written into `folder`."""
+    port = _free_port()
+    (folder / "admin").write_text(str(port))
+    return ("--admin-listen-addr", f"127.0.0.1:{port}")
+
+
+class Below:
+    """Edges below one upstream."""
+
+    above: Sqld
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Below:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def edge(self, name: str = "edge.db", **options: Any) -> Edge:
+        below = Site(self.folder, self.stack)
+        below.listening.close()  # there is no primary
+        return below.edge(name, self.above.url, **options)

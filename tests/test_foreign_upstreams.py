@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,13 +17,15 @@ from typing import Any
 
 import pytest
 from edges import Site, site
-from foreigners import Restricted, state_of
+from foreigners import Below, Restricted, Sqld, admin, sqld, state_of
 from serving import Client, batch, execute, outcome, rows, transaction
 from test_background import eventually
 
 import nearlite
 from nearlite import errors
+from nearlite.http import Deadline
 from nearlite.relay import Relay
+from nearlite.sqld_client import SqldFeed
 
 COUNT = "SELECT count(*) FROM t"
 FILL = (
@@ -436,3 +439,194 @@ def test_many_write_at_once(one: Site, wrap: Wrap) -> None:
         thread.join()
     assert Client(edge.port).rows(COUNT) == [[80]]
     same(one, edge)
+
+
+# ---------------------------------------------------------------- sqld
+
+
+@pytest.fixture
+def below(tmp_path: Path) -> Iterator[Below]:
+    with Below(tmp_path) as made, sqld(tmp_path / "sqld") as above:
+        made.above = above
+        above.client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        yield made
+
+
+def equal(edge: Any, above: Sqld) -> None:
+    """Every table has the same rows, and the file is sound."""
+    edge.relay.refresh()
+    state_of(edge.path)
+    edge.relay.roll()
+    state_of(edge.path)
+    here, there = Client(edge.port), above.client
+    schema = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
+    assert here.rows(schema) == there.rows(schema)
+    for (name,) in here.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
+        look = f"SELECT count(*), * FROM (SELECT rowid, * FROM {name} ORDER BY rowid)"
+        assert here.rows(look) == there.rows(look)
+        look = f"SELECT rowid, * FROM {name} ORDER BY rowid LIMIT 200"
+        assert here.rows(look) == there.rows(look)
+
+
+def test_sqld_is_begun_from_and_followed(below: Below) -> None:
+    above = below.above
+    above.client.run(FILL.format(500))
+    edge = below.edge()
+    assert edge.relay.upstream.foreign
+    equal(edge, above)
+    for change in (
+        "UPDATE t SET b = randomblob(2000) WHERE a % 3 = 0",
+        "CREATE INDEX i ON t(b)",
+        "DELETE FROM t WHERE a % 2",
+        "CREATE TABLE u(x UNIQUE, y DEFAULT 'z')",
+        "INSERT INTO u(x) VALUES (1), (2)",
+        "ALTER TABLE u ADD COLUMN w",
+        "DROP INDEX i",
+        "DELETE FROM t",
+        FILL.format(2000),
+        "DROP TABLE u",
+    ):
+        assert "code" not in above.client.run(change)[0]
+        equal(edge, above)
+
+
+def test_sqld_is_written_to(below: Below, tmp_path: Path) -> None:
+    above, edge = below.above, below.edge()
+    other = below.edge("other.db")
+    client = Client(edge.port)
+    body = {"requests": [execute("INSERT INTO t(b) VALUES ('mine')"), {"type": "close"}]}
+    reply = client.request("POST", "/v2/pipeline", json.dumps(body).encode())
+    assert client.rows(COUNT) == [[1]]
+    body = {"requests": [execute(COUNT), {"type": "close"}]}
+    told = Client(other.port).request(
+        "POST",
+        "/v2/pipeline",
+        json.dumps(body).encode(),
+        Nearlite_Position=reply.headers["nearlite-position"],
+    )
+    assert rows(outcome(told.json["results"][0])) == [[1]]
+    # A transaction, its own counters, errors.
+    told = client.pipeline(execute("BEGIN"), execute("INSERT INTO t(b) VALUES ('a')"))
+    told = client.pipeline(execute(COUNT), execute("COMMIT"), baton=told["baton"])
+    assert rows(outcome(told["results"][0])) == [[2]]
+    told = client.pipeline(execute("SELECT last_insert_rowid(), changes()"), baton=told["baton"])
+    assert rows(outcome(told["results"][0])) == [[2, 1]]
+    told = client.pipeline(execute("BEGIN"), execute("DELETE FROM t"))
+    client.pipeline(execute("ROLLBACK"), {"type": "close"}, baton=told["baton"])
+    assert client.rows(COUNT) == [[2]]
+    failed = client.run("INSERT INTO t(a) VALUES (1)", "INSERT INTO nowhere VALUES (1)")
+    assert all(error["code"].startswith("SQL") for error in failed)
+    client.pipeline(transaction("INSERT INTO t(b) VALUES (3)", "UPDATE t SET b = 4 WHERE a = 1"))
+    assert client.rows("SELECT b FROM t ORDER BY a") == [[4], ["a"], [3]]
+    # A replica of ours below.
+    with closing(nearlite.connect(tmp_path / "leaf.db", sync_url=edge.url)) as leaf:
+        leaf.execute("INSERT INTO t(b) VALUES ('leaf')")
+        leaf.commit()
+        assert leaf.execute(COUNT).fetchone() == (4,)
+    equal(edge, above)
+    assert client.request("GET", "/info").status == 404
+
+
+def test_no_streams_are_left_at_sqld(tmp_path: Path) -> None:
+    with Below(tmp_path) as made, sqld(tmp_path / "sqld", *admin(tmp_path)) as above:
+        made.above = above
+        above.client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        client = Client(made.edge().port)
+        for _ in range(5):
+            told = client.pipeline(execute("BEGIN"), execute("INSERT INTO t(b) VALUES (1)"))
+            client.pipeline(execute("COMMIT"), baton=told["baton"])
+        port = int((tmp_path / "admin").read_text())
+        eventually(lambda: Client(port).request("GET", "/v1/diagnostics").json == [])
+
+
+def test_sqld_that_is_started_anew(below: Below) -> None:
+    above, edge = below.above, below.edge(sync_interval="live")
+    client = Client(edge.port)
+    above.client.run("INSERT INTO t(b) VALUES (1)")
+    eventually(lambda: client.rows(COUNT) == [[1]])
+    above.stop()
+    assert client.rows(COUNT) == [[1]]
+    assert client.run("INSERT INTO t(b) VALUES (2)")[0]["code"] == "UPSTREAM_UNREACHABLE"
+    above.start()
+    above.client.run("INSERT INTO t(b) VALUES (2)")
+    eventually(lambda: client.rows(COUNT) == [[2]])
+    equal(edge, above)
+
+
+def test_a_log_that_was_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots: for a new edge, and for one that was away meanwhile."""
+    snapshots: list[int] = []
+    made_of = SqldFeed._snapshot
+
+    def noted(feed: SqldFeed, first: int, deadline: Deadline) -> Any:
+        snapshots.append(first)
+        return made_of(feed, first, deadline)
+
+    monkeypatch.setattr(SqldFeed, "_snapshot", noted)
+    with Below(tmp_path) as made, sqld(tmp_path / "sqld", "--max-log-size", "1") as above:
+        made.above = above
+        above.client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)", FILL.format(100))
+        old = made.edge("old.db")
+        equal(old, above)
+        for _ in range(4):
+            above.client.run(FILL.format(300), "DELETE FROM t WHERE a % 3 = 0")
+        compacted = tmp_path / "sqld" / "data.sqld" / "dbs" / "default" / "snapshots"
+        eventually(lambda: any(compacted.glob("*.snap")))
+        above.client.run("INSERT INTO t(b) VALUES ('after')")
+        equal(old, above)
+        assert snapshots
+        assert snapshots[0] > 100  # where it stood
+        snapshots.clear()
+        equal(made.edge("new.db"), above)
+        assert snapshots[0] == 0
+
+
+def test_another_sqld_is_refused(below: Below) -> None:
+    edge = below.edge()
+    Client(edge.port).run("INSERT INTO t(b) VALUES (1)")
+    held = state_of(edge.path)
+    below.above.stop()
+    below.above.folder = below.above.folder.with_name("another")
+    below.above.start()
+    below.above.client.run("CREATE TABLE t(a, b)", "INSERT INTO t VALUES (1, 2)")
+    with pytest.raises(errors.LineageError):
+        edge.relay.refresh()
+    assert state_of(edge.path) == held
+
+
+def test_an_older_sqld_is_refused(below: Below) -> None:
+    above, edge = below.above, below.edge()
+    client = Client(edge.port)
+    client.run("INSERT INTO t(b) VALUES (1)")
+    above.stop()
+    copy = above.folder.with_name("copy")
+    shutil.copytree(above.folder, copy)
+    above.start()
+    client.run("INSERT INTO t(b) VALUES (2)", "INSERT INTO t(b) VALUES (3)")
+    edge.relay.refresh()
+    above.stop()
+    above.folder = copy
+    above.start()
+    with pytest.raises(errors.PrimaryRestoredError):
+        edge.relay.refresh()
+    for _ in range(5):
+        above.client.run("INSERT INTO t(b) VALUES ('other')")
+    with pytest.raises(errors.LineageError):
+        edge.relay.refresh()
+    assert client.rows(COUNT) == [[3]]
+
+
+def test_what_an_edge_of_sqld_has_survives_it(below: Below, tmp_path: Path) -> None:
+    path = tmp_path / "proxy.db"
+    proxy = Proxy(below.above.url, path)
+    try:
+        Client(proxy.port).run(FILL.format(50))
+    finally:
+        proxy.end()
+    below.above.client.run("INSERT INTO t(b) VALUES ('meanwhile')")
+    proxy = Proxy(below.above.url, path)
+    try:
+        eventually(lambda: Client(proxy.port).rows(COUNT) == [[51]])
+    finally:
+        proxy.end(signal.SIGTERM)
+    state_of(path)

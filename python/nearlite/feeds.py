@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from nearlite.errors import SyncError
+from nearlite.errors import HistoryGoneError, LineageError, PrimaryRestoredError
 from nearlite.gathering import Frame, Seen, Turn, empty_page
 from nearlite.http import Deadline
 from nearlite.position import Position
-from nearlite.sync import Local, refusal
 
 
 class Base:
@@ -84,16 +83,35 @@ def lineage_of(identity: str) -> int:
     return bits or 1
 
 
-def another(here: Position, what: str) -> SyncError:
+def another(here: Position, what: str) -> LineageError:
     """The error for an upstream that holds another database."""
-    return refusal(409, "LINEAGE_MISMATCH", what, Local(here, 0))
+    error = LineageError(
+        what,
+        state=f"the replica stays at {here}",
+        action="check the URL; or stop whoever serves the local file, move it away and start again",
+    )
+    error.code = "LINEAGE_MISMATCH"
+    return error
 
 
-def restored(here: Position, what: str) -> SyncError:
+def restored(here: Position, what: str) -> PrimaryRestoredError:
     """The error for one that has less than the replica."""
-    return refusal(409, "POSITION_AHEAD", what, Local(here, 0))
+    error = PrimaryRestoredError(
+        f"the upstream has less than the replica: {what}",
+        state=f"the replica stays at {here}",
+        action="it was restored from an older backup; save what you need from the local file, move it away and "
+        "start again",
+        data_at_risk=True,
+    )
+    error.code = "POSITION_AHEAD"
+    return error
 
 
-def gone(here: Position, what: str) -> SyncError:
+def gone(here: Position, what: str) -> HistoryGoneError:
     """The error for one that does not keep the frames since there."""
-    return refusal(410, "HISTORY_GONE", what, Local(here, 0))
+    error = HistoryGoneError(
+        f"the upstream does not keep what came after {here}: {what}",
+        state=f"the replica stays at {here}",
+    )
+    error.code = "HISTORY_GONE"
+    return error

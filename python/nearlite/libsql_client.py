@@ -31,6 +31,8 @@ _SHORT: Final = 8
 _TOLD: Final = 64 * 1024  # bytes of JSON
 _RUN: Final = 64
 """Pages of a base that are read at once."""
+_TURNS: Final = 4096
+"""Generations in a row without a frame that are gone through: then it is quicker to begin where it is now."""
 _ENDED: Final = 8
 """Generations that may end while their base is asked for."""
 _LARGEST: Final = 0xFFFFFFFF
@@ -102,7 +104,7 @@ class LibsqlFeed:
         first = seen + 1
         if seen and not self._looked:
             first = seen
-        short = 0
+        short = turns = 0
         while short < _SHORT:
             path = f"sync/{generation}/{first}/{first + _BATCH}"
             with self._get(path, deadline) as response:
@@ -113,6 +115,9 @@ class LibsqlFeed:
                     self._looked = True
                     if end.generation == generation:
                         return
+                    turns += 1
+                    if turns > _TURNS:
+                        raise gone(start, f"{_TURNS} generations without a frame")
                     generation, first, seen = generation + 1, 1, 0
                     yield Turn(Position(start.lineage, generation, 0))
                     continue
@@ -133,12 +138,16 @@ class LibsqlFeed:
                 first += 1
             if first > _LARGEST - _BATCH:
                 raise AnswerError("the upstream's generation has too many frames")
+            turns = 0
             short = short + 1 if len(data) < _BATCH * _FRAME else 0
 
     def _end(self, response: Response, start: Position) -> _End:
         body = response.error_body()
         try:
-            return msgspec.json.decode(body, type=_End)
+            end = msgspec.json.decode(body, type=_End)
+            if end.generation > _LARGEST:
+                raise AnswerError(f"the upstream names the generation {end.generation}")
+            return end
         except msgspec.MsgspecError:
             if response.status == 400:
                 raise AnswerError("the upstream says 400, and not where it stands") from None

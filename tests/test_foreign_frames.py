@@ -525,3 +525,44 @@ def test_nothing_that_is_known_answers(liar: Liar, tmp_path: Path) -> None:
     liar.says = lambda _: (401, {}, [])
     with pytest.raises(SyncError, match="401"), replica(liar, tmp_path, "auto"):
         pass
+
+
+def test_what_it_speaks_is_asked_until_it_says_so(liar: Liar, tmp_path: Path) -> None:
+    log = Log(BASE)
+    liar.says = log.says
+    with replica(liar, tmp_path):
+        pass
+    log.generations[0][1].append(FINE)
+    page = (200, {"content-type": "text/html"}, [b"<p>Whatever you like</p>"])
+    with replica(liar, tmp_path, "auto") as here:
+        for says in ((503, {}, []), (502, {}, [b"no gateway"]), (404, {}, []), page):
+            liar.says = lambda _, says=says: says  # type: ignore[misc]
+            with pytest.raises(SyncError):
+                here.sync()
+            with pytest.raises(SyncError):
+                here.forward(b'{"requests": []}', visible=True)
+            assert not here.foreign
+        liar.says = log.says
+        here.sync()
+        assert here.foreign
+        assert here.state().position.frame == 1
+
+
+def test_generations_without_frames_are_not_followed_for_ever(
+    liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that was away for many begins where it is now; a server that always has another one is given up."""
+    monkeypatch.setattr("nearlite.libsql_client._TURNS", 20)
+    log = Log(BASE)
+    liar.says = log.says
+    with replica(liar, tmp_path) as here:
+        log.generations += [(BASE, []) for _ in range(50)]
+        log.generations[-1][1].append(FINE)
+        here.sync()
+        assert here.state().position.generation == 51
+        before = here.state()
+        told = [b'{"generation": 4000000000}']
+        liar.says = lambda path: (400, {}, told) if "sync" in path else log.says(path)
+        with pytest.raises(SyncError):
+            here.sync()
+        whole(here, before)

@@ -20,10 +20,12 @@ from edges import Site, site
 from foreigners import Below, Restricted, Sqld, admin, sqld, state_of
 from serving import Client, batch, execute, outcome, rows, transaction
 from test_background import eventually
+from test_pulled_through import begin, follow
 
 import nearlite
-from nearlite import errors
+from nearlite import errors, minting
 from nearlite.http import Deadline
+from nearlite.keys import key_of
 from nearlite.relay import Relay
 from nearlite.sqld_client import SqldFeed
 
@@ -267,6 +269,50 @@ def test_a_token_that_only_reads_writes_nothing(one: Site) -> None:
     failed = client.run("INSERT INTO t(b) VALUES (1)")[0]
     assert failed["code"] == "SQLITE_READONLY"
     assert Client(one.port).rows(COUNT) == [[0]]
+
+
+def test_libsqls_replicas_below(one: Site, tmp_path: Path) -> None:
+    """What they pull is handed on."""
+    edge = one.edge()
+    Client(one.port).run(FILL.format(60))
+    client = Client(edge.port)
+    copy = begin(client)
+    follow(client, copy)
+    assert copy.dump(tmp_path) == state_of(one.path)
+
+
+def test_a_sealed_edge(one: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is sealed, and what is too large for memory on its way there."""
+    monkeypatch.setattr("nearlite.gathering.IN_MEMORY", 1 << 20)
+    key = key_of(os.urandom(32))
+    client = Client(one.port)
+    client.run(FILL.format(500))
+    edge = one.edge(key=key)
+    client.run(FILL.format(1500), "DELETE FROM t WHERE a % 3 = 0")
+    edge.relay.refresh()
+    look = "SELECT a, b FROM t ORDER BY a LIMIT 300 OFFSET 900"
+    assert Client(edge.port).rows(look) == client.rows(look)
+    assert Client(edge.port).rows("PRAGMA integrity_check") == [["ok"]]
+    assert not edge.path.read_bytes().startswith(b"SQLite")
+    old = edge.relay.state().position
+    edge.relay.close()
+    with closing(Relay.open(edge.path, one.url, sync_interval=None, key=key)) as relay:
+        assert relay.state().position == old
+
+
+def test_a_large_base_is_compared_in_bounded_memory(
+    one: Site, wrap: Wrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nearlite.gathering.IN_MEMORY", 1 << 20)
+    monkeypatch.setattr("nearlite.foreign._AT_ONCE", 1 << 20)
+    edge = one.edge()
+    client = Client(one.port)
+    client.run(FILL.format(3000))
+    one.stop()
+    one.start(durability="normal")
+    Client(one.port).run("UPDATE t SET b = randomblob(2500) WHERE a % 2")
+    wrap.now.answers[f"/sync/{edge.relay.state().position.generation}/"] = 410, b""
+    same(one, edge)
 
 
 # ---------------------------------------------------------------- an upstream that is away, or another
@@ -537,6 +583,22 @@ def test_no_streams_are_left_at_sqld(tmp_path: Path) -> None:
             client.pipeline(execute("COMMIT"), baton=told["baton"])
         port = int((tmp_path / "admin").read_text())
         eventually(lambda: Client(port).request("GET", "/v1/diagnostics").json == [])
+
+
+def test_sqld_with_tokens(tmp_path: Path) -> None:
+    """Which it takes for SQL and for frames."""
+    private = tmp_path / "key"
+    keys = minting.make_keys(private)
+    token = minting.mint(minting.private_key(private), write=True)
+    folder = tmp_path / "sqld"
+    with Below(tmp_path) as made, sqld(folder, "--auth-jwt-key-file", str(keys)) as above:
+        made.above = above
+        client = Client(made.edge(token=token).port)
+        client.run("CREATE TABLE t(a INTEGER PRIMARY KEY, b)", "INSERT INTO t(b) VALUES (1)")
+        assert client.rows(COUNT) == [[1]]
+        with pytest.raises(errors.UnauthorizedError):
+            Relay.open(tmp_path / "other.db", above.url, token="wrong", sync_interval=None)
+        assert not (tmp_path / "other.db").exists()
 
 
 def test_sqld_that_is_started_anew(below: Below) -> None:

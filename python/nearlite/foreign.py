@@ -26,7 +26,6 @@ from nearlite._native._lib import HashError
 from nearlite._native.applier import Applier, State
 from nearlite._native.compact import Standing
 from nearlite._native.sealing import Key
-from nearlite.ahead import ask_status
 from nearlite.background import LIVE
 from nearlite.durations import duration
 from nearlite.errors import (
@@ -129,7 +128,11 @@ class ForeignReplica(Replica):
         if self._decided:
             return self._feed
         if not self._deciding.acquire(timeout=left(deadline)):
-            raise SyncError("the upstream is being asked what it speaks", action="try again")
+            raise OfflineError(
+                "the upstream has not said yet what it speaks",
+                state="nothing was sent",
+                action="try again",
+            )
         try:
             if not self._decided:
                 self._feed = self._ask_protocol(deadline)
@@ -146,13 +149,19 @@ class ForeignReplica(Replica):
         libsql, sqld = LibsqlFeed(self.transport), SqldFeed(self.transport)
         if self._protocol != "auto":
             return {"nearlite": None, "libsql": libsql, "sqld": sqld}[self._protocol]
-        try:
-            ask_status(self.transport, deadline)
-            return None
-        except OfflineError:
-            raise
-        except SyncError as error:
-            first = error
+        with self.transport.request("GET", "nl/v1/status", deadline=deadline) as response:
+            try:
+                if response.status == 200:
+                    wire.Status.decode(response.read(_INFO))
+                    return None
+                code, message = wire.decode_error(response.error_body())
+                first: SyncError = refusal(
+                    response.status, code, message, None, state="nothing was changed"
+                )
+            except AnswerError as error:  # a page for whatever is asked
+                first = error
+            if response.status >= 500:  # ours, perhaps, and in trouble: it is asked again
+                raise first
         with self.transport.request("GET", "info", deadline=deadline) as response:
             found = 200 <= response.status < 300
             if found:
@@ -484,6 +493,7 @@ class ForeignReplica(Replica):
                     self._pipeline = "v2/pipeline"
                     continue
                 if response.status != 200:
+                    self._pipeline = "v3/pipeline"
                     code, message = wire.decode_error(response.error_body())
                     raise refusal(
                         response.status,

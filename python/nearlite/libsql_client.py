@@ -109,6 +109,7 @@ class LibsqlFeed:
             path = f"sync/{generation}/{first}/{first + _BATCH}"
             with self._get(path, deadline) as response:
                 self._check(response, start)
+                deadline.restart()  # small answers, many of them, are progress too
                 if response.status in (400, 500):
                     end = self._end(response, start)
                     self._compare(end, generation, max(first - 1, seen), start)

@@ -128,6 +128,7 @@ class SqldFeed:
                 self._greet(start, seen, deadline)
                 greeted = True
             began = first
+            deadline.restart()  # small answers, many of them, are progress too
             try:
                 for number, frame in self._frames_from(first, deadline):
                     if number != first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -466,6 +467,29 @@ def test_what_an_edge_has_survives_it(one: Site, wrap: Wrap, number: int) -> Non
     assert state_of(path) == state_of(one.path)
 
 
+def test_kills_while_it_is_brought_up_to_date(one: Site, wrap: Wrap) -> None:
+    """At any moment: in the middle of a transaction of its own, or of the upstream's."""
+    path = one.folder / "proxy.db"
+    writer = Client(one.port)
+    for kill in range(6):
+        proxy = Proxy(one.url, path, "--live")
+        try:
+            for _ in range(4 + kill):
+                writer.run(FILL.format(400), "DELETE FROM t WHERE a % 3 = 0")
+                Client(proxy.port).run("INSERT INTO t(b) VALUES (randomblob(5000))")
+        finally:
+            writer.run(FILL.format(700))
+            proxy.end()
+        if kill == 0:
+            wrap.now.took()
+        with closing(sqlite3.connect(path)) as stock:
+            assert stock.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with closing(Relay.open(path, one.url, sync_interval=None)) as relay:
+        relay.refresh()
+        assert state_of(path) == state_of(one.path)
+    assert not any(path.startswith("/export/") for path in wrap.now.took())
+
+
 def test_many_write_at_once(one: Site, wrap: Wrap) -> None:
     edge = one.edge()
     wrap.now.took()
@@ -583,6 +607,32 @@ def test_no_streams_are_left_at_sqld(tmp_path: Path) -> None:
             client.pipeline(execute("COMMIT"), baton=told["baton"])
         port = int((tmp_path / "admin").read_text())
         eventually(lambda: Client(port).request("GET", "/v1/diagnostics").json == [])
+
+
+def test_sqld_is_followed_through_a_random_history(below: Below) -> None:
+    rng = random.Random(5)
+    above, edge = below.above, below.edge()
+    changes = [
+        "INSERT INTO t(b) VALUES (randomblob(20000))",
+        FILL.format(60),
+        "UPDATE t SET b = randomblob(50) WHERE a % 3 = 0",
+        "DELETE FROM t WHERE a % 2",
+        "CREATE TABLE IF NOT EXISTS u(x UNIQUE, y)",
+        "INSERT OR REPLACE INTO u SELECT a, b FROM t LIMIT 20",
+        "DROP TABLE IF EXISTS u",
+        "CREATE INDEX IF NOT EXISTS i ON t(b)",
+        "DROP INDEX IF EXISTS i",
+    ]
+    for _ in range(60):
+        through = above.client if rng.random() < 0.5 else Client(edge.port)
+        some = rng.choices(changes, k=rng.randrange(1, 4))
+        if rng.random() < 0.5:
+            through.pipeline(transaction(*some), {"type": "close"})
+        else:
+            through.run(*some)
+        if rng.random() < 0.2:
+            equal(edge, above)
+    equal(edge, above)
 
 
 def test_sqld_with_tokens(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 from edges import Site, site
 from foreigners import Below, Restricted, Sqld, admin, sqld, state_of
 from serving import Client, batch, execute, outcome, rows, transaction
+from talking import steps, talking
 from test_background import eventually
 from test_pulled_through import begin, follow
 
@@ -243,6 +244,29 @@ def test_streams_are_closed_above_when_they_have_nothing(one: Site, wrap: Wrap) 
     wrap.now.took()
     client.pipeline(execute("COMMIT"), baton=told["baton"])
     eventually(lambda: wrap.now.asked.count("/v3/pipeline") == 2)  # COMMIT, and close
+
+
+@pytest.mark.parametrize("reads_here", [True, False])
+def test_every_way_to_run_sql(one: Site, wrap: Wrap, reads_here: bool) -> None:
+    """Also of a replica that serves replicas, and runs all SQL above: nothing is handed on as it came."""
+    edge = one.edge(edge=reads_here)
+    client = Client(edge.port)
+    made = execute("INSERT INTO t(b) VALUES ('one')")["stmt"]
+    reply = client.request("POST", "/v1/execute", json.dumps({"stmt": made}).encode())
+    assert reply.status == 200, reply.body
+    body = json.dumps({"batch": steps("BEGIN", "INSERT INTO t(b) VALUES ('two')", "COMMIT", COUNT)})
+    reply = client.request("POST", "/v3/cursor", body.encode())
+    assert b'"value":"2"' in reply.body.replace(b" ", b"")
+    with talking(edge.port) as talker:
+        talker.execute("BEGIN")
+        talker.execute("INSERT INTO t(b) VALUES ('three')")
+        assert rows(talker.execute(COUNT)) == [[3]]
+        talker.execute("COMMIT")
+        assert rows(talker.execute(COUNT)) == [[3]]
+    assert client.rows(COUNT) == [[3]]
+    ran = {path for path in wrap.now.took() if "/v" in path}
+    assert ran == {"/nl/v1/status", "/v3/pipeline"}
+    same(one, edge)
 
 
 def test_a_server_of_hrana_2_alone(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ _IN_CHUNK: Final = 256
 """Pages of a base that are written at once."""
 
 
-class Kept(Protocol):
+class Mended(Protocol):
     """What is repaired: a Replica."""
 
     path: str
@@ -126,7 +126,7 @@ def chunks_of(base: Base, head: SetHeader, meter: Meter) -> Iterator[Chunk]:
 class ForeignRepair(Repair):
     """A repair by all that a foreign upstream has: what equals the file's pages is left out here."""
 
-    def __init__(self, replica: Kept, feed: Feed, *, adopt: bool, claim: bool) -> None:
+    def __init__(self, replica: Mended, feed: Feed, *, adopt: bool, claim: bool) -> None:
         super().__init__(
             replica.path,
             replica.transport,

@@ -566,3 +566,41 @@ def test_generations_without_frames_are_not_followed_for_ever(
         with pytest.raises(SyncError):
             here.sync()
         whole(here, before)
+
+
+def test_a_server_that_tells_little_at_a_time_and_one_that_always_has_more(
+    liar: Liar, tmp_path: Path
+) -> None:
+    log = Log(BASE)
+    liar.says = log.says
+    with replica(liar, tmp_path) as here:
+        frames = log.generations[0][1]
+        for _ in range(10):  # ten transactions of ten frames, of which it tells one at a time
+            frames += [in_wal(page, 0, FINE[24:]) for page in range(3, 12)] + [
+                in_wal(2, 11, FINE[24:])
+            ]
+
+        def little(path: str) -> Any:
+            status, headers, pieces = log.says(path)
+            return (
+                (status, headers, [pieces[0][:STEP]])
+                if status == 200 and "sync" in path
+                else (
+                    status,
+                    headers,
+                    pieces,
+                )
+            )
+
+        liar.says = little
+        here.sync()
+        assert here.state().position.frame == 100
+
+        def busy(path: str) -> Any:
+            if "sync" in path:
+                frames.append(FINE[:4] + (11).to_bytes(4, "big") + FINE[8:])
+            return log.says(path)
+
+        liar.says = busy
+        here.sync()
+        assert 100 < here.state().position.frame < 200

@@ -26,8 +26,9 @@ _HEADER: Final = 24
 _FRAME: Final = _HEADER + PAGE_SIZE
 _BATCH: Final = 128
 """Frames that are asked for at once."""
-_SHORT: Final = 8
-"""Answers in a row with fewer: whoever commits all the time is not followed to his end."""
+_SHORT: Final = 16
+"""Answers in a row with fewer, each up to a commit: somebody commits all the time, and is not followed to his end.
+Nothing says that a server tells all it has, but one that never does would be unlike any that is known."""
 _TOLD: Final = 64 * 1024  # bytes of JSON
 _RUN: Final = 64
 """Pages of a base that are read at once."""
@@ -140,7 +141,8 @@ class LibsqlFeed:
             if first > _LARGEST - _BATCH:
                 raise AnswerError("the upstream's generation has too many frames")
             turns = 0
-            short = short + 1 if len(data) < _BATCH * _FRAME else 0
+            whole = any(data[-_FRAME + 4 : -_FRAME + 8])
+            short = short + 1 if whole and len(data) < _BATCH * _FRAME else 0
 
     def _end(self, response: Response, start: Position) -> _End:
         body = response.error_body()

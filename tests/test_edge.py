@@ -93,6 +93,16 @@ def test_a_batch_that_only_looks_is_one_snapshot_here(one: Site) -> None:
     for begin in ("BEGIN", "BEGIN DEFERRED", "BEGIN TRANSACTION READONLY", "begin transaction;"):
         told = outcome(client.pipeline(batch(begin, COUNT, "SELECT 5", "COMMIT"))["results"][0])
         assert [rows(step) for step in told["step_results"]] == [[], [[1]], [[5]], []]
+    ok = {"type": "ok", "step": 1}
+    committed = {"type": "ok", "step": 2}
+    as_clients = batch(
+        "BEGIN TRANSACTION READONLY",
+        (COUNT, {"type": "ok", "step": 0}),
+        ("COMMIT", ok),
+        ("ROLLBACK", {"type": "not", "cond": committed}),
+    )
+    told = outcome(client.pipeline(as_clients)["results"][0])
+    assert rows(told["step_results"][1]) == [[1]]
     failed = batch("BEGIN", "SELECT abs(-9223372036854775808)", "SELECT 1", "COMMIT")
     told = outcome(client.pipeline(failed)["results"][0])
     assert told["step_errors"][1]["code"] == "SQLITE_ERROR"
@@ -883,6 +893,10 @@ pipelines = st.lists(st.lists(requests, min_size=1, max_size=4), min_size=1, max
 @given(asked=pipelines, closes=st.booleans())
 @example(
     asked=[[{"type": "describe", "sql": "PRAGMA foreign_keys = ON"}], [batch("SELEC")]],
+    closes=True,
+)
+@example(
+    asked=[[batch("BEGIN", ("COMMIT", {"type": "is_autocommit"}))], [{"type": "get_autocommit"}]],
     closes=True,
 )
 def test_an_edge_answers_as_its_primary_would(

@@ -8,7 +8,17 @@ from functools import lru_cache
 from typing import Final
 
 from nearlite import hrana
-from nearlite.hrana import Describe, Execute, Plan, RunBatch, Script, StatementError, Step
+from nearlite.hrana import (
+    Describe,
+    Execute,
+    NotCond,
+    OkCond,
+    Plan,
+    RunBatch,
+    Script,
+    StatementError,
+    Step,
+)
 from nearlite.session import NotSharedError, Session
 from nearlite.statements import Kind, is_setting
 
@@ -148,7 +158,8 @@ class Router:
             return False
         if not self.leaves_only(plan, LOOKS):
             return False
-        return any(self._reader.prepare(step.sql).kind is Kind.COMMIT for step in plan.steps)
+        kinds = [self._reader.prepare(step.sql).kind for step in plan.steps]
+        return kinds.count(Kind.BEGIN) == 1 and _ends_surely(plan, kinds)
 
     def _of_script(self, plan: Script, kinds: frozenset[Kind]) -> bool:
         if len(plan.sql) > _LONG_SCRIPT:
@@ -233,6 +244,23 @@ class Router:
         # stays open, or only looks, needs a connection.
         whole = Kind.BEGIN in kinds and Kind.COMMIT in kinds and Kind.SLOW not in kinds
         return Kind.WRITE if whole and (writes or unknown) else Kind.ALONE
+
+
+def _ends_surely(plan: RunBatch, kinds: list[Kind]) -> bool:
+    """Whether its COMMIT is carried out, or a ROLLBACK where it was not, as clients have it."""
+    for step, kind in zip(plan.steps, kinds, strict=True):
+        if kind not in (Kind.COMMIT, Kind.ROLLBACK):
+            continue
+        unless = step.condition
+        if unless is None:
+            return True
+        if (
+            kind is Kind.ROLLBACK
+            and isinstance(unless, NotCond)
+            and isinstance(unless.cond, OkCond)
+        ):
+            return kinds[unless.cond.step] is Kind.COMMIT
+    return False
 
 
 def _words(sql: str) -> tuple[bool, bool]:

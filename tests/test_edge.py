@@ -215,6 +215,15 @@ def test_replicas_below_hear_of_what_is_written_through_it(
             eventually(lambda count=count: leaf.execute(COUNT).fetchone() == (count,))  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("name", ["foreign_keys", 'main."foreign_keys"', "main/**/.foreign_keys"])
+def test_settings_stay_however_they_are_written(one: Site, name: str) -> None:
+    client = Client(one.edge().port)
+    client.run("CREATE TABLE child(p REFERENCES t(a))")
+    told = client.pipeline(execute(f"PRAGMA {name} = ON"))
+    told = client.pipeline(execute("INSERT INTO child VALUES (99)"), CLOSE, baton=told["baton"])
+    assert outcome(told["results"][0])["code"] == "SQLITE_CONSTRAINT"
+
+
 def test_what_is_not_here_yet_is_asked_for_above(one: Site) -> None:
     edge = one.edge()
     client = Client(edge.port)

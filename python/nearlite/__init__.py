@@ -343,6 +343,7 @@ def asgi(
     """
     from pathlib import Path
 
+    from nearlite.access import Guiding, Open
     from nearlite.applications import PrimaryApp, RelayApp
     from nearlite.tokens import authority
 
@@ -407,7 +408,7 @@ def asgi(
                 key=key,
                 region=region,
             ),
-            authority=knows,
+            authority=Guiding(knows) if edge and not isinstance(knows, Open) else knows,
             shared_cache=shared_cache,
             limits=limits,
             hooks=hooks,

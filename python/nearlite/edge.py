@@ -175,6 +175,7 @@ class Edge:
         self._working: set[asyncio.Task[None]] = set()
         self._sent: set[Sent] = set()  # what is above
         self._age: float | None = None  # of what is here, while the primary cannot be asked
+        self._late_since: float | None = None
         self._closed = False
         self._tick: asyncio.TimerHandle | None = None
         self._look()
@@ -442,10 +443,10 @@ class Edge:
         """The primary's answer to a pipeline, in a thread. Raises SyncError: there is none."""
         try:
             return self._copy.forward(body, visible=True, network_timeout=patience, notes=notes)
-        except SyncError:
+        except Exception:
             if notes.answer is None:
                 raise
-            # It was carried out, and could not be shown here: reads wait for it, or are run above.
+            # Whatever it is. It was carried out, and could not be shown here: reads wait for it, or are run above.
             log.warning("what a client wrote could not be shown here yet", exc_info=True)
             self._copy.look()
             return notes.answer
@@ -640,12 +641,24 @@ class Edge:
         for stream in self.streams.idle():
             self._soon(self.close_stream(stream))
         copy = self._copy
+        self._end_what_hangs(late=copy.is_late)
         # One that hangs is away as well: a look that is under way fails only when it has taken long.
         if copy.is_late or isinstance(copy.last_error, SyncError):
             lag = copy.lag
             self._age = math.inf if lag is None else lag  # it was never seen to equal its primary
         else:
             self._age = None
+
+    def _end_what_hangs(self, *, late: bool) -> None:
+        """What was begun while the primary was there does not wait for it for an hour, in everybody's way."""
+        now = self._loop.time()
+        if not late:
+            self._late_since = None
+        elif self._late_since is None:
+            self._late_since = now
+        elif now - self._late_since >= _IF_AWAY:
+            for request in list(self._sent):
+                request.abort()
 
     async def close(self) -> None:
         """See `Execution`."""

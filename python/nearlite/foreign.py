@@ -160,7 +160,8 @@ class ForeignReplica(Replica):
                 )
             except AnswerError as error:  # a page for whatever is asked
                 first = error
-            if response.status >= 500:  # ours, perhaps, and in trouble: it is asked again
+            if response.status >= 500 or response.status in (401, 403, 408, 429):
+                # Ours, perhaps, and in trouble, or what stands before it: it is asked again.
                 raise first
         with self.transport.request("GET", "info", deadline=deadline) as response:
             found = 200 <= response.status < 300
@@ -174,6 +175,7 @@ class ForeignReplica(Replica):
             return libsql
         try:
             sqld.greet(deadline)
+            sqld.forget()  # the first sync looks whose log it is
         except (OfflineError, UnauthorizedError):
             raise
         except SyncError:
@@ -333,6 +335,7 @@ class ForeignReplica(Replica):
                 try:
                     with closing(feed.since(state.position, deadline)) as events:  # type: ignore[type-var]
                         for event in events:
+                            self.heard_at = time.monotonic()
                             if isinstance(event, Seen):
                                 self._compare(event, state)
                                 continue
@@ -367,7 +370,6 @@ class ForeignReplica(Replica):
         if (here.position, here.hash, here.pages) != (state.position, state.hash, state.pages):
             return None
         arrived = gathering.arrived(state.pages, state.hash, tables, commit_ms=now_ms())
-        arrived.as_of = time.monotonic()
         head = arrived.header
         with closing(arrived):
             self.ahead.brings(head, gathering.transactions)

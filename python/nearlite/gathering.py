@@ -376,8 +376,3 @@ class Gathered(Arrived):
     def chunks(self) -> Iterator[Chunk]:
         """See `Arrived`."""
         return self._made()
-
-    def known_at(self, at: float) -> Gathered:
-        """The upstream stood at its end at that monotonic time."""
-        self.as_of = at
-        return self

@@ -114,6 +114,11 @@ class LibsqlFeed:
                 if response.status in (400, 500):
                     end = self._end(response, start)
                     self._compare(end, generation, max(first - 1, seen), start)
+                    if end.generation == generation and first <= seen:
+                        raise restored(
+                            start,
+                            f"frame {seen} of generation {generation}, which led there, is gone",
+                        )
                     self._looked = True
                     if end.generation == generation:
                         return

@@ -316,11 +316,11 @@ class PulledThrough:
         except errors.AnswerError as error:
             raise _unusable(error.message) from None
         except OSError as error:
-            if errors.is_disk_full(error):
-                raise HttpError(507, "DISK_FULL", "The disk of this replica is full") from None
-            raise
-        except RuntimeError:  # no new work after shutdown
-            raise HttpError(503, "SHUTTING_DOWN", "The server is about to end") from None
+            if not errors.is_disk_full(error):
+                raise _failed(error) from None
+            raise HttpError(507, "DISK_FULL", "The disk of this replica is full") from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+            raise _failed(error) from None
 
     def _is_of(self, lineage: str) -> None:
         """What is kept of another history is worth nothing."""
@@ -347,6 +347,13 @@ class PulledThrough:
             status = reply.status if 400 < reply.status < 600 else 502
             raise HttpError(status, code or "UPSTREAM_REFUSED", message or "It was refused above")
         await self._answering.whole(send, reply.status, reply.body, kind, (NO_STORE,))
+
+
+def _failed(error: Exception) -> HttpError:
+    """What nobody expected. Never 500, which these clients take for the end of a generation."""
+    log.error("what libSQL's replicas want could not be asked for", exc_info=error)
+    again = ((b"retry-after", b"1"),)
+    return HttpError(503, "INTERNAL_ERROR", "The server failed; its log says why", again)
 
 
 def _unusable(why: str) -> HttpError:

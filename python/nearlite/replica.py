@@ -371,7 +371,11 @@ class Replica(Observed):
         except Error as error:
             if isinstance(error, OfflineError):
                 error.state, error.action = "the replica is as it was", READS_GO_ON
-            if not (seconds < patience and isinstance(error.__cause__, TimeoutError)):
+            cause = error.__cause__
+            ours = isinstance(cause, TimeoutError) or (
+                cause is None and type(error) in (SyncError, OfflineError)
+            )
+            if not (seconds < patience and ours):
                 self.last_error = (
                     error  # whoever has less patience than others does not know that it is away
                 )

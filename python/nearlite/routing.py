@@ -37,7 +37,10 @@ _LOCKLESS: Final = re.compile(
 _OPENING: Final = ("begin", "savepoint")
 _LASTING: Final = ("temp", "pragma")
 _TEMPORARY: Final = re.compile(r"\btemp(?:orary)?\b", re.ASCII | re.IGNORECASE)
-_PRAGMA: Final = re.compile(r"pragma(?:\s+(?:\w+\s*\.\s*)?(\w+))?", re.ASCII | re.IGNORECASE)
+# Whatever is not plainly a name, quoted or with comments in it, counts as one that lasts.
+_PRAGMA: Final = re.compile(
+    r"pragma(?:\s+(?:\w+\s*\.\s*)?(\w+)(?=\s*(?:[=(;]|$)))?", re.ASCII | re.IGNORECASE
+)
 _CLOSED: Final = frozenset({Kind.READ, Kind.SLOW, Kind.WRITE})
 LOOKS: Final = frozenset({Kind.READ, Kind.SLOW, Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK})
 _BEGUN: Final = frozenset({Kind.BEGIN, Kind.READ, Kind.WRITE})
@@ -111,6 +114,8 @@ class Router:
             if isinstance(plan, Execute):
                 return self._reader.prepare(plan.step.sql).kind in kinds
             if isinstance(plan, RunBatch):
+                if len(plan.steps) > _MANY_STEPS:
+                    return False
                 return all(self._reader.prepare(step.sql).kind in kinds for step in plan.steps)
             if isinstance(plan, Script):
                 return self._of_script(plan, kinds)
@@ -126,7 +131,9 @@ class Router:
         if isinstance(plan, Execute):
             return self._leaves(plan.step.sql)
         if isinstance(plan, RunBatch):
-            found = [self._leaves(sql) for sql in {step.sql for step in plan.steps}]
+            texts = {step.sql for step in plan.steps}
+            judge = self._leaves if len(texts) <= _MANY_STEPS else _words
+            found = list(map(judge, texts))
             return any(opens for opens, _ in found), any(lasts for _, lasts in found)
         if isinstance(plan, Script):
             opens, lasts = _words(plan.sql)

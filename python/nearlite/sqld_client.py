@@ -138,6 +138,8 @@ class SqldFeed:
                         yield Seen(frame.page, frame.image)
                     else:
                         yield frame
+                if first < seen:
+                    raise restored(start, "the frame that led there is gone")
                 self._looked = True
             except GrpcError as error:
                 if error.status == _FAILED and error.message == "NO_HELLO" and not greeted:
@@ -197,7 +199,7 @@ class SqldFeed:
             except GrpcError as error:
                 if error.status != _UNAVAILABLE or wait is None:
                     raise _refused(error, position_of(self._lineage, first)) from None
-                time.sleep(min(wait, deadline.left()))  # it is being made
+                time.sleep(min(wait, _left(deadline)))  # it is being made
                 continue
             except StopIteration:
                 raise AnswerError("the upstream's snapshot is empty") from None
@@ -402,3 +404,15 @@ def _namespace(url: str) -> str:
         if not dot:
             name = "default"
     return b64encode(name.encode()).decode("ascii").rstrip("=")
+
+
+def _left(deadline: Deadline) -> float:
+    """Seconds. Raises OfflineError: none."""
+    try:
+        return deadline.left()
+    except TimeoutError:
+        raise OfflineError(
+            "the upstream did not make its snapshot in time",
+            state="the replica is as it was",
+            action="try again",
+        ) from None

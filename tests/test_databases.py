@@ -18,6 +18,7 @@ import pytest
 from hosting import CREATE, Many, made, many
 from serving import Client, execute, outcome, rows
 from talking import talking
+from test_background import eventually
 from websockets.exceptions import InvalidStatus
 
 import nearlite
@@ -324,6 +325,7 @@ def test_what_is_in_use_is_not_closed_and_others_are_told(
 
 
 def test_an_idle_database_has_no_thread_and_is_closed_in_the_end(tmp_path: Path) -> None:
+    others = set(threading.enumerate())  # of servers that other tests keep
     with many(made(tmp_path / "dbs", "a")) as served:
         client = served.of("a")
         client.run(CREATE)
@@ -333,8 +335,12 @@ def test_an_idle_database_has_no_thread_and_is_closed_in_the_end(tmp_path: Path)
         rest = app.rest
         app.rest = lambda: (rest(), done.set())
         assert done.wait(20)
-        while any(thread.name == "nearlite-writer" for thread in threading.enumerate()):
-            pass
+        eventually(
+            lambda: all(
+                thread in others or thread.name != "nearlite-writer"
+                for thread in threading.enumerate()
+            )
+        )
         client.run("INSERT INTO t(b) VALUES(1)")  # and it all comes again
         assert client.rows("SELECT count(*) FROM t") == [[1]]
         served.app.residents._idle = 0.0

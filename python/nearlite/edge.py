@@ -96,9 +96,8 @@ class Copy(Protocol):
         it, and replicas below have their writes shown from here.
         """
 
-    @property
-    def last_error(self) -> Error | None:
-        """What the last look at the primary failed with, or None."""
+    last_error: Error | None
+    """What the last look at the primary failed with, or None."""
 
     @property
     def is_late(self) -> bool:
@@ -316,10 +315,16 @@ class Edge:
             return True
         position = above.after
 
+        copy = self._copy
+
         def wait() -> bool:
+            before = copy.last_error
             try:
-                self._copy.wait_for(position, MOMENT)
-            except Error:  # of another history, or it does not come: the primary knows
+                copy.wait_for(position, MOMENT)
+            except Error as error:  # of another history, or it does not come: the primary knows
+                failed = error.__cause__ or error
+                if copy.last_error is failed and type(failed) in (SyncError, OfflineError):
+                    copy.last_error = before  # so little patience does not tell that it is away
                 return False
             return True
 

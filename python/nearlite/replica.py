@@ -371,14 +371,7 @@ class Replica(Observed):
         except Error as error:
             if isinstance(error, OfflineError):
                 error.state, error.action = "the replica is as it was", READS_GO_ON
-            cause = error.__cause__
-            ours = isinstance(cause, TimeoutError) or (
-                cause is None and type(error) in (SyncError, OfflineError)
-            )
-            if not (seconds < patience and ours):
-                self.last_error = (
-                    error  # whoever has less patience than others does not know that it is away
-                )
+            self.last_error = error
             raise
         self.last_error = None
         self.heard_at = time.monotonic()

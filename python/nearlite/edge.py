@@ -72,7 +72,7 @@ _INTERRUPT_EVERY: Final = 0.05
 """Seconds until what still runs when the server ends is interrupted again."""
 _ENDING: Final = 2.0
 """Seconds in which a stream above is ended when the server ends: an upstream that hangs must not hold it up."""
-_PATIENCE: Final = 3600.0
+PATIENCE: Final = 3600.0
 """Seconds that a statement may run on the primary; a client that leaves ends it sooner."""
 _IF_AWAY: Final = 30.0
 """The same of reads that were to be run here, and where the primary is away, or hangs."""
@@ -313,9 +313,7 @@ class Edge:
         above = stream.above
         if self._may_read(stream) or above is None or above.after is None:
             return True
-        position = above.after
-
-        copy = self._copy
+        position, copy = above.after, self._copy
 
         def wait() -> bool:
             before = copy.last_error
@@ -394,7 +392,7 @@ class Edge:
         notes.reads_only = not stream.access.write
         notes.read = above.read
         away = self._age is not None
-        patience = _IF_AWAY if reads or away else _PATIENCE
+        patience = _IF_AWAY if reads or away else PATIENCE
 
         def ask() -> requests.Ran:
             body = requests.pipeline(above.baton, plans, closes=closes)
@@ -412,10 +410,8 @@ class Edge:
             lost = stream.in_transaction or above.sticky
             self._lose(stream)
             refusal = _refusal(error, lost=lost)
-            if (
-                refusal.code == "UPSTREAM_LOST"
-            ):  # whoever looks whether it was carried out shall see it
-                self._copy.look()
+            if refusal.code == "UPSTREAM_LOST":
+                self._copy.look()  # whoever looks whether it was carried out shall see it
             return refusal
         except ValueError as error:
             self._lose(stream)
@@ -646,9 +642,10 @@ class Edge:
         for stream in self.streams.idle():
             self._soon(self.close_stream(stream))
         copy = self._copy
-        self._end_what_hangs(late=copy.is_late)
         # One that hangs is away as well: a look that is under way fails only when it has taken long.
-        if copy.is_late or isinstance(copy.last_error, SyncError):
+        late = copy.is_late
+        self._end_what_hangs(late=late)
+        if late or isinstance(copy.last_error, SyncError):
             lag = copy.lag
             self._age = math.inf if lag is None else lag  # it was never seen to equal its primary
         else:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from nearlite.access import Access
+from nearlite.edge import AT_A_TIME, OF_STREAMS, PATIENCE
 from nearlite.errors import OfflineError
 from nearlite.exchange import (
     Answering,
@@ -38,13 +39,6 @@ from nearlite.wire import ANSWER_TYPE
 
 log = logging.getLogger("nearlite.server")
 
-_PATIENCE: Final = 3600.0
-"""Seconds that a statement may run on the primary; a client that leaves ends it sooner."""
-_AT_A_TIME: Final = 64
-"""Requests that are up there at once; those beyond wait for one to come back."""
-_OF_STREAMS: Final = 160
-"""Requests with a baton, beside them: more than a primary has connections, so that the end of a transaction
-never waits for those who wait for that end."""
 _GLANCE: Final = 256 << 10
 """Bytes of a body in which it is looked whether there is a baton; a larger one counts as having one."""
 _WHOLE: Final = 1 << 20
@@ -110,8 +104,8 @@ class Passing:
         self._transport = transport
         self._answering = answering
         self._deadlines = deadlines
-        self._threads = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="nearlite-up")
-        self._of_streams = ThreadPoolExecutor(_OF_STREAMS, thread_name_prefix="nearlite-up")
+        self._threads = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="nearlite-up")
+        self._of_streams = ThreadPoolExecutor(OF_STREAMS, thread_name_prefix="nearlite-up")
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def answer(
@@ -193,7 +187,7 @@ class Passing:
         def work() -> _Asked:
             if left.is_set():  # while it waited for its turn
                 raise ClientGoneError
-            deadline = Deadline(_PATIENCE, renewed=True)
+            deadline = Deadline(PATIENCE, renewed=True)
             sent = self._transport.send(target, deadline, body=body, headers=headers)
             under_way.append(sent)
             if left.is_set():  # before it was on its way

@@ -633,6 +633,10 @@ class Edge:
 
     async def close_stream(self, stream: Stream) -> None:
         """See `Execution`."""
+        self.end_stream(stream)
+
+    def end_stream(self, stream: Stream) -> None:
+        """See `Execution`: what is open above is ended there by the way."""
         self.streams.forget(stream)
         self._lose(stream)
 
@@ -640,7 +644,7 @@ class Edge:
         """What is overdue, and whether the primary can be asked."""
         self._tick = self._loop.call_later(_TICK, self._look)
         for stream in self.streams.idle():
-            self._soon(self.close_stream(stream))
+            self.end_stream(stream)
         copy = self._copy
         # One that hangs is away as well: a look that is under way fails only when it has taken long.
         late = copy.is_late

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from nearlite.exchange import Headers, Scope
 from nearlite.hrana import Plan, RunBatch
@@ -79,6 +79,9 @@ class Execution(Protocol):
 
     async def close_stream(self, stream: Stream) -> None:
         """End a stream that no request is using: what is open on it is rolled back."""
+
+    def end_stream(self, stream: Stream) -> Coroutine[Any, Any, None] | None:
+        """The same, but for what takes a while: to be awaited, by whomever."""
 
     async def close(self) -> None:
         """Finish what is queued, roll back what is open."""

@@ -17,9 +17,9 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from nearlite import hrana
 from nearlite._native.database import Database
@@ -533,8 +533,8 @@ class Executor:
                         yield ready
                     finally:
                         stream.paused = False
-        except GoneError:
-            await self._threads.run(work.close)
+        except (GoneError, asyncio.CancelledError):
+            await self._threads.finish(work.close)
             self._owned.end_transaction(stream)
             raise
 
@@ -609,25 +609,32 @@ class Executor:
                 yield piece
         finally:
             await pieces.aclose()
-            await self._threads.run(work.close)
+            await self._threads.finish(work.close)
             stream.ending = None
             self._lending.give_back(stream)
 
     # ------------------------------------------------------------------ ends
 
     async def close_stream(self, stream: Stream) -> None:
-        """End a stream that no request is using: roll back, close or share its connection."""
+        """See `Execution`."""
+        left = self.end_stream(stream)
+        if left is not None:
+            await left
+
+    def end_stream(self, stream: Stream) -> Coroutine[Any, Any, None] | None:
+        """See `Execution`: roll back, share its connection or leave it to be closed."""
         self.streams.forget(stream)
         session = stream.session
         if session is None:
-            return
+            return None
         self._owned.end_transaction(stream)
         stream.take_settings()
         if stream.sticky and stream.settings is not None and session.restore(stream.settings):
             stream.sticky = False
         self._lending.give_back(stream)
-        if self._lending.take_away(stream) is not None:
-            await self._threads.run(session.close)
+        if self._lending.take_away(stream) is None:
+            return None
+        return self._threads.finish(session.close)
 
     def _look(self) -> None:
         self._tick = self._loop.call_later(TICK, self._look)

@@ -141,7 +141,7 @@ class Reads:
                 yield taking
             finally:
                 await taking.aclose()
-                await self._threads.run(work.close)
+                await self._threads.finish(work.close)
 
     def interrupt(self) -> None:
         """End what runs in threads: its clients are told so."""

@@ -299,14 +299,17 @@ class Routes:
             await self._executor.close_stream(surplus)
 
     def leave_now(self, stream: Stream, *, kept: bool) -> None:
-        """The same without waiting."""
+        """The same without waiting: what its end takes from others is theirs before it is answered."""
         surplus = self._executor.streams.done(stream)
-        if not kept and stream.carries:
-            self._soon(self._executor.close_stream(stream))
-        elif not kept:
-            self._executor.streams.forget(stream)
+        if not kept:
+            self._end_stream(stream)
         if surplus is not None:
-            self._soon(self._executor.close_stream(surplus))
+            self._end_stream(surplus)
+
+    def _end_stream(self, stream: Stream) -> None:
+        left = self._executor.end_stream(stream)
+        if left is not None:
+            self._soon(left)
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -58,15 +58,28 @@ class Threads:
     async def until_left(
         self, work: Callable[[], _T], interrupt: Callable[[], object], leaving: Leaving
     ) -> _T:
-        """Run it; when the client leaves, it is interrupted. Raises GoneError then."""
+        """Run it; when the client leaves, or who awaits this is cancelled, it is interrupted.
+
+        However this ends, nothing of the work runs any more: what it used can be used again.
+
+        Raises:
+          GoneError: the client has left.
+        """
         future = self.run(work)
-        if not await either(future, leaving):
-            # Again and again: it may not have begun yet, or be between two statements.
-            while not future.done():
-                interrupt()
-                await asyncio.wait({future}, timeout=_INTERRUPT_EVERY)
-            future.exception()
+        try:
+            stays = await either(future, leaving)
+        except asyncio.CancelledError:
+            await _until_done(future, interrupt)
+            raise
+        if not stays:
+            await _until_done(future, interrupt)
             raise GoneError
+        return future.result()
+
+    async def finish(self, work: Callable[[], _T]) -> _T:
+        """Run what tidies up, and wait for its end even when cancelled meanwhile."""
+        future = self.run(work)
+        await _until_done(future)
         return future.result()
 
     @property
@@ -94,6 +107,27 @@ class Threads:
         running = [asyncio.wrap_future(done) for done in tuple(self._running)]
         if running:
             await asyncio.wait(running, timeout=seconds)
+
+
+async def _until_done(
+    future: asyncio.Future[Any], interrupt: Callable[[], object] | None = None
+) -> None:
+    """Wait for what cannot be given up, because its thread is in something that others use; then be cancelled.
+
+    It is interrupted again and again: it may not have begun yet, or be between two statements.
+    """
+    cancelled = False
+    while not future.done():
+        if interrupt is not None:
+            interrupt()
+        try:
+            await asyncio.wait({future}, timeout=None if interrupt is None else _INTERRUPT_EVERY)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled or interrupt is not None:
+        future.exception()  # nobody wants to know
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _tell(told: asyncio.Future[_T], found: Any, failure: BaseException | None) -> None:

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,14 @@ def test_it_may_be_mounted_below_a_path(tmp_path: Path) -> None:
     from starlette.routing import Mount
 
     app = app_of(tmp_path / "data.db", console=True)
-    with serving(_Alive(Starlette(routes=[Mount("/below", app)]))) as port:
+
+    @asynccontextmanager
+    async def lasting(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await app.shutdown()
+
+    outer = Starlette(routes=[Mount("/below", app)], lifespan=lasting)
+    with serving(_Alive(outer)) as port:
         assert b"<html" in Client(port).request("GET", "/below/").body
         assert Client(port).request("GET", "/below" + STATE).json["database"] == "data.db"
 

@@ -8,7 +8,7 @@ import pytest
 from serving import Client, app_of, serving
 
 import nearlite
-from nearlite.access import Access, Authority, OneToken, Open
+from nearlite.access import Access, Authority, OneToken, Open, is_foreign
 from nearlite.exchange import HttpError
 from nearlite.tokens import authority
 
@@ -70,3 +70,43 @@ def test_a_push_needs_the_permission(tmp_path: Path) -> None:
 def test_a_token_must_not_be_empty(tmp_path: Path) -> None:
     with pytest.raises(nearlite.ProgrammingError, match="empty"):
         nearlite.asgi(tmp_path / "data.db", auth_token="")
+
+
+@pytest.mark.parametrize(
+    ("headers", "foreign"),
+    [
+        ({"host": "127.0.0.1:80"}, False),
+        ({"host": "db.example"}, False),  # no browser, perhaps behind a proxy
+        ({"origin": "http://127.0.0.1:80", "host": "127.0.0.1:80"}, False),
+        ({"origin": "http://localhost:3000", "host": "db.example"}, False),
+        ({"origin": "http://192.168.1.7:80", "host": "192.168.1.7:80"}, False),
+        ({"origin": "http://[fd00::7]:80", "host": "[fd00::7]:80"}, False),
+        ({"origin": "http://db:80", "host": "db:80"}, False),
+        ({"origin": "https://db.example", "host": "db.example"}, False),
+        ({"origin": "http://elsewhere.example", "host": "127.0.0.1:80"}, True),
+        ({"origin": "http://192.168.1.8:80", "host": "192.168.1.7:80"}, True),
+        ({"origin": "https://elsewhere.example", "host": "db.example"}, True),
+        ({"origin": "null", "host": "127.0.0.1:80"}, True),
+        ({"origin": "null"}, True),
+        ({"origin": "null", "host": ""}, True),
+        ({"origin": "http://[", "host": "["}, True),
+        # A name that leads here, whoever owns it: page and server are of one origin.
+        ({"origin": "http://elsewhere.example:80", "host": "elsewhere.example:80"}, True),
+        ({"origin": "http://elsewhere.example.", "host": "elsewhere.example."}, True),
+        ({"origin": "http://127.0.0.1.example", "host": "127.0.0.1.example"}, True),
+        ({"host": "elsewhere.example:80", "accept-language": "en"}, True),
+        ({"host": "[", "accept-language": "en"}, True),
+        ({"host": "127.0.0.1:80", "accept-language": "en"}, False),
+        ({"host": "[::1]:80", "accept-language": "en"}, False),
+        ({"host": "db.localhost:80", "accept-language": "en"}, False),
+        ({"host": "db.example", "accept-language": "en", "sec-fetch-mode": "cors"}, False),
+    ],
+)
+def test_whom_a_server_without_a_token_takes_for_a_page_from_elsewhere(
+    headers: dict[str, str], foreign: bool
+) -> None:
+    assert is_foreign(scope_of(**headers)) is foreign
+    if foreign:
+        assert refusal(Open(), **headers) == (403, "FORBIDDEN")
+    else:
+        Open().access(scope_of(**headers), "default")

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from browser import Browser, browser
 from serving import Client, app_of, batch, execute, serving
+from talking import steps, talking
+from websockets.exceptions import InvalidStatus
 
 import nearlite
 from nearlite import errors, serve
@@ -406,6 +408,93 @@ def test_the_last_errors_hold_no_values(port: int) -> None:
     assert state["errors"][2]["count"] == 3
     assert "hidden" not in json.dumps(state)
     assert "not it" not in json.dumps(state)
+
+
+def known(port: int, count: int, token: str | None = None) -> None:
+    """So many statements have failed, and nothing else has."""
+    until(port, lambda state: sum(error["count"] for error in state["errors"]) >= count, token)
+    until(port, fresh(port, token), token)
+    errors = told(port, token)["errors"]
+    assert {error["message"] for error in errors} == {"A statement failed"}
+    assert sum(error["count"] for error in errors) == count
+
+
+def fresh(port: int, token: str | None) -> Callable[[Any], bool]:
+    """Whether a state is of a later look than the one that is told of now."""
+    seen = told(port, token)["now_ms"]
+    return lambda state: state["now_ms"] > seen
+
+
+def refused(port: int, code: str, token: str) -> None:
+    """A refusal is among the last errors."""
+    until(port, lambda state: code in [error["code"] for error in state["errors"]], token)
+
+
+@pytest.mark.parametrize("protocol", ["hrana3", "hrana2"])
+def test_the_last_errors_hold_what_failed_over_websocket(port: int, protocol: str) -> None:
+    with talking(port, protocol, hello=False) as talker:
+        assert talker.hello(TOKEN) == {"type": "hello_ok"}
+        talker.open()
+        talker.execute("SELECT ?", '{"message":"no","code":"NONE"}')
+        assert talker.execute("SELECT nowhere")["code"]
+        known(port, 1, TOKEN)
+        talker.execute("INSERT INTO nowhere VALUES (1)")
+        talker.ask("batch", stream_id=0, batch=steps("SELECT 1", "SELECT nowhere"))
+        known(port, 3, TOKEN)
+        if protocol == "hrana3":
+            talker.ask("open_cursor", stream_id=0, cursor_id=1, batch=steps("SELECT 1", "SELECT n"))
+            entries = talker.ask("fetch_cursor", cursor_id=1, max_count=100)["entries"]
+            assert entries[-1]["type"] == "step_error"
+            known(port, 4, TOKEN)
+            talker.ask("close_cursor", cursor_id=1)
+    with talking(port, hello=False) as talker:
+        assert talker.hello("another")["type"] == "hello_error"
+    refused(port, "AUTH_JWT_INVALID", TOKEN)
+    assert "another" not in json.dumps(told(port, TOKEN))
+    with pytest.raises(InvalidStatus), talking(port, path="/nowhere"):
+        pass
+    refused(port, "NOT_FOUND", TOKEN)
+
+
+def test_the_last_errors_hold_what_failed_in_a_cursor(port: int) -> None:
+    forever = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM c LIMIT 9999) SELECT i FROM c"
+    client = Client(port, TOKEN)
+    for count, batch in enumerate((steps("SELECT n"), steps(forever, "INSERT INTO n VALUES(1)")), 1):
+        reply = client.request("POST", "/v3/cursor", json.dumps({"batch": batch}).encode())
+        assert b'"step_error"' in reply.body
+        known(port, count, TOKEN)
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_the_last_errors_hold_what_failed_above(tmp_path: Path, *, edge: bool) -> None:
+    """On an edge, and on a replica whose SQL is all handed on; as a replica below asks, too."""
+    with ExitStack() as stack:
+        above = stack.enter_context(serving(app_of(tmp_path / "top.db")))
+        Client(above).run("CREATE TABLE t(a INTEGER PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+        middle = tmp_path / "middle.db"
+        url = f"http://127.0.0.1:{above}"
+
+        def relay() -> Relay:
+            return Relay.open(middle, url, sync_interval=None)
+
+        port = stack.enter_context(serving(RelayApp(middle, relay, console=True, edge=edge)))
+        client = Client(port)
+        assert client.run("INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (2)")[0]["code"]
+        known(port, 1)
+        body = json.dumps({"batch": steps("INSERT INTO t VALUES (1)")}).encode()
+        assert b'"step_error"' in client.request("POST", "/v3/cursor", body).body
+        known(port, 2)
+        body = json.dumps({"stmt": {"sql": "INSERT INTO t VALUES (1)"}}).encode()
+        assert client.request("POST", "/v1/execute", body).status == 500
+        known(port, 3)
+        with talking(port) as talker:
+            assert talker.execute("INSERT INTO t VALUES (1)")["code"]
+            known(port, 4)
+        below = nearlite.connect(tmp_path / "bottom.db", sync_url=f"http://127.0.0.1:{port}")
+        stack.callback(below.close)
+        with pytest.raises(nearlite.IntegrityError):
+            below.execute("INSERT INTO t VALUES (1)")
+        known(port, 5)
 
 
 def test_what_was_carried_out_is_no_error(port: int) -> None:

@@ -6,6 +6,7 @@ Whoever may ask at all may read. A token comes with each request, or once for al
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
@@ -96,7 +97,8 @@ class Open:
             raise HttpError(
                 403,
                 "FORBIDDEN",
-                "Without a token only pages of this machine may ask; start the server with one",
+                "Without a token only pages of this machine, and of this server by its address, may ask; start the "
+                "server with one",
             )
 
 
@@ -201,14 +203,39 @@ def is_foreign(scope: Scope) -> bool:
     """Whether a browser asks on behalf of a page that comes neither from here nor from this server.
 
     A server without a token trusts whoever reaches it. Any web page reaches the loopback address of
-    the machine that shows it, with a request that needs no preflight (text/plain).
+    the machine that shows it, with a request that needs no preflight (text/plain). And whoever owns a name
+    can have it lead there a moment later (DNS rebinding): then the page and the server have one origin to the
+    browser, and `Origin` is as `Host` is, or is left out. So a name counts as this server only where a browser
+    has seen its certificate, which whoever owns another name cannot have.
     """
     origin = header(scope, b"origin")
-    if origin is None:
-        return False
     host = header(scope, b"host") or b""
+    if origin is None:
+        # Programs send whatever Host they like. A browser says which languages are read; that it asks something
+        # with a certificate, or on loopback, it says with Sec-Fetch-Mode, which no page can add.
+        return (
+            header(scope, b"accept-language") is not None
+            and header(scope, b"sec-fetch-mode") is None
+            and _may_lead_elsewhere(host)
+        )
     try:
         there = urlsplit(origin.decode("latin-1"))
-        return there.netloc.encode("latin-1") != host and not is_loopback(there.hostname or "")
+        if is_loopback(there.hostname or ""):
+            return False
     except ValueError:  # it is no address of a page at all
         return True
+    is_ours = there.netloc.encode("latin-1") == host and there.netloc != ""
+    return not is_ours or (there.scheme != "https" and _may_lead_elsewhere(host))
+
+
+def _may_lead_elsewhere(host: bytes) -> bool:
+    """Whether a stranger may own what a Host names: neither an address, nor a name of this machine or network."""
+    try:
+        name = urlsplit(f"//{host.decode('latin-1')}").hostname or ""
+    except ValueError:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:  # a name without a dot is no public one
+        return "." in name and not name.endswith(".localhost")
+    return False

@@ -323,7 +323,9 @@ class RelayApp(App):
                 self._guard,
                 self._last_errors,
             )
-            passing = Passing(relay.upstream.transport, self._answering, self._deadlines)
+            passing = Passing(
+                relay.upstream.transport, self._answering, self._deadlines, self._last_errors
+            )
             self._pulls = PulledThrough(
                 relay.upstream.transport,
                 relay.spool,

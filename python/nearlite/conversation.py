@@ -38,6 +38,7 @@ from nearlite.hrana.sockets import (
     check_version,
 )
 from nearlite.lanes import LARGE, Lane, Opened, Peer, Talk
+from nearlite.meters import LastErrors
 from nearlite.streams import Stream
 
 log = logging.getLogger("nearlite.server")
@@ -64,6 +65,7 @@ class Conversation:
       peer: the client.
       grant: what the holder of a token may do; raises HttpError.
       opened: told of every stream that is opened.
+      last: is told of what the client is refused, and of statements that fail; None: nobody wants to know.
 
     Attributes:
       ended: done when it is over and nothing of it is left.
@@ -78,6 +80,7 @@ class Conversation:
         peer: Peer,
         grant: Callable[[str | None], Access],
         opened: Callable[[Stream], None],
+        last: LastErrors | None = None,
     ) -> None:
         self._executor = executor
         self._opened = opened
@@ -86,7 +89,7 @@ class Conversation:
         self._peer = peer
         self._grant = grant
         self.binary = codec.binary
-        self._talk = Talk(executor, codec, peer, self._settled, self._failed)
+        self._talk = Talk(executor, codec, peer, self._settled, self._failed, last)
         self.ended: asyncio.Future[None] = self._talk.loop.create_future()
         self._until: float | None = None  # Unix time; None: no hello yet
         limits = executor.limits
@@ -234,7 +237,10 @@ class Conversation:
         try:
             access = self._grant(message.jwt)
         except HttpError as error:
-            self._peer.send(self._codec.hello_error(hello_refusal(error, message.jwt)))
+            refusal = hello_refusal(error, message.jwt)
+            if self._talk.last is not None:
+                self._talk.last.note(refusal.code, refusal.message)
+            self._peer.send(self._codec.hello_error(refusal))
             self.end(VIOLATION, "The token is not good")
         else:
             self._talk.access = access
@@ -265,7 +271,7 @@ class Conversation:
             return
         plan = self._planner.one(request)  # type: ignore[arg-type]
         if not isinstance(request, OnStream):  # store_sql, close_sql
-            self._peer.send(self._codec.answer(number, _result(plan)))
+            self._talk.tell(number, _result(plan))
             return
         lane = self._streams.get(request.stream_id)
         if lane is None:

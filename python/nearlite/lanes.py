@@ -15,9 +15,17 @@ from typing import Any, Final, Protocol
 from nearlite.access import FULL, Access
 from nearlite.execution import Execution
 from nearlite.fetching import Cursor
-from nearlite.hrana import Plan, ProtocolError, Refused, RunBatch, StatementError
+from nearlite.hrana import (
+    Plan,
+    ProtocolError,
+    Refused,
+    RunBatch,
+    StatementError,
+    error_result,
+)
 from nearlite.hrana.sockets import Codec
 from nearlite.leaving import Departure, GoneError
+from nearlite.meters import LastErrors
 from nearlite.statements import Kind
 from nearlite.streams import Stream
 
@@ -31,6 +39,7 @@ CURSOR_SECONDS: Final = 30.0
 """Seconds for which a cursor waits to be asked for more: it keeps old pages from being overwritten."""
 LARGE: Final = 256 << 10
 """Bytes; decoding or transcribing more would hold up the event loop."""
+_ROW: Final = b'{"type":"row"'
 
 
 class Peer(Protocol):
@@ -58,6 +67,7 @@ class Talk:
       peer: the client.
       settled: called when a stream has done what it was doing.
       failed: called when something that nobody expected has happened.
+      last: is told of what the client is refused, and of statements that fail; None: nobody wants to know.
 
     Attributes:
       access: what the client may do.
@@ -76,12 +86,14 @@ class Talk:
         peer: Peer,
         settled: Callable[[], None],
         failed: Callable[[], None],
+        last: LastErrors | None = None,
     ) -> None:
         self.executor = executor
         self.codec = codec
         self.peer = peer
         self.settled = settled
         self.failed = failed
+        self.last = last
         self.loop = asyncio.get_running_loop()
         self.access: Access = FULL
         self.leaving = Departure()
@@ -106,10 +118,24 @@ class Talk:
         if not self.over:
             self.peer.send(self.codec.done(number, kind))
 
-    def fail(self, number: int, message: str, code: str) -> None:
-        """Answer a request that has failed."""
+    def tell(self, number: int, result: bytes) -> None:
+        """Answer a request with its stream result."""
         if not self.over:
-            self.peer.send(self.codec.error(number, StatementError(message, code)))
+            self.note(result)
+            self.peer.send(self.codec.answer(number, result))
+
+    def note(self, told: bytes) -> None:
+        """The client is told how statements went."""
+        if self.last is not None:
+            self.last.answered(told)
+
+    def fail(self, number: int, message: str, code: str) -> None:
+        """Answer a request that is refused; nothing in `message` is the client's."""
+        if self.over:
+            return
+        if self.last is not None:
+            self.last.note(code, message)
+        self.peer.send(self.codec.error(number, StatementError(message, code)))
 
     def waits(self, requests: int, size: int) -> None:
         """So many requests more wait, or fewer."""
@@ -275,10 +301,7 @@ class Lane:
         left = talk.executor.now(stream, plans, results)
         if left is None:
             stream.busy = False
-            if talk.codec.binary:
-                self._answer(number, results[0])
-            else:
-                talk.peer.send(talk.codec.answer(number, results[0]))
+            self._answer(number, results[0])
             return
         self._running = True
 
@@ -310,22 +333,21 @@ class Lane:
         await talk.executor.finish(self._stream, plans, results, talk.leaving, alone=alone)
         if talk.codec.binary and len(results[0]) > LARGE:
             await self._answer_large(number, results[0])
-        elif not talk.over:
-            talk.peer.send(talk.codec.answer(number, results[0]))
+        else:
+            talk.tell(number, results[0])
 
     def _answer(self, number: int, result: bytes) -> None:
         talk = self._talk
-        if talk.over:
-            return
         if talk.codec.binary and len(result) > LARGE:
             self._begin(self._answer_large(number, result))
         else:
-            talk.peer.send(talk.codec.answer(number, result))
+            talk.tell(number, result)
 
     async def _answer_large(self, number: int, result: bytes) -> None:
         talk = self._talk
         data = await talk.loop.run_in_executor(None, talk.codec.answer, number, result)
         if not talk.over:
+            talk.note(result)
             talk.peer.send(data)
 
     def close(self, number: int) -> None:
@@ -352,7 +374,7 @@ class Lane:
         """Run a batch whose entries will be fetched."""
         talk = self._talk
         if isinstance(plan, Refused):
-            talk.fail(number, plan.error.message, plan.error.code)
+            talk.tell(number, error_result(plan.error))
         elif self._cursor is not None:
             talk.fail(number, "Another cursor is open on this stream", "CURSOR_OPEN")
         else:
@@ -399,6 +421,9 @@ class Lane:
     def _fetched(self, number: int, found: list[bytes], *, done: bool) -> None:
         talk = self._talk
         if not talk.over:
+            for entry in found:
+                if not entry.startswith(_ROW):
+                    talk.note(entry)
             talk.peer.send(talk.codec.entries(number, found, done=done))
         self._time()
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nearlite.hooks import Hooks, Request
+from nearlite.hrana import codes_of_errors
 
 BUCKETS: Final = 26
 """Of times: the last one is of 33 seconds and more."""
@@ -141,8 +142,13 @@ class LastErrors:
             if len(self._found) > _LAST:
                 del self._found[next(iter(self._found))]
 
+    def answered(self, answer: bytes) -> None:
+        """A client is told how its statements went; what SQLite says of one may quote a value."""
+        for code in codes_of_errors(answer):
+            self.statement(code)
+
     def statement(self, code: str) -> None:
-        """One that a client was told of failed; what SQLite says of it may quote a value."""
+        """A statement failed with that code, or was refused."""
         self.note(code, "A statement failed")
 
     def told(self) -> list[dict[str, Any]]:

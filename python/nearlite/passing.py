@@ -35,6 +35,7 @@ from nearlite.exchange import (
 )
 from nearlite.http import Deadline, Response, Sent, Transport
 from nearlite.leaving import GoneError, Leaving, either
+from nearlite.meters import LastErrors
 from nearlite.wire import ANSWER_TYPE
 
 log = logging.getLogger("nearlite.server")
@@ -98,9 +99,17 @@ class Passing:
       transport: to the upstream.
       answering: sends.
       deadlines: of bodies.
+      last: is told of statements that failed up there, but for answers in protobuf; None: nobody wants to know.
     """
 
-    def __init__(self, transport: Transport, answering: Answering, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        answering: Answering,
+        deadlines: Deadlines,
+        last: LastErrors | None = None,
+    ) -> None:
+        self._last = last
         self._transport = transport
         self._answering = answering
         self._deadlines = deadlines
@@ -221,7 +230,7 @@ class Passing:
             sent, response, whole = asked.result()
         except OfflineError as error:
             raise _unreachable(error) from None
-        if response.status == 401 or (response.status == 403 and not _is_told(whole)):
+        if response.status == 401 or (response.status == 403 and not _code_of(whole)):
             response.close()
             raise HttpError(
                 502,
@@ -236,6 +245,10 @@ class Passing:
         """Send a small answer on; the baton in it."""
         kind = response.header("content-type").encode("latin-1")
         baton = _baton_in(response, whole, baton_of)
+        if self._last is not None and response.status == 200:
+            self._last.answered(_json_of(response, whole))
+        elif self._last is not None and (code := _code_of(whole)):
+            self._last.statement(code)
         try:
             await self._answering.whole(send, response.status, whole, kind, _down(response))
         except BaseException:
@@ -265,7 +278,10 @@ class Passing:
                 raise ClientGoneError from error
             if count == 0:
                 break
-            await self._answering.piece(send, bytes(buffer[:count]))
+            data = bytes(buffer[:count])
+            if self._last is not None:
+                self._last.answered(data)
+            await self._answering.piece(send, data)
         await self._answering.end(send)
 
     async def _close(self, response: Response) -> None:
@@ -327,12 +343,12 @@ def _rights(access: Access) -> dict[str, str]:
     return {} if access.write else {"Nearlite-Access": "read"}
 
 
-def _is_told(body: bytes | None) -> bool:
-    """Whether a refusal is of what was asked for, and not of who asks: that of something in between."""
+def _code_of(body: bytes | None) -> str:
+    """The code of a refusal of what was asked for; empty: it is of who asks, by something in between."""
     try:
-        return body is not None and bool(msgspec.json.decode(body, type=_Refusal).code)
+        return "" if body is None else msgspec.json.decode(body, type=_Refusal).code
     except msgspec.MsgspecError:
-        return False
+        return ""
 
 
 def _down(response: Response) -> Headers:
@@ -344,9 +360,14 @@ def _baton_in(response: Response, body: bytes, baton_of: BatonOf) -> str | None:
     """The baton in the answer to a pipeline."""
     if response.status != 200:
         return None
+    return baton_of(_json_of(response, body))
+
+
+def _json_of(response: Response, body: bytes) -> bytes:
+    """An answer without the page set behind it."""
     if response.header("content-type") == ANSWER_TYPE:
-        body = body[4 : 4 + int.from_bytes(body[:4], "big")]
-    return baton_of(body)
+        return body[4 : 4 + int.from_bytes(body[:4], "big")]
+    return body
 
 
 def _shutting_down() -> HttpError:

@@ -75,7 +75,7 @@ class Routes:
       answering: sends.
       deadlines: of bodies.
       guard: awaits a handler and answers its exceptions.
-      last: is told of statements that fail in a pipeline; None: nobody wants to know.
+      last: is told of statements that fail; None: nobody wants to know.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Routes:
         self._delivered = Delivered()
         self._short_bytes = min(_LARGE_BODY, executor.limits.max_request_bytes)
         self._working: set[asyncio.Task[None]] = set()
-        self._sockets = Sockets(executor, deadlines)
+        self._sockets = Sockets(executor, deadlines, last)
 
     @property
     def displaced(self) -> bool:
@@ -216,9 +216,8 @@ class Routes:
         if running.stream.in_transaction:
             self._check_snapshot(scope)
         ran = running.end()
-        if self._last is not None and running.may_have_failed:
-            for code in hrana.codes_of_errors(ran.answer):
-                self._last.statement(code)
+        if self._last is not None:
+            self._last.answered(ran.answer)
         return ran
 
     def _check_snapshot(self, scope: Scope) -> None:
@@ -355,6 +354,8 @@ class Routes:
                 entries = executor.cursor_at_once(stream, plan)
             if entries is not None:
                 kept = True
+                if self._last is not None:
+                    self._last.answered(entries)
                 head = tell_head(hrana.cursor_head(streams.give(stream)))
                 answer = head + await _aside(tell, entries)
                 told = executor.told(stream)
@@ -374,6 +375,8 @@ class Routes:
                 headers = (*headers, *executor.told(stream))
                 await self._answering.start(send, 200, content_type, headers)
                 while piece:
+                    if self._last is not None:
+                        self._last.answered(piece)
                     sent = smaller.piece(head + await _aside(tell, piece))
                     await self._answering.piece(send, sent)
                     head = b""

@@ -54,7 +54,6 @@ class Running:
 
     __slots__ = (
         "_counters",
-        "_errors",
         "_executor",
         "_left",
         "_planner",
@@ -72,7 +71,6 @@ class Running:
         scope: Scope,
         access: Access,
     ) -> None:
-        self._errors = hrana.Made.errors
         self._counters = _counters(scope)
         self._executor = executor
         self._request = request
@@ -81,11 +79,6 @@ class Running:
         self._left: Kind | None = None
         self.stream = begin(executor, request.baton, scope, access)
         self._planner = Planner(version, self.stream.stored, executor.limits.max_statements)
-
-    @property
-    def may_have_failed(self) -> bool:
-        """Whether any statement of the process has failed since it began: perhaps one of these."""
-        return hrana.Made.errors != self._errors
 
     def now(self) -> bool:
         """Begin; True when all could be done without waiting. Raises ProtocolError: nothing was done."""

@@ -400,6 +400,8 @@ class App:
 
             await routes.socket(scope, receive, send, grant)
         except HttpError as error:
+            if self._last_errors is not None:
+                self._last_errors.note(error.code, error.message)
             await refuse_socket(scope, send, error)
         except (ClientGoneError, OSError):
             pass

@@ -20,6 +20,7 @@ from nearlite.exchange import (
 from nearlite.execution import Execution
 from nearlite.greeting import GREETING, Greeting, accept
 from nearlite.lanes import Peer
+from nearlite.meters import LastErrors
 
 SOCKET: Final = "nearlite.socket"
 """ASGI extension of our own server: a `Direct` to the client."""
@@ -44,9 +45,13 @@ class Sockets:
     Args:
       executor: runs SQL.
       deadlines: of answers.
+      last: is told of what clients are refused, and of statements that fail; None: nobody wants to know.
     """
 
-    def __init__(self, executor: Execution, deadlines: Deadlines) -> None:
+    def __init__(
+        self, executor: Execution, deadlines: Deadlines, last: LastErrors | None = None
+    ) -> None:
+        self._last = last
         self._executor = executor
         self._deadlines = deadlines
         self._open: set[Conversation] = set()
@@ -78,6 +83,7 @@ class Sockets:
             peer,
             grant,
             partial(self._executor.heed, scope=scope),
+            self._last,
         )
         self._open.add(conversation)
         conversation.ended.add_done_callback(lambda _: self._open.discard(conversation))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from nearlite.hrana.answers import (
     NOTHING,
-    Made,
     alone,
     autocommit_result,
     batch_result,
@@ -127,7 +126,6 @@ __all__ = [
     "GetAutocommitRequest",
     "Integer",
     "IsAutocommitCond",
-    "Made",
     "NamedArg",
     "NotCond",
     "Null",

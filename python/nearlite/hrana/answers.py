@@ -21,19 +21,8 @@ _LOOKED_AT: Final = 1 << 16
 _LISTED: Final = 20
 
 
-class Made:
-    """What this process has put into answers, roughly: who looks twice knows whether there was any.
-
-    Attributes:
-      errors: that statements have failed with.
-    """
-
-    errors = 0
-
-
 def error_json(error: StatementError) -> bytes:
     """A Hrana Error; `code` is always a string, because clients fail on its absence."""
-    Made.errors += 1
     body: dict[str, object] = {"message": error.message, "code": error.code}
     if error.extended_code:
         body["extended_code"] = error.extended_code
@@ -41,16 +30,12 @@ def error_json(error: StatementError) -> bytes:
 
 
 def codes_of_errors(answer: bytes) -> list[str]:
-    """Codes of the errors in a pipeline's answer: the first ones, of what is in its first 64 KiB."""
-    # Within a text the quotes would be escaped.
+    """Codes of the errors in what answers a pipeline, a batch or a cursor: the first ones, of its first 64 KiB."""
+    # Within a text the quotes would be escaped. Nearly always there is none, and that is quickly seen.
+    if answer.find(_ERROR, 0, _LOOKED_AT) < 0:
+        return []
     found = islice(_CODE.finditer(answer, 0, _LOOKED_AT), _LISTED)
     return [match[1].decode() for match in found]
-
-
-def pass_on(answer: bytes) -> None:
-    """Another server's answer becomes one of this process: the errors in it are put into answers, too."""
-    if _ERROR in answer:
-        Made.errors += 1
 
 
 def error_result(error: StatementError) -> bytes:

@@ -6,8 +6,9 @@ import { chromium } from "playwright-core";
 const [executablePath] = process.argv.slice(2);
 const browser = await chromium.launch({
   executablePath,
-  // Root has no sandbox of its own, and /dev/shm may be small.
-  args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
+  // Root has no sandbox of its own, and /dev/shm may be small. A stranger's name leads to this machine.
+  args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
+    "--host-resolver-rules=MAP elsewhere.example 127.0.0.1"],
 });
 const pages = new Map();
 const told = [];

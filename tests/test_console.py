@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import re
 import socket
 import subprocess
@@ -27,7 +28,7 @@ import nearlite
 from nearlite import errors, serve
 from nearlite.applications import RelayApp
 from nearlite.asked import EDGE, Seen
-from nearlite.meters import LastErrors
+from nearlite.last_errors import LastErrors
 from nearlite.network import Network
 from nearlite.position import Position
 from nearlite.relay import Relay
@@ -88,6 +89,8 @@ def test_the_page_needs_no_token_and_its_policy_allows_its_own_blocks_alone(port
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
     assert policy["form-action"] == "'none'"
     assert policy["connect-src"] == "'self'"
+    assert policy["require-trusted-types-for"] == "'script'"
+    assert policy["trusted-types"] == "'none'"
     assert "unsafe" not in str(policy)
     for kind in ("script", "style"):
         (block,) = re.findall(f"<{kind}>(.*?)</{kind}>", reply.body.decode(), re.DOTALL)
@@ -179,6 +182,29 @@ def test_without_a_token_a_page_from_elsewhere_is_told_nothing(tmp_path: Path) -
     with serving(app_of(tmp_path / "data.db", console=True)) as port:
         reply = Client(port).request("GET", STATE, origin="http://evil.example")
         assert (reply.status, reply.json["code"]) == (403, "FORBIDDEN")
+
+
+def test_without_a_token_a_name_that_leads_here_is_told_nothing(tmp_path: Path) -> None:
+    """DNS rebinding: to the browser, the server is of one origin with a page of whoever owns the name."""
+    with serving(app_of(tmp_path / "data.db", console=True)) as port:
+        for headers in ({"accept_language": "en"}, {"origin": f"http://elsewhere.example:{port}"}):
+            for path in (STATE, "/dump", "/nl/v1/status", "/nl/v1/snapshot", "/info"):
+                reply = Client(port).request(
+                    "GET", path, host=f"elsewhere.example:{port}", **headers
+                )
+                assert (reply.status, reply.json["code"]) == (403, "FORBIDDEN"), path
+        # Programs behind a proxy send any Host.
+        assert Client(port).request("GET", STATE, host="db.example").status == 200
+
+
+def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff<b>.db")
+    with serving(app_of(tmp_path / name, console=True, region="\udcff \ud800")) as port:
+        state = told(port)
+        assert (state["database"], state["region"]) == ("\ufffd<b>.db", "\ufffd \ufffd")
+    last = LastErrors()
+    last.note("\udcff", "\udcff")
+    assert [(error["code"], error["message"]) for error in last.told()] == [("\ufffd", "\ufffd")]
 
 
 @pytest.mark.parametrize(
@@ -457,10 +483,12 @@ def test_the_last_errors_hold_what_failed_over_websocket(port: int, protocol: st
 
 
 def test_the_last_errors_hold_what_failed_in_a_cursor(port: int) -> None:
-    forever = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM c LIMIT 9999) SELECT i FROM c"
+    forever = (
+        "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM c LIMIT 9999) SELECT i FROM c"
+    )
     client = Client(port, TOKEN)
-    for count, batch in enumerate((steps("SELECT n"), steps(forever, "INSERT INTO n VALUES(1)")), 1):
-        reply = client.request("POST", "/v3/cursor", json.dumps({"batch": batch}).encode())
+    for count, body in enumerate((steps("SELECT n"), steps(forever, "INSERT INTO n VALUES(1)")), 1):
+        reply = client.request("POST", "/v3/cursor", json.dumps({"batch": body}).encode())
         assert b'"step_error"' in reply.body
         known(port, count, TOKEN)
 
@@ -728,3 +756,140 @@ def test_a_browser_says_that_the_server_is_gone_and_goes_on_by_itself(
             chromium.until("gone", "#status", "^Live$")
         told = chromium.complaints()
         assert all("Failed to load resource" in line for line in told), told
+
+
+def test_a_browser_under_a_name_that_leads_here_runs_nothing(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    with serving(app_of(tmp_path / "data.db", console=True)) as port:
+        chromium.open("strange", f"http://elsewhere.example:{port}/")
+        chromium.until("strange", "#refused", "FORBIDDEN")
+        body = json.dumps(json.dumps({"requests": [execute("CREATE TABLE t(a)"), CLOSE]}))
+        asking = f"fetch('/v2/pipeline', {{method: 'POST', body: {body}}}).then((answer) => answer.status)"
+        assert chromium.evaluate("strange", asking) == 403
+        for path in (STATE, "/dump", "/nl/v1/status"):
+            asking = f"fetch('{path}').then((answer) => answer.status)"
+            assert chromium.evaluate("strange", asking) == 403, path
+        asking = (
+            "new Promise((done) => { const socket = new WebSocket(`ws://${location.host}/`, 'hrana3'); "
+            "socket.onopen = () => done('open'); socket.onerror = () => done('refused'); })"
+        )
+        assert chromium.evaluate("strange", asking) == "refused"
+        assert Client(port).rows("SELECT count(*) FROM sqlite_schema") == [[0]]
+
+
+def test_a_browser_shows_what_is_hostile_or_huge_as_text_and_within_bounds(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    bad = "<img src=x onerror=alert(1)>"
+    app = app_of(tmp_path / f"{bad}.db", console=True, region=bad)
+    with serving(app) as port:
+        client = Client(port)
+        position = client.request("GET", "/nl/v1/status").json["position"]
+        at = f"/nl/v1/changes/{position}?wait=0"
+        assert client.request("GET", at, nearlite_edge=bad).status in (200, 204)
+        assert client.request("GET", "/nl/v1/changes/" + bad.replace(" ", "%20")).status == 400
+        chromium.open("bad", f"http://127.0.0.1:{port}/", width=320)
+        chromium.until("bad", "#topology", "edge <img")
+        chromium.until("bad", "#errors", "BAD_REQUEST")
+        chromium.until("bad", "#replicas", "edge <img src=x")
+        chromium.until("bad", "#name", "<img")
+
+        def run(sql: str, outcome: str) -> list[str]:
+            chromium.fill("bad", "#sql", sql)
+            chromium.press("bad", "#sql", "Control+Enter")
+            chromium.until("bad", "#outcome", outcome)
+            cells: list[str] = chromium.cells("bad", "#rows td")
+            return cells
+
+        values = "1.0, 0.5, 1e999, 9223372036854775807, CAST(x'61ff' AS TEXT)"
+        assert run(f"SELECT {values}", "^1 row, ") == [
+            *("1.0", "0.5", "Infinity", "9223372036854775807"),
+            "a\ufffd (not UTF-8)",
+        ]
+        (cell,) = run("SELECT printf('%.*c', 5000000, 'x')", "^1 row, ")
+        assert cell == "x" * 1000 + "… (5,000,000 letters)"
+        columns = ", ".join(f"{number} AS c{number}" for number in range(2000))
+        many = "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c LIMIT 40)"
+        chromium.fill("bad", "#sql", f"{many} SELECT {columns} FROM c")
+        chromium.click("bad", "#run")
+        chromium.until("bad", "#outcome", "^40 rows, of which the first 10 are shown, ")
+        assert chromium.evaluate("bad", "document.querySelectorAll('#rows td').length") == 20_000
+        wide = "document.querySelector('#rows td:nth-child(1999)').clientWidth > 20"
+        assert chromium.evaluate("bad", wide)  # words are not broken to make them fit
+        many = many.replace("40", "100000")
+        run(f"{many} SELECT i FROM c", "^100,000 rows, of which the first 500 are shown, ")
+        assert run("BEGIN", "^Each statement stands alone here") == []
+        assert run(f'SELECT 1 AS "{bad}", {bad!r}', "^1 row, ") == ["1", bad]
+        assert run(f'SELECT "{bad}" FROM "{bad}"', "no such table: <img") == []
+        assert chromium.evaluate("bad", "document.documentElement.scrollWidth") == 320
+        another_day = "clock(+new Date(2026, 0, 2, 3, 4, 5), +new Date(2026, 0, 3))"
+        assert chromium.evaluate("bad", another_day) == "2026-01-02 03:04:05"
+        assert chromium.evaluate("bad", "document.querySelectorAll('img').length") == 0
+        assert chromium.complaints() == []
+
+        # What has no end is stopped by its button, which the keyboard is at by then.
+        chromium.fill("bad", "#sql", many.replace(" LIMIT 100000", "") + " SELECT max(i) FROM c")
+        chromium.press("bad", "#run", "Enter")
+        eventually(lambda: app.running)  # type: ignore[attr-defined]
+        assert chromium.evaluate("bad", "document.activeElement.id") == "stop"
+        chromium.press("bad", "#stop", "Enter")
+        chromium.until("bad", "#outcome", "^Stopped$")
+        eventually(lambda: not app.running)  # type: ignore[attr-defined]
+        assert chromium.evaluate("bad", "document.activeElement.id") == "run"
+
+
+def test_a_browser_forgets_what_it_has_shown_when_its_token_is_no_longer_good(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.db"
+    with serve.bind("127.0.0.1", 0) as kept:
+        with serving(app_of(path, console=True, auth_token=TOKEN), kept) as port:
+            url = f"http://127.0.0.1:{port}/"
+            chromium.open("held", url)
+            chromium.fill("held", "#token", TOKEN)
+            chromium.press("held", "#token", "Enter")
+            chromium.until("held", "#status", "^Live$")
+            assert chromium.evaluate("held", "document.activeElement.id") == "sql"
+            chromium.fill("held", "#sql", "SELECT 'confidential'")
+            chromium.press("held", "#sql", "Control+Enter")
+            chromium.until("held", "#rows", "confidential")
+        with serving(app_of(path, console=True, auth_token="another"), kept):
+            chromium.until("held", "#refused", "The token is not the right one")
+            shown = "document.body.textContent.split('\"use strict\"')[0] + document.title"
+            seen = chromium.evaluate("held", shown)
+            assert "confidential" not in seen
+            assert "data.db" not in seen
+            assert chromium.evaluate(
+                "held", "document.querySelector('#sql').value"
+            )  # typed by hand
+
+
+def test_a_browser_forgets_the_token_with_the_page_it_may_go_back_to(
+    chromium: Browser, port: int
+) -> None:
+    chromium.open("back", f"http://127.0.0.1:{port}/")
+    chromium.fill("back", "#token", TOKEN)
+    chromium.press("back", "#token", "Enter")
+    chromium.until("back", "#status", "^Live$")
+    kept = "dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))"
+    chromium.evaluate("back", kept)
+    chromium.until("back", "#status", "^Locked$")
+    assert chromium.evaluate("back", "token") == ""
+
+
+@pytest.mark.parametrize("below", ["/below/", "//"])
+def test_a_browser_asks_where_the_page_is(chromium: Browser, tmp_path: Path, below: str) -> None:
+    """Behind a path of a proxy; a path of slashes names no other server."""
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    app = app_of(tmp_path / "data.db", console=True)
+    mounted: Any = Starlette(routes=[Mount("/below", app)]) if below == "/below/" else app
+    with serving(_Alive(mounted)) as port:
+        chromium.open("below", f"http://127.0.0.1:{port}{below}")
+        chromium.until("below", "#status", "^Live$")
+        chromium.fill("below", "#sql", "SELECT 7")
+        chromium.press("below", "#sql", "Control+Enter")
+        chromium.until("below", "#rows", "7")
+        assert chromium.complaints() == []

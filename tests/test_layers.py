@@ -24,7 +24,7 @@ ROOMS = [
     "dbapi http asgi",
     "bootstrap asking upstream forwarded_blob datafile",
     "ahead failing checking receiving arriving applying comparing seeding pulling repair upkeep freshness election telling tally tables",
-    "exchange above leaving compression access tokens minting tls guarding names threads administering",
+    "exchange above leaving compression access tokens minting tls last_errors guarding names threads administering",
     "listening live background observed replica routing session streams lending reads execution",
     "batches",
     "gathering",

@@ -22,7 +22,7 @@ from typing import Final
 from nearlite import errors
 from nearlite.changes import Feed
 from nearlite.exchange import JSON, NO_STORE, Answering, Headers, Scope, Send
-from nearlite.meters import LastErrors
+from nearlite.last_errors import LastErrors
 from nearlite.replica import Replica
 from nearlite.source import Source, State
 from nearlite.standing import Size, Standing, UpstreamStanding
@@ -52,7 +52,7 @@ def page(*, guarded: bool) -> tuple[bytes, Headers]:
         body = body.replace(_GUARDED, b'data-token="asked"', 1)
     policy = (
         b"default-src 'none'; connect-src 'self'; img-src data:; script-src%b; style-src%b; "
-        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
     return body, (
         NO_STORE,

@@ -38,7 +38,7 @@ from nearlite.hrana.sockets import (
     check_version,
 )
 from nearlite.lanes import LARGE, Lane, Opened, Peer, Talk
-from nearlite.meters import LastErrors
+from nearlite.last_errors import LastErrors
 from nearlite.streams import Stream
 
 log = logging.getLogger("nearlite.server")

@@ -17,8 +17,9 @@ from nearlite.exchange import (
     failed,
 )
 from nearlite.hrana import ProtocolError
+from nearlite.last_errors import LastErrors
 from nearlite.leaving import GoneError
-from nearlite.meters import LastErrors, Meters
+from nearlite.meters import Meters
 
 log = logging.getLogger("nearlite.server")
 

@@ -24,8 +24,8 @@ from nearlite.hrana import (
     error_result,
 )
 from nearlite.hrana.sockets import Codec
+from nearlite.last_errors import LastErrors
 from nearlite.leaving import Departure, GoneError
-from nearlite.meters import LastErrors
 from nearlite.statements import Kind
 from nearlite.streams import Stream
 

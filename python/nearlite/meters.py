@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nearlite.hooks import Hooks, Request
-from nearlite.hrana import codes_of_errors
 
 BUCKETS: Final = 26
 """Of times: the last one is of 33 seconds and more."""
@@ -42,9 +41,6 @@ _PLACES: Final = (
     (re.compile(r"/export/[^/]*"), "/export/{generation}"),
     (re.compile(r"/sync/.*"), "/sync/{generation}/{start}/{end}"),
 )
-
-_LAST: Final = 20
-_TEXT: Final = 300
 
 _TRACEPARENT: Final = re.compile(rb"\r\ntraceparent:[ \t]*([!-~]*)[ \t]*\r\n", re.IGNORECASE)
 
@@ -121,44 +117,6 @@ class Meters:
         if found is None:
             found = self.routes[name] = Meter(name)
         return found
-
-
-class LastErrors:
-    """The last errors of a server, of each code and message the last time. Any thread.
-
-    At most 20 of them, of 300 characters: whatever clients do, it is not much.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._found: dict[tuple[str, str], tuple[int, int]] = {}
-
-    def note(self, code: str, message: str) -> None:
-        """One more. `message`: nothing in it is secret, or what a client's statement holds."""
-        error = code, message[:_TEXT]
-        with self._lock:
-            count, _ = self._found.pop(error, (0, 0))
-            self._found[error] = count + 1, time.time_ns() // 1_000_000
-            if len(self._found) > _LAST:
-                del self._found[next(iter(self._found))]
-
-    def answered(self, answer: bytes) -> None:
-        """A client is told how its statements went; what SQLite says of one may quote a value."""
-        for code in codes_of_errors(answer):
-            self.statement(code)
-
-    def statement(self, code: str) -> None:
-        """A statement failed with that code, or was refused."""
-        self.note(code, "A statement failed")
-
-    def told(self) -> list[dict[str, Any]]:
-        """The newest first: how often (`count`), and when the last time (`ms` since 1970)."""
-        with self._lock:
-            found = list(self._found.items())
-        return [
-            {"ms": ms, "code": code, "message": message, "count": count}
-            for (code, message), (count, ms) in reversed(found)
-        ]
 
 
 def request_of(

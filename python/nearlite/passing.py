@@ -34,8 +34,8 @@ from nearlite.exchange import (
     read_body,
 )
 from nearlite.http import Deadline, Response, Sent, Transport
+from nearlite.last_errors import LastErrors
 from nearlite.leaving import GoneError, Leaving, either
-from nearlite.meters import LastErrors
 from nearlite.wire import ANSWER_TYPE
 
 log = logging.getLogger("nearlite.server")

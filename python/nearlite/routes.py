@@ -32,8 +32,8 @@ from nearlite.exchange import (
 )
 from nearlite.execution import Execution
 from nearlite.hrana import Planner, ProtocolError, Refused
+from nearlite.last_errors import LastErrors
 from nearlite.leaving import Departure, GoneError, Leaving
-from nearlite.meters import LastErrors
 from nearlite.running import Ran, Running, begin
 from nearlite.shown import Shown
 from nearlite.sockets import Sockets

@@ -47,10 +47,11 @@ from nearlite.exchange import (
 from nearlite.exposition import Sample, text_of
 from nearlite.guarding import Guard
 from nearlite.hooks import Guarded, Hooks
+from nearlite.last_errors import LastErrors
 from nearlite.leaving import Leaving
 from nearlite.libsql import is_asked
 from nearlite.limits import Limits
-from nearlite.meters import LastErrors, Meters, request_of
+from nearlite.meters import Meters, request_of
 from nearlite.replica import Replica
 from nearlite.routes import ALONE, CURSOR, PROTOBUF, PROTOBUF_CURSOR, REPAIR, VERSIONS
 from nearlite.source import Source, Upstream

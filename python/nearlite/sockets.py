@@ -20,7 +20,7 @@ from nearlite.exchange import (
 from nearlite.execution import Execution
 from nearlite.greeting import GREETING, Greeting, accept
 from nearlite.lanes import Peer
-from nearlite.meters import LastErrors
+from nearlite.last_errors import LastErrors
 
 SOCKET: Final = "nearlite.socket"
 """ASGI extension of our own server: a `Direct` to the client."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from nearlite.asked import Asked
+from nearlite.last_errors import readable
 from nearlite.network import LONGEST_REGION, UNNAMED
 from nearlite.position import Position
 from nearlite.tally import frames_between
@@ -75,7 +76,7 @@ class Standing:
       sent: bytes of page sets that replicas were given.
       above: of a replica that serves replicas; None: it is a primary.
       seen, waiting: replicas that asked lately; those of them in a long poll, and where they stand.
-      errors: the last ones (nearlite.meters.LastErrors).
+      errors: the last ones (nearlite.last_errors.LastErrors).
       now_ms: milliseconds since 1970.
       clock: the monotonic one, which `seen` is by.
     """
@@ -101,8 +102,8 @@ class Standing:
         return msgspec.json.encode(
             {
                 "role": self.role,
-                "database": self.database,
-                "region": self.region,
+                "database": readable(self.database),
+                "region": None if self.region is None else readable(self.region),
                 "version": self.version,
                 "position": str(self.position),
                 "pages": size.pages,
@@ -180,14 +181,14 @@ class _Peer:
 
 def _above(above: UpstreamStanding) -> dict[str, Any]:
     return {
-        "url": above.url,
+        "url": readable(above.url),
         "position": None if above.position is None else str(above.position),
         "lag_seconds": None if above.age is None else round(above.age, 3),
         "follows": above.follows,
         "transactions_behind": above.transactions,
         "bytes_behind": above.bytes,
         "seconds_behind": None if above.seconds is None else round(above.seconds, 3),
-        "error": above.error,
+        "error": None if above.error is None else readable(above.error),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import itertools
 import json
@@ -116,6 +117,26 @@ def test_the_page_holds_nothing_of_the_database(port: int, tmp_path: Path) -> No
     with serving(app_of(tmp_path / "open.db", console=True)) as other:
         opened = Client(other).request("GET", "/").body
         assert opened.replace(b'"unasked"', b'"asked"', 1) == page
+
+
+def test_the_page_and_a_long_state_are_compressed_for_who_accepts_it(tmp_path: Path) -> None:
+    app: Any = app_of(tmp_path / "data.db", console=True)
+    with serving(app) as port:
+        client = Client(port)
+        for number in range(20):
+            app._last_errors.note("CODE", f"{number} " + "x" * 300)
+        until(port, lambda state: len(state["errors"]) == 20)
+        for path in ("/", STATE):
+            whole = client.request("GET", path)
+            small = client.request("GET", path, accept_encoding="gzip")
+            assert small.headers["content-encoding"] == "gzip"
+            assert small.headers["vary"] == "accept-encoding"
+            assert small.headers["cache-control"] == "no-store"
+            assert "content-encoding" not in whole.headers
+            assert len(small.body) < len(whole.body) / 2
+            assert gzip.decompress(small.body)[:60] == whole.body[:60]
+        head = client.request("HEAD", "/", accept_encoding="gzip")
+        assert (head.body, head.headers["content-encoding"]) == (b"", "gzip")
 
 
 def test_head_is_answered_and_other_methods_are_not(port: int) -> None:

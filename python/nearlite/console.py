@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from nearlite import errors
+from nearlite import compression, errors
 from nearlite.changes import Feed
 from nearlite.exchange import JSON, NO_STORE, Answering, Headers, Scope, Send
 from nearlite.last_errors import LastErrors
@@ -41,8 +41,8 @@ log = logging.getLogger("nearlite.server")
 
 
 @cache
-def page(*, guarded: bool) -> tuple[bytes, Headers]:
-    """The page, and its headers; `guarded`: it is to ask for a token."""
+def page(*, guarded: bool, encoding: str | None) -> tuple[bytes, Headers]:
+    """The page, compressed or not, and its headers; `guarded`: it is to ask for a token."""
     body = resources.files("nearlite").joinpath("console.html").read_bytes()
     allowed = {b"script": b"", b"style": b""}
     for kind, text in _INLINE.findall(body):
@@ -54,7 +54,11 @@ def page(*, guarded: bool) -> tuple[bytes, Headers]:
         b"default-src 'none'; connect-src 'self'; img-src data:; script-src%b; style-src%b; "
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
+    encoded: Headers = ()
+    if encoding is not None:
+        body, encoded = compression.compress(encoding, body), compression.told(encoding)
     return body, (
+        *encoded,
         NO_STORE,
         (b"content-security-policy", policy % (allowed[b"script"], allowed[b"style"])),
         (b"x-content-type-options", b"nosniff"),
@@ -106,6 +110,7 @@ class Console:
         self._counted = source.latest
         self._commits = 0
         self._told = b""
+        self._smaller: dict[str, bytes] = {}  # the same by encoding
         self._due = 0.0  # monotonic time from which `_told` is too old
         self._look: asyncio.Task[None] | None = None
         self._asking: asyncio.Future[None] | None = None
@@ -116,19 +121,30 @@ class Console:
         """Answer a GET or HEAD of PAGE or STATE."""
         head = scope["method"] == "HEAD"
         if path != STATE:
-            body, headers = page(guarded=self._guarded)
+            body, headers = page(guarded=self._guarded, encoding=compression.accepted(scope))
             await self._answering.whole(send, 200, body, _HTML, headers, head=head)
             return
         while time.monotonic() >= self._due:  # one look for all that ask meanwhile
             if self._look is None:
                 self._look = asyncio.get_running_loop().create_task(self._again())
             await asyncio.shield(self._look)
-        await self._answering.whole(send, 200, self._told, JSON, (NO_STORE,), head=head)
+        body, headers = self._encoded(scope)
+        await self._answering.whole(send, 200, body, JSON, (NO_STORE, *headers), head=head)
+
+    def _encoded(self, scope: Scope) -> tuple[bytes, Headers]:
+        """What was found, compressed once for all who look and accept it."""
+        encoding = compression.accepted(scope)
+        if encoding is None or len(self._told) < compression.LEAST:
+            return self._told, ()
+        if encoding not in self._smaller:
+            self._smaller[encoding] = compression.compress(encoding, self._told)
+        return self._smaller[encoding], compression.told(encoding)
 
     async def _again(self) -> None:
         began = time.monotonic()
         try:
             self._told = await self._standing()
+            self._smaller = {}
         finally:
             self._look = None
         took = time.monotonic() - began

@@ -29,7 +29,7 @@ class LastErrors:
 
     def note(self, code: str, message: str) -> None:
         """One more. `message`: nothing in it is secret, or what a client's statement holds."""
-        error = readable(code), readable(message[:_LETTERS])
+        error = readable(code[:_LETTERS]), readable(message[:_LETTERS])
         with self._lock:
             count, _ = self._found.pop(error, (0, 0))
             self._found[error] = count + 1, time.time_ns() // 1_000_000

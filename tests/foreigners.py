@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -39,6 +41,8 @@ class Restricted:
         self.asked: list[str] = []
         self.batons: list[bytes] = []
         self.answers: dict[str, tuple[int, bytes]] = {}
+        self.held: dict[str, threading.Event] = {}  # what hangs, and what lets it go on
+        self.hangs = threading.Event()  # something does
 
     def stop_waiting(self) -> None:
         """See `App`."""
@@ -55,6 +59,11 @@ class Restricted:
             return
         path = scope.get("path", "")
         self.asked.append(path)
+        for key, goes_on in tuple(self.held.items()):
+            if path.startswith(key):
+                self.hangs.set()
+                while not goes_on.is_set():
+                    await asyncio.sleep(0.01)
         told = next((self.answers[key] for key in self.answers if path.startswith(key)), None)
         if told is None and not (_ALLOWED.fullmatch(path) or self.pipelines.fullmatch(path)):
             told = 404, b""

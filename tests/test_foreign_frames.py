@@ -24,7 +24,7 @@ from nearlite._native.frames import page_hash, state_hash
 from nearlite.arriving import IN_MEMORY
 from nearlite.errors import AnswerError, OfflineError, SyncError
 from nearlite.foreign import ForeignReplica
-from nearlite.gathering import PAGE_SIZE, Frame, Gathering, Turn, empty_page, plain
+from nearlite.gathering import PAGE_SIZE, Frame, Gathering, Turn, empty_page, plain, size_in
 from nearlite.position import Position
 from nearlite.spooling import Spool
 from nearlite.sqld_client import count_of, position_of
@@ -234,7 +234,7 @@ def test_frames_of_all_sorts_never_make_a_wrong_set(data: st.DataObject) -> None
     rng = random.Random(data.draw(st.integers(0, 1 << 30)))
     at = Position(5, 1, 0)
     pages = {number: rng.randbytes(PAGE_SIZE) for number in range(2, rng.randrange(3, 12))}
-    pages[1] = EMPTY
+    pages[1] = first_page(len(pages) + 1)
     old = dict(pages)
     with (
         TemporaryDirectory() as folder,
@@ -246,12 +246,16 @@ def test_frames_of_all_sorts_never_make_a_wrong_set(data: st.DataObject) -> None
         try:
             for _ in range(rng.randrange(1, 30)):
                 page = rng.choice([*range(1, len(pages) + 3), len(pages) + 1])
-                image = EMPTY if page == 1 else rng.randbytes(PAGE_SIZE)
+                image = rng.randbytes(PAGE_SIZE)
                 size = rng.choice([0, 0, 0, len(pages), len(pages | open_ | {page: b""})])
                 size = rng.choice([size, size, size, max(0, size - 2)])
+                if size not in (0, len(pages)) and page != 1 and rng.random() < 0.9:
+                    frame += 1
+                    open_[1] = first_page(size)
+                    gathering.frame(Frame(1, 0, Position(5, 1, frame), open_[1]))
                 frame += 1
-                open_[page] = image
-                gathering.frame(Frame(page, size, Position(5, 1, frame), image))
+                open_[page] = first_page(size or len(pages)) if page == 1 else image
+                gathering.frame(Frame(page, size, Position(5, 1, frame), open_[page]))
                 if size:
                     pages |= open_
                     pages = {number: pages[number] for number in pages if number <= size}
@@ -268,7 +272,7 @@ def test_frames_of_all_sorts_never_make_a_wrong_set(data: st.DataObject) -> None
         except AnswerError:
             return
         now = b"".join(pages[p] for p in sorted(pages))
-        assert made.header.pages == len(pages)
+        assert made.header.pages == len(pages) == size_in(pages[1])
         assert made.header.hash_target == state_hash(now, PAGE_SIZE)
         told = {}
         chunks = made.whole.chunks() if made.whole is not None else made.chunks()
@@ -367,7 +371,12 @@ def whole(here: ForeignReplica, before: Any) -> None:
         assert state.hash == found == before.hash
 
 
-BASE = EMPTY[:28] + (2).to_bytes(4, "big") + EMPTY[32:] + bytes(PAGE_SIZE)
+def first_page(size: int) -> bytes:
+    """Page 1 of a database of so many pages."""
+    return EMPTY[:28] + size.to_bytes(4, "big") + EMPTY[32:]
+
+
+BASE = first_page(2) + bytes(PAGE_SIZE)
 FINE = in_wal(2, 2, b"\x0d" + bytes(PAGE_SIZE - 1))
 LIES: list[tuple[int, dict[str, str], list[bytes]]] = [
     (200, {}, []),
@@ -576,9 +585,8 @@ def test_a_server_that_tells_little_at_a_time_and_one_that_always_has_more(
     with replica(liar, tmp_path) as here:
         frames = log.generations[0][1]
         for _ in range(10):  # ten transactions of ten frames, of which it tells one at a time
-            frames += [in_wal(page, 0, FINE[24:]) for page in range(3, 12)] + [
-                in_wal(2, 11, FINE[24:])
-            ]
+            frames += [in_wal(page, 0, FINE[24:]) for page in range(4, 12)]
+            frames += [in_wal(1, 0, first_page(11)), in_wal(3, 11, FINE[24:])]
 
         def little(path: str) -> Any:
             status, headers, pieces = log.says(path)

@@ -330,6 +330,7 @@ class RelayApp(App):
                 relay.upstream.transport,
                 relay.spool,
                 relay.upstream.background.sync,
+                lambda: relay.upstream.estranged,
                 self._answering,
                 self._deadlines,
             )

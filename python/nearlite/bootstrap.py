@@ -91,6 +91,7 @@ class Folder:
         self._closed = self.path / "closed.json"
         self._equal = self.path / "equal"
         self._stats = self.path / "stats.json"
+        self._equal_seen: tuple[int, float] | None = None  # its time, and the monotonic time that it means
 
     def touch_equal(self, age: float = 0.0) -> None:
         """The replica equalled its primary so long ago; for processes that do not sync themselves."""
@@ -99,6 +100,7 @@ class Folder:
             if age > 0:
                 at = time.time() - age
                 os.utime(self._equal, (at, at))
+            self._equal_seen = self._equal.stat().st_mtime_ns, time.monotonic() - age
 
     def publish(self, stats: dict[str, Any]) -> None:
         """Leave numbers for whoever looks at the replica from outside."""
@@ -114,11 +116,19 @@ class Folder:
         return found if isinstance(found, dict) and found.get("version") == 1 else {}
 
     def seconds_since_equal(self) -> float | None:
-        """How long ago `touch_equal` was called, in any process."""
+        """How long ago `touch_equal` was called, in any process.
+
+        A time that is seen for the first time is measured by the system's clock, which may be set; from then on
+        its age grows by the monotonic one.
+        """
         try:
-            return max(0.0, time.time() - self._equal.stat().st_mtime)
+            at = self._equal.stat().st_mtime_ns
         except OSError:
             return None
+        now, seen = time.monotonic(), self._equal_seen
+        if seen is None or seen[0] != at:
+            seen = self._equal_seen = at, now - max(0.0, time.time() - at / 1e9)
+        return now - seen[1]
 
     def make(self) -> None:
         """Create the folder when it is missing.

@@ -260,6 +260,7 @@ def serve(
             )
             what = str(database)
         else:
+            http_server.end_when_told()
             relay = Relay.open(
                 database,
                 upstream,

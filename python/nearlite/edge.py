@@ -29,7 +29,15 @@ from nearlite import hrana
 from nearlite._native.database import Database
 from nearlite.above import Above, led_to, wanted
 from nearlite.access import Access
-from nearlite.errors import Error, OfflineError, SyncError, UnauthorizedError
+from nearlite.errors import (
+    Error,
+    LineageError,
+    OfflineError,
+    PrimaryRestoredError,
+    ProgrammingError,
+    SyncError,
+    UnauthorizedError,
+)
 from nearlite.exchange import Headers, Scope, header
 from nearlite.freshness import Reached
 from nearlite.hrana import (
@@ -61,6 +69,8 @@ OF_STREAMS: Final = 160
 end of a transaction never waits for those who wait for that end."""
 MOMENT: Final = 0.25
 """Seconds in which what a client has seen elsewhere is expected to come here."""
+_ALONE: Final = 5.0
+"""The same where nobody else can run the read, and it fails otherwise."""
 _REGION: Final = b"nearlite-region"
 _WAITING: Final = 32
 """Reads that wait for a position at once; those beyond are run above."""
@@ -121,6 +131,9 @@ class Copy(Protocol):
 
     def look(self) -> None:
         """Bring what the primary has, soon and once."""
+
+    def halt(self) -> None:
+        """Begin nothing any more, and end what waits for the primary, on whatever thread; reads go on."""
 
 
 class Edge:
@@ -296,8 +309,10 @@ class Edge:
             kind = self._route(stream, plan)
             if isinstance(kind, StatementError):
                 results.append(hrana.error_result(kind))
-            elif kind <= Kind.SLOW and await self._is_fresh(stream, leaving):
-                if self._too_old:
+            elif kind <= Kind.SLOW and (fresh := await self._is_fresh(stream, leaving)):
+                if isinstance(fresh, StatementError):
+                    results.append(hrana.error_result(fresh))
+                elif self._too_old:
                     results.append(hrana.error_result(self._stale()))
                 else:
                     room = self._room(results)
@@ -308,35 +323,45 @@ class Edge:
             if self.now(stream, plans, results) is None:
                 return
 
-    async def _is_fresh(self, stream: Stream, leaving: Leaving) -> bool:
-        """Whether what is here has what the client has seen, perhaps in a moment."""
+    async def _is_fresh(self, stream: Stream, leaving: Leaving) -> bool | StatementError:
+        """Whether what is here has what the client has seen, perhaps in a moment.
+
+        An error where that is not known, and the primary is not asked to run the read: a foreign one would not be
+        told that this client may not write.
+        """
         above = stream.above
         if self._may_read(stream) or above is None or above.after is None:
             return True
         position, copy = above.after, self._copy
+        alone = copy.foreign and not stream.access.write
+        moment = _ALONE if alone else MOMENT
 
-        def wait() -> bool:
+        def wait() -> bool | StatementError:
             before = copy.last_error
             try:
-                copy.wait_for(position, MOMENT)
+                copy.wait_for(position, moment)
             except Error as error:  # of another history, or it does not come: the primary knows
                 failed = error.__cause__ or error
                 if copy.last_error is failed and type(failed) in (SyncError, OfflineError):
                     copy.last_error = before  # so little patience does not tell that it is away
-                return False
+                if not alone:
+                    return False
+                # Of another history: as if it had not been sent. What is here is all that there is.
+                strange = isinstance(error, (LineageError, PrimaryRestoredError))
+                return True if strange else _unknown(getattr(error, "message", str(error)))
             return True
 
         waiting = self._waits.run(wait)
-        stays = await either(waiting, leaving, 2 * MOMENT)
+        stays = await either(waiting, leaving, 2 * moment)
         if not waiting.done():  # it has not come to its turn, or the client has left
             waiting.cancel()
             if not stays:
                 raise GoneError
-            return False
-        if waiting.result():
+            return _unknown("too many wait") if alone else False
+        fresh = waiting.result()
+        if fresh is True:
             above.after = None
-            return True
-        return False
+        return fresh
 
     def _stale(self) -> StatementError:
         return StatementError(
@@ -482,6 +507,10 @@ class Edge:
             notes.sent = sent
             try:
                 return ask()
+            except ProgrammingError as error:
+                if self._closed:  # its connections were taken away before it was sent
+                    raise _ends() from error
+                raise
             finally:
                 self._sent.difference_update(under_way)
 
@@ -489,7 +518,7 @@ class Edge:
         try:
             asked = (self._of_streams if goes_on else self._up).run(work)
         except RuntimeError:  # no new work after shutdown
-            raise SyncError("The server is about to end", state="nothing was carried out") from None
+            raise _ends() from None
         stays = False
         try:
             stays = await either(asked, leaving)
@@ -590,7 +619,10 @@ class Edge:
         kind = self._route(stream, plan)
         if isinstance(kind, StatementError):
             yield hrana.cursor_error(kind)
-        elif kind <= Kind.SLOW and await self._is_fresh(stream, leaving):
+        elif kind <= Kind.SLOW and (fresh := await self._is_fresh(stream, leaving)):
+            if isinstance(fresh, StatementError):
+                yield hrana.cursor_error(fresh)
+                return
             if self._too_old:
                 yield hrana.cursor_error(self._stale())
                 return
@@ -680,6 +712,8 @@ class Edge:
             await asyncio.wait(self._working, timeout=_ENDING)
         for request in list(self._sent):
             request.abort()
+        # Also what is not among them: a look at what a write has led to, what begins only now.
+        self._copy.halt()
         for threads in (
             *(self._up, self._of_streams, self._waits),
             *(self._telling, self._threads),
@@ -691,6 +725,19 @@ class Edge:
             ended.result()
         self.streams.close()
         self._reads.close()
+
+
+def _ends() -> SyncError:
+    return SyncError("The server is about to end", state="nothing was carried out")
+
+
+def _unknown(why: str) -> StatementError:
+    """Whether what is here has what the client has seen is not known."""
+    return StatementError(
+        f"Whether what is here is as new as the position that was sent could not be asked: {why}; nothing was carried "
+        "out. Try again, or send no position",
+        "UPSTREAM_UNREACHABLE",
+    )
 
 
 def _long(seconds: float) -> str:

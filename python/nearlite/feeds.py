@@ -76,6 +76,9 @@ class Feed(Protocol):
     def forget(self) -> None:
         """What was known of it is doubtful: the connection broke, or it refused."""
 
+    def expect(self) -> None:
+        """It has more than was told: somebody has just written there. Any thread."""
+
 
 def lineage_of(identity: str) -> int:
     """The lineage of a foreign database: 28 bits of the SHA-256 of what tells it from others, and not 0."""

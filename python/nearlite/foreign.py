@@ -25,6 +25,7 @@ from nearlite import wire
 from nearlite._native._lib import HashError
 from nearlite._native.applier import Applier, State
 from nearlite._native.compact import Standing
+from nearlite._native.frames import lock_page
 from nearlite._native.sealing import Key
 from nearlite.background import LIVE
 from nearlite.durations import duration
@@ -33,7 +34,9 @@ from nearlite.errors import (
     DamagedError,
     Error,
     HistoryGoneError,
+    LineageError,
     OfflineError,
+    PrimaryRestoredError,
     SyncError,
     UnauthorizedError,
 )
@@ -41,6 +44,7 @@ from nearlite.failing import failure_of, left, not_created, not_kept
 from nearlite.feeds import Feed, another
 from nearlite.foreign_answers import Told
 from nearlite.foreign_base import ForeignRepair, Pages, chunks_of, gather, head_of
+from nearlite.freshness import of_another
 from nearlite.gathering import (
     PAGE_SIZE,
     Gathering,
@@ -111,6 +115,8 @@ class ForeignReplica(Replica):
         self._follows = False
         self._pipeline = "v3/pipeline"
         self._ending = threading.Event()
+        self._met = False  # since it was opened, what is above was seen to go on from what is here
+        self._estranged = False
 
     # ------------------------------------------------------------------ who it is
 
@@ -118,6 +124,13 @@ class ForeignReplica(Replica):
     def foreign(self) -> bool:
         """See `Replica`."""
         return self._feed is not None
+
+    @property
+    def estranged(self) -> bool:
+        """Whether a foreign upstream was last seen to hold another history than the file: what comes from there is
+        no continuation of what came before.
+        """
+        return self._estranged
 
     def _upstream(self, deadline: Deadline) -> Feed | None:
         """What frames come from; None: it is nearlite.
@@ -169,7 +182,7 @@ class ForeignReplica(Replica):
                 try:
                     told = msgspec.json.decode(response.read(_INFO))
                     found = isinstance(told, dict) and "current_generation" in told
-                except (msgspec.MsgspecError, AnswerError):
+                except (msgspec.MsgspecError, AnswerError, RecursionError):
                     found = False
         if found:
             return libsql
@@ -212,10 +225,10 @@ class ForeignReplica(Replica):
         if tables is not None:
             self._tables = tables
 
-    def close(self) -> None:
+    def halt(self) -> None:
         """See `Replica`."""
         self._ending.set()
-        super().close()
+        super().halt()
 
     # ------------------------------------------------------------------ creation
 
@@ -258,7 +271,10 @@ class ForeignReplica(Replica):
                 held = seed.write(head, Pages(iter(())))
                 seed.write(head.replace(hash_target=held), Pages(iter(())))
             self._known = seed.place()
-        except SyncError:
+        except OfflineError:
+            raise
+        except SyncError as error:
+            error.state = "no local file was created"
             raise
         except (Error, MemoryError) as error:
             what = f"{self.path} could not be created"
@@ -268,7 +284,9 @@ class ForeignReplica(Replica):
         finally:
             seed.close()
         self.primary_position = head.target
-        seconds = time.monotonic() - began
+        self._met = True
+        self.heard_at = time.monotonic()
+        seconds = self.heard_at - began
         return SyncResult(head.target, head.pages, meter.bytes, seconds), asked
 
     @staticmethod
@@ -321,7 +339,11 @@ class ForeignReplica(Replica):
                 deadline.restart()
                 result = self._repair_because(error, deadline, progress)
             self._brought = began, result
+            self._met, self._estranged = True, False
             return result, began
+        except (LineageError, PrimaryRestoredError):
+            self._met, self._estranged = False, True
+            raise
         finally:
             self._asking.release()
 
@@ -382,17 +404,18 @@ class ForeignReplica(Replica):
 
     def _compare(self, seen: Seen, state: State) -> None:
         """Whether the upstream's frame that led here is the one that did. Raises LineageError."""
-        if seen.page > state.pages:
-            return
-        here, (table,) = self._tables([(seen.page, 1)])
-        if here.position != state.position or not seen.page:
-            return
-        if int.from_bytes(table, "big") != hash_of(seen.page, seen.image):
-            raise another(
-                state.position,
-                f"what led to {state.position} is not what it was: the upstream was restored, or holds another "
-                "database",
-            )
+        possible = 1 <= seen.page <= state.pages == seen.size and seen.page != lock_page(PAGE_SIZE)
+        if possible:
+            here, (table,) = self._tables([(seen.page, 1)])
+            if here.position != state.position:  # moved meanwhile: nothing will be applied
+                return
+            if int.from_bytes(table, "big") == hash_of(seen.page, seen.image):
+                return
+        raise another(
+            state.position,
+            f"what led to {state.position} is not what it was: the upstream was restored, or holds another "
+            "database",
+        )
 
     def _surveyed(self, runs: list[tuple[int, int]]) -> tuple[Standing, list[bytes]]:
         """As `Tables`, where nobody keeps page hashes: the whole file is hashed."""
@@ -410,6 +433,24 @@ class ForeignReplica(Replica):
             super().ask(network_timeout=network_timeout)
         else:
             self.sync(network_timeout=network_timeout)
+
+    def wait_for(self, position: Position, timeout: float | None = None) -> None:
+        """See `Replica`. Of a foreign upstream, also return when a look that began now has brought all it has.
+
+        Its positions are counted here, and what a write led to is guessed where it could not be shown at once:
+        one that changed nothing leads nowhere, and is waited for in vain.
+        """
+        if self._feed is None:
+            super().wait_for(position, timeout)
+            return
+        if self.reached.includes(position):
+            return
+        deadline = Deadline(self.timeout if timeout is None else timeout)
+        here = self.position(wait=left(deadline))
+        if here.lineage != position.lineage:
+            raise of_another(self.path, position, here)
+        if not position.precedes(here):
+            self.sync(timeout=left(deadline))
 
     # ------------------------------------------------------------------ repair
 
@@ -457,6 +498,8 @@ class ForeignReplica(Replica):
             )
         if notes is not None and notes.reads_only:
             raise _read_only()
+        if visible and not self._met:
+            self._meet(deadline)
         here = self.state(wait=left(deadline)).position
         answer = self._post_sql(body, deadline, notes)
         if notes is not None:
@@ -470,6 +513,7 @@ class ForeignReplica(Replica):
         # Whatever becomes of the sync: a read that shall see it is not one of where the file stood before.
         if notes is not None and told.outside:
             notes.position = Position(here.lineage, here.generation, here.frame + 1)
+        feed.expect()
         try:
             result = self.sync(timeout=self.timeout)
         except SyncError as error:
@@ -481,6 +525,20 @@ class ForeignReplica(Replica):
         if notes is not None and told.outside:
             notes.position = result.position
         return answer
+
+    def _meet(self, deadline: Deadline) -> None:
+        """What is decided by what is here is not written into another database, or an older state.
+
+        Raises:
+          LineageError, PrimaryRestoredError: it would be. Other failures are of the sync alone.
+        """
+        try:
+            self.sync(timeout=min(self.timeout, left(deadline)))
+        except (LineageError, PrimaryRestoredError) as error:
+            error.state = f"nothing was carried out; {error.state}"
+            raise
+        except SyncError:
+            return
 
     def _post_sql(self, body: bytes, deadline: Deadline, notes: Notes | None) -> bytes:
         headers = {"Content-Type": "application/json"}

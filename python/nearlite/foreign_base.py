@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Final, Protocol
@@ -43,6 +44,8 @@ class Mended(Protocol):
     transport: Transport
     folder: Folder
     key: Key | None
+    heard_at: float
+    """When its upstream was last heard of, by the monotonic clock."""
 
     def spool(self) -> Spool:
         """For what is too large for memory."""
@@ -160,6 +163,7 @@ class ForeignRepair(Repair):
             try:
                 self._take_base(applier, survey, base, gathering)
                 for event in self._feed.since(base.at, deadline):
+                    self._replica.heard_at = time.monotonic()
                     gather(gathering, event)
                 if here != wire.NOWHERE and not here.precedes(gathering.at):
                     raise restored(here, f"it stands at {gathering.at}, the replica at {here}")
@@ -179,11 +183,13 @@ class ForeignRepair(Repair):
         meter.chunk(arrived.header.count)
         return arrived
 
-    @staticmethod
-    def _take_base(applier: Applier, survey: Survey, base: Base, gathering: Gathering) -> None:
+    def _take_base(
+        self, applier: Applier, survey: Survey, base: Base, gathering: Gathering
+    ) -> None:
         """The pages of a base that the file does not have."""
         have = survey.claimed.pages
         for number, image in _images_of(base):
+            self._replica.heard_at = time.monotonic()  # it takes long, and is no silence
             old = applier.ranges(number, 0, 1) if number <= have else b""
             if int.from_bytes(old, "big") != hash_of(number, image):
                 gathering.base(number, image)

@@ -59,6 +59,18 @@ class FrameCache:
         while self._size > self._most and len(self._blocks) > 1:
             self._size -= len(self._blocks.popitem(last=False)[1])
 
+    def goes_beyond(self, generation: int, last: int | None) -> bool:
+        """Whether there are frames of a later generation, or of this one after its frame `last` (None: not known)."""
+        return any(
+            own > generation
+            or (
+                own == generation
+                and last is not None
+                and number * BLOCK + len(block) // FRAME > last
+            )
+            for (own, number), block in self._blocks.items()
+        )
+
     def clear(self) -> None:
         """They are of another history."""
         self._blocks.clear()

@@ -124,12 +124,17 @@ def _is_there(replica: Reading, position: Position, end: float) -> bool:
     # Another thread may just be applying, perhaps what is waited for.
     here = replica.position(wait=max(_A_MOMENT, end - time.monotonic()))
     if here.lineage != position.lineage:
-        raise LineageError(
-            f"{position} is a position of another database than the one {replica.path} is a replica of",
-            state=f"the replica stands at {here}",
-            action="use the position with a replica of the primary that gave it",
-        )
+        raise of_another(replica.path, position, here)
     return position.precedes(here)
+
+
+def of_another(path: str, position: Position, here: Position) -> LineageError:
+    """The error for a position that is waited for in vain; `here`: where the replica stands."""
+    return LineageError(
+        f"{position} is a position of another database than the one {path} is a replica of",
+        state=f"the replica stands at {here}",
+        action="use the position with a replica of the primary that gave it",
+    )
 
 
 def _comes(replica: Reading, position: Position, seconds: float, end: float) -> bool:

@@ -69,9 +69,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The frame that led to where the reader stands, told again: what it holds has to be there."""
+    """The frame that led to where the reader stands, told again: what it holds has to be there.
+
+    Attributes:
+      page, size, image: as of `Frame`. It committed, so the database has as many pages.
+    """
 
     page: int
+    size: int
     image: bytes | memoryview
 
 
@@ -89,6 +94,12 @@ def plain(image: bytes | memoryview) -> bytes:
     made[18] = made[19] = 2
     made[72:92] = bytes(20)
     return bytes(made)
+
+
+def size_in(page1: bytes | bytearray) -> int | None:
+    """Pages of a database, as its page 1 says; None: written by a program that did not keep it."""
+    size = int.from_bytes(page1[28:32], "big")
+    return size if size and page1[24:28] == page1[92:96] else None
 
 
 def empty_page() -> bytes:
@@ -132,6 +143,8 @@ class Gathering:
         self.start = self.at = at
         self.pages = pages
         self._floor = pages  # smallest size since
+        self._claimed: int | None = pages  # that its page 1 says
+        self._claim: int | None = None  # of the transaction that is open, if that has a page 1
         self._highest = 0  # page that came
         self.transactions = 0
         self._kept: dict[int, tuple[int, bytes | int]] = {}
@@ -151,6 +164,8 @@ class Gathering:
           AnswerError: as `frame`.
         """
         self._put(self._kept, page, image)
+        if page == 1:
+            self._claimed = self._claim
 
     def frame(self, frame: Frame) -> None:
         """The next frame.
@@ -183,6 +198,8 @@ class Gathering:
             raise AnswerError(f"a page of {len(image)} bytes came")
         self.received += PAGE_SIZE
         kept = plain(image) if page == 1 else bytes(image)
+        if page == 1:
+            self._claim = size_in(kept)
         place: bytes | int = kept
         if self._in_memory >= IN_MEMORY:
             if self._spool is None:
@@ -199,6 +216,8 @@ class Gathering:
             raise AnswerError(f"a commit leaves a database of {frame.size} pages")
         if not self.at.precedes(frame.at) or frame.at == self.at:
             raise AnswerError(f"a commit after {self.at} is said to lead to {frame.at}")
+        if 1 in self._open:
+            self._claimed = self._claim
         self._kept.update(self._open)
         self._open = {}
         self._frames = 0
@@ -209,13 +228,19 @@ class Gathering:
         self.pages, self.at = frame.size, frame.at
         self.transactions += 1
 
-    def _check_growth(self) -> None:
-        """Pages that the database gains have to be there, all but the lock-byte page."""
+    def _check_size(self) -> None:
+        """Pages that the database gains have to be there, all but the lock-byte page, and page 1 has to say so: by
+        that SQLite, and whoever hashes the file, knows where it ends.
+        """
         gained = self.pages - self._floor
         if self._floor < self._lock <= self.pages:
             gained -= 1
         if gained != sum(page > self._floor for page in self._kept):
             raise AnswerError("the database grows by pages of which nothing came")
+        if self._claimed is not None and self._claimed != self.pages:
+            raise AnswerError(
+                f"the database has {self.pages} pages, and its page 1 says {self._claimed}"
+            )
 
     # ------------------------------------------------------------ what it makes
 
@@ -268,7 +293,7 @@ class Gathering:
           commit_ms: when the last commit was made, as far as that is known; milliseconds since 1970.
           repair: a set that leads from whatever the replica holds.
         """
-        self._check_growth()
+        self._check_size()
         state = old_hash
         old: dict[int, int] = {}
         for (first, count), table in zip(self.runs(old_pages), tables, strict=True):
@@ -301,7 +326,7 @@ class Gathering:
 
     def chunks(self, header: SetHeader) -> Iterator[Chunk]:
         """All that is kept, for a file that is being created. The caller closes each."""
-        self._check_growth()
+        self._check_size()
         return self._chunks(header, sorted(self._kept))
 
     def applied(self) -> None:

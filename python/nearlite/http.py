@@ -170,11 +170,12 @@ class Response:
         return bytes(data)
 
     def error_body(self) -> bytes:
-        """The beginning of an error's body, never raising for its length."""
+        """The beginning of an error's body, never raising for its length; without the token, if that is in it."""
         try:
-            return self.read(_ERROR_BODY_LIMIT)
+            body = self.read(_ERROR_BODY_LIMIT)
         except AnswerError:
             return b""
+        return self._transport.without_token(body.decode("latin-1")).encode("latin-1")
 
     def _finish(self) -> None:
         channel, self._channel = self._channel, None
@@ -276,6 +277,7 @@ class Transport:
             *(f"{name}: {value}" for name, value in headers.items()),
         )
         self._token = token if callable(token) else checked_token(token)
+        self._shown = ""  # the token that was sent last
         self.timeout = timeout
         self.loopback = is_loopback(self._host)
         self._in_clear = not (self._tls or self.loopback)
@@ -365,6 +367,7 @@ class Transport:
             if self._in_clear:
                 _warn_of_clear(self._host)
             lines.append(f"Authorization: Bearer {token}")
+            self._shown = token
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:
             lines.append(f"Content-Length: {len(body)}")
@@ -449,6 +452,10 @@ class Transport:
                 channel.abort()
 
     # ------------------------------------------------------------------ errors
+
+    def without_token(self, text: str) -> str:
+        """What a server says, fit for errors and logs: some repeat the token that they refuse."""
+        return text.replace(self._shown, "(the token)") if self._shown else text
 
     def offline(self, reason: str, *, sent: bool) -> OfflineError:
         """The one exception of this module."""

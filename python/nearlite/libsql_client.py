@@ -16,7 +16,7 @@ import msgspec
 from nearlite import wire
 from nearlite.errors import AnswerError, OfflineError, SyncError
 from nearlite.feeds import Base, another, gone, lineage_of, restored
-from nearlite.gathering import PAGE_SIZE, Frame, Seen, Turn
+from nearlite.gathering import PAGE_SIZE, Frame, Seen, Turn, size_in
 from nearlite.http import Deadline, Response, Transport
 from nearlite.position import Position
 from nearlite.receiving import exactly
@@ -49,6 +49,9 @@ class _End(msgspec.Struct):
     max_frame_no: int | None = None
 
 
+_end_decoder = msgspec.json.Decoder(_End)
+
+
 class LibsqlFeed:
     """One such upstream.
 
@@ -60,11 +63,15 @@ class LibsqlFeed:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._looked = False  # whether the frame that led here was seen to be there
+        self._begins_behind = False  # or with the frame that led to where the reader stands
 
     def forget(self) -> None:
         """See `Feed`."""
-        self._looked = False
+        self._begins_behind = False
+
+    def expect(self) -> None:
+        """See `Feed`: that frame comes with those that are expected, by one request."""
+        self._begins_behind = False
 
     # ------------------------------------------------------------ bases
 
@@ -100,11 +107,16 @@ class LibsqlFeed:
     # ------------------------------------------------------------ frames
 
     def since(self, start: Position, deadline: Deadline) -> Iterator[Frame | Turn | Seen]:
-        """See `Feed`. The first time it is looked whether the frame that led there is still what it was."""
+        """See `Feed`. Before anything else is told, and the first time in any case, comes the frame that led there.
+
+        A server may be put back to a backup, and written to again, between any two requests: nothing but that frame
+        tells that what follows does not go on from there.
+        """
         generation, seen = start.generation, start.frame
         first = seen + 1
-        if seen and not self._looked:
+        if seen and not self._begins_behind:
             first = seen
+        looked = not seen
         short = turns = 0
         while short < _SHORT:
             path = f"sync/{generation}/{first}/{first + _BATCH}"
@@ -114,49 +126,61 @@ class LibsqlFeed:
                 if response.status in (400, 500):
                     end = self._end(response, start)
                     self._compare(end, generation, max(first - 1, seen), start)
-                    if end.generation == generation and first <= seen:
-                        raise restored(
-                            start,
-                            f"frame {seen} of generation {generation}, which led there, is gone",
-                        )
-                    self._looked = True
+                    if first <= seen:
+                        raise _led_astray(start)
+                    self._begins_behind = True
                     if end.generation == generation:
                         return
                     turns += 1
                     if turns > _TURNS:
                         raise gone(start, f"{_TURNS} generations without a frame")
+                    if not looked:
+                        looked = True
+                        yield self._led_to(start, deadline)
                     generation, first, seen = generation + 1, 1, 0
                     yield Turn(Position(start.lineage, generation, 0))
                     continue
                 if not 200 <= response.status < 300:
                     raise _refused(response, start)
-                data = memoryview(response.read(_BATCH * _FRAME))
-            if not data or len(data) % _FRAME:
-                raise AnswerError(f"the upstream's answer of {len(data)} bytes is no frames")
+                data = _frames(response)
+            if first > seen and not looked:
+                looked = True
+                yield self._led_to(start, deadline)
             for at in range(0, len(data), _FRAME):
-                page = int.from_bytes(data[at : at + 4], "big")
-                image = data[at + _HEADER : at + _FRAME]
+                page, size, image = _parts(data[at : at + _FRAME])
                 if first <= seen:
-                    yield Seen(page, image)
-                    self._looked = True
+                    looked = True
+                    yield Seen(page, size, image)
                 else:
-                    size = int.from_bytes(data[at + 4 : at + 8], "big")
                     yield Frame(page, size, Position(start.lineage, generation, first), image)
                 first += 1
+            self._begins_behind = True
             if first > _LARGEST - _BATCH:
                 raise AnswerError("the upstream's generation has too many frames")
             turns = 0
             whole = any(data[-_FRAME + 4 : -_FRAME + 8])
             short = short + 1 if whole and len(data) < _BATCH * _FRAME else 0
 
+    def _led_to(self, start: Position, deadline: Deadline) -> Seen:
+        """The frame that led there, by a request of its own. Raises as `since`."""
+        path = f"sync/{start.generation}/{start.frame}/{start.frame + 1}"
+        with self._get(path, deadline) as response:
+            self._check(response, start)
+            if response.status in (400, 500):
+                self._end(response, start)
+                raise _led_astray(start)
+            if not 200 <= response.status < 300:
+                raise _refused(response, start)
+            return Seen(*_parts(_frames(response)[:_FRAME]))
+
     def _end(self, response: Response, start: Position) -> _End:
         body = response.error_body()
         try:
-            end = msgspec.json.decode(body, type=_End)
+            end = _end_decoder.decode(body)
             if end.generation > _LARGEST:
                 raise AnswerError(f"the upstream names the generation {end.generation}")
             return end
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             if response.status == 400:
                 raise AnswerError("the upstream says 400, and not where it stands") from None
             code, message = wire.decode_error(body)
@@ -198,10 +222,42 @@ class LibsqlFeed:
                 )
 
 
+def end_of(body: bytes) -> tuple[int, int | None] | None:
+    """What such a server says of its end: its running generation, and the last frame of that if it tells; None:
+    nothing.
+    """
+    try:
+        end = _end_decoder.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    return end.generation, end.max_frame_no
+
+
+def _frames(response: Response) -> memoryview:
+    """The frames in an answer. Raises AnswerError: they are none."""
+    data = memoryview(response.read(_BATCH * _FRAME))
+    if not data or len(data) % _FRAME:
+        raise AnswerError(f"the upstream's answer of {len(data)} bytes is no frames")
+    return data
+
+
+def _parts(frame: memoryview) -> tuple[int, int, memoryview]:
+    """Page, size of the database if it commits, and image of a frame."""
+    page, size = int.from_bytes(frame[:4], "big"), int.from_bytes(frame[4:8], "big")
+    return page, size, frame[_HEADER:]
+
+
+def _led_astray(start: Position) -> SyncError:
+    return restored(
+        start,
+        f"frame {start.frame} of generation {start.generation}, which led there, is gone",
+    )
+
+
 def _decoded(kind: type[_Info], body: bytes) -> _Info:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise AnswerError(f"the upstream's answer cannot be read: {error}") from None
 
 
@@ -219,8 +275,8 @@ def _base(response: Response, at: Position) -> Base:
         response.close()
         return Base.empty(at)
     page1 = exactly(response, PAGE_SIZE)
-    pages = int.from_bytes(page1[28:32], "big")
-    if pages == 0 or page1[24:28] != page1[92:96]:  # written by a program that did not keep it
+    pages = size_in(page1)
+    if pages is None:
         whole = response.header("content-length")
         if not (whole.isascii() and whole.isdecimal()) or len(whole) > _DIGITS:
             raise AnswerError("the upstream's database does not say how large it is")

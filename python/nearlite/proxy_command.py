@@ -215,6 +215,7 @@ def proxy(
         http_server.warn_of_clear(host)
     if max_staleness is not None and not math.isfinite(max_staleness):
         raise click.UsageError("--max-staleness is a number of seconds")
+    http_server.end_when_told()
     with http_server.bind(host, port) as listening:
         relay = Relay.open(
             path,

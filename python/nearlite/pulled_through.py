@@ -30,6 +30,7 @@ from nearlite.exchange import (
 from nearlite.frame_cache import BLOCK, FRAME, FrameCache
 from nearlite.http import Deadline, Transport
 from nearlite.libsql import EXPORT, LINEAGE, SYNC
+from nearlite.libsql_client import end_of
 from nearlite.spooling import Spool
 from nearlite.threads import Threads
 from nearlite.wire import decode_error
@@ -90,6 +91,7 @@ class PulledThrough:
       transport: to the server above.
       spool: makes an unlinked file, sealed where the database is.
       pushed: called when something was pushed through.
+      estranged: whether the server above was last seen to hold another history than this one's file.
       answering: sends.
       deadlines: of the server.
     """
@@ -99,12 +101,14 @@ class PulledThrough:
         transport: Transport,
         spool: Callable[[], Spool],
         pushed: Callable[[], object],
+        estranged: Callable[[], bool],
         answering: Answering,
         deadlines: Deadlines,
     ) -> None:
         self._transport = transport
         self._spool = spool
         self._pushed = pushed
+        self._estranged = estranged
         self._answering = answering
         self._deadlines = deadlines
         self._loop = asyncio.get_running_loop()
@@ -125,6 +129,8 @@ class PulledThrough:
         self, path: str, scope: Scope, receive: Receive, send: Send, access: Access
     ) -> None:
         """A request to one of the paths. Raises HttpError, never of status 400 or 500 (see libsql.py)."""
+        if self._estranged():
+            self._forget()
         method = scope["method"]
         sync, export = SYNC.fullmatch(path), EXPORT.fullmatch(path)
         if sync is not None and method == "POST":
@@ -301,6 +307,8 @@ class PulledThrough:
         reply = await self._asked(work)
         if reply.status == 200 or reply.status in (400, 500):
             self._is_of(reply.lineage)
+        if reply.status in (400, 500):
+            self._ends_at(reply.body)
         return reply
 
     async def _asked(self, work: Callable[[], _T]) -> _T:
@@ -326,9 +334,18 @@ class PulledThrough:
         """What is kept of another history is worth nothing."""
         if lineage != self._lineage:
             self._lineage = lineage
-            self._frames.clear()
-            for generation in tuple(self._bases):
-                self._drop(generation)
+            self._forget()
+
+    def _ends_at(self, body: bytes) -> None:
+        """Where a server that names no lineage stands: behind what it has told, it was put back to a backup."""
+        end = end_of(body)
+        if end is not None and self._frames.goes_beyond(*end):
+            self._forget()
+
+    def _forget(self) -> None:
+        self._frames.clear()
+        for generation in tuple(self._bases):
+            self._drop(generation)
 
     def _lock(self, key: object) -> asyncio.Lock:
         """Those who want the same wait for one of them."""

@@ -688,14 +688,21 @@ class Replica(Observed):
         """Keep the replica's WAL short (rule B5). Only the background thread calls it."""
         self.wal_bytes = self._keep_short()
 
+    def halt(self) -> None:
+        """Begin nothing any more, and end what waits for the primary, on whatever thread; idempotent.
+
+        Reads and `close` go on.
+        """
+        self.background.halt()
+        self.transport.close()
+
     def close(self) -> None:
         """Close the applier (checkpointing when it is the last user) and the connections."""
         if self.background.is_current() or self.listeners.is_current():
             # A garbage collection on our own thread found the last connection: in its own time.
             threading.Thread(target=self.close, name="nearlite-close", daemon=True).start()
             return
-        self.background.halt()
-        self.transport.close()  # ends what waits for the primary
+        self.halt()
         stopped = self.background.stop()
         self.listeners.stop()
         with self._applying:

@@ -183,6 +183,13 @@ def check_admin(host: str, *, token: str | None) -> None:
         )
 
 
+def end_when_told() -> None:
+    """From here on SIGTERM ends the process in order: also where it is the first one of a container, which the system
+    spares that signal unless it is asked for, and in a first download, whose file is removed then.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+
 def run_at(
     listening: socket.socket,
     host: str,
@@ -204,8 +211,7 @@ def run_at(
     name = f"[{host}]" if ":" in host else host
     scheme = "http" if tls is None else "https"
     print(tell(f"{scheme}://{name}:{listening.getsockname()[1]}"), flush=True)
-    # uvicorn stops in order and then raises the signal again: SIGTERM was no failure.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    end_when_told()  # uvicorn stops in order and then raises the signal again: it was no failure
     server(app, tls).run(sockets=[listening])
 
 

@@ -90,6 +90,9 @@ class SqldFeed:
         self._token = None
         self._looked = False
 
+    def expect(self) -> None:
+        """See `Feed`: nothing is done otherwise. A log that is another one has another server, which tells so."""
+
     def greet(self, deadline: Deadline) -> None:
         """Say hello, and hear which log it has.
 
@@ -135,7 +138,7 @@ class SqldFeed:
                         raise AnswerError(f"frame {number} came where frame {first} was due")
                     first += 1
                     if number < seen:
-                        yield Seen(frame.page, frame.image)
+                        yield Seen(frame.page, frame.size, frame.image)
                     else:
                         yield frame
                 if first < seen:
@@ -143,7 +146,11 @@ class SqldFeed:
                 self._looked = True
             except GrpcError as error:
                 if error.status == _FAILED and error.message == "NO_HELLO" and not greeted:
-                    self._token = None  # it was started anew
+                    # It was started anew, perhaps with an older log that has grown since.
+                    self.forget()
+                    if first > seen:
+                        raise _started_anew(start) from None
+                    first = max(seen - 1, 0)
                     continue
                 if error.status != _FAILED or error.message != "NEED_SNAPSHOT":
                     self.forget()
@@ -172,7 +179,9 @@ class SqldFeed:
     # ------------------------------------------------------------ frames
 
     def _frames_from(self, first: int, deadline: Deadline) -> Iterator[tuple[int, Frame]]:
-        for message in self._call("BatchLogEntries", _offset(first), deadline):
+        for told, message in enumerate(self._call("BatchLogEntries", _offset(first), deadline)):
+            if told:  # one of nothing, again and again, would be progress without an end
+                raise AnswerError("the upstream sent more than one message")
             while message.left:
                 if message.varint() != 0x0A:
                     raise AnswerError("the upstream's frames cannot be read")
@@ -254,22 +263,31 @@ class SqldFeed:
             ):
                 code, text = wire.decode_error(response.error_body())
                 raise refusal(response.status, code, text or "it does not speak gRPC-web", None)
-            _raise_for(response.header("grpc-status"), response.header("grpc-message"))
-            while not response.ended():
-                head = exactly(response, 5)
-                size = int.from_bytes(head[1:], "big")
-                if head[0] == 0:
-                    part = _Message(response, size)
-                    yield part
-                    if part.left:
-                        raise AnswerError("the upstream's message is longer than it should be")
-                elif head[0] == _TRAILERS and size <= _LARGEST:
-                    _raise_for_trailers(bytes(exactly(response, size)))
-                    if not response.ended():
-                        raise AnswerError("something follows the upstream's trailers")
-                    return
-                else:
-                    raise AnswerError("the upstream's answer is no gRPC-web")
+            try:
+                yield from self._messages(response)
+            except GrpcError as error:
+                text = self._transport.without_token(error.message)
+                raise GrpcError(error.status, text) from None
+
+    @staticmethod
+    def _messages(response: Response) -> Iterator[_Message]:
+        """See `_call`."""
+        _raise_for(response.header("grpc-status"), response.header("grpc-message"))
+        while not response.ended():
+            head = exactly(response, 5)
+            size = int.from_bytes(head[1:], "big")
+            if head[0] == 0:
+                part = _Message(response, size)
+                yield part
+                if part.left:
+                    raise AnswerError("the upstream's message is longer than it should be")
+            elif head[0] == _TRAILERS and size <= _LARGEST:
+                _raise_for_trailers(bytes(exactly(response, size)))
+                if not response.ended():
+                    raise AnswerError("something follows the upstream's trailers")
+                return
+            else:
+                raise AnswerError("the upstream's answer is no gRPC-web")
         raise AnswerError("the upstream's answer was cut off")
 
 
@@ -391,6 +409,14 @@ def _refused(error: GrpcError, start: Position | None) -> SyncError:
     if error.status == _UNAVAILABLE:
         return OfflineError(text, state=stays, action="try again")
     return SyncError(text, state=stays, action="see the upstream's log")
+
+
+def _started_anew(start: Position) -> OfflineError:
+    return OfflineError(
+        "the upstream was started anew while its frames were being told",
+        state=f"the replica stays at {start}, or where whole transactions have led since",
+        action="try again",
+    )
 
 
 def _namespace(url: str) -> str:

@@ -140,7 +140,7 @@ def ran(answer: bytes, count: int) -> Ran:
         if len(found.results) != count + 1:
             raise ValueError("it has another number of results")
         last = _last.decode(found.results[-1])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from None
     if found.base_url:
         raise ValueError("it asks to continue elsewhere")
@@ -211,7 +211,7 @@ def entries(result: bytes) -> Iterator[bytes]:
                 )
             if bytes(failure) != b"null":
                 yield _line({"type": "step_error", "step": number, "error": failure})
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
 

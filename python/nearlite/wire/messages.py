@@ -96,7 +96,7 @@ class Status:
             position = Position.parse(s.position)
             if not re.fullmatch(r"[0-9a-f]{16}", s.hash, re.ASCII):
                 raise ValueError("a state hash is written as 16 hex digits")
-        except ValueError as error:  # msgspec's errors, too
+        except (ValueError, RecursionError) as error:  # msgspec's errors, too
             raise AnswerError(f"the primary's status cannot be read: {error}") from error
         return cls(
             position=position,
@@ -138,7 +138,7 @@ def decode_error(data: Buffer) -> tuple[str, str]:
     """
     try:
         body = msgspec.json.decode(data, type=_Error)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", ""
     inner = body.error if isinstance(body.error, _Inner) else _Inner()
     code = body.code or inner.code

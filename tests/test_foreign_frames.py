@@ -65,6 +65,7 @@ class Liar:
     def __init__(self) -> None:
         self.says: Callable[[str], tuple[int, dict[str, str], Iterator[bytes] | list[bytes]]]
         self.says = lambda _: (404, {}, [])
+        self.body = b""  # of the last POST
         liar = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -74,7 +75,7 @@ class Liar:
                 self._answer()
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["content-length"]))
+                liar.body = self.rfile.read(int(self.headers["content-length"]))
                 self._answer()
 
             def _answer(self) -> None:

@@ -62,7 +62,7 @@ class Restricted:
         for key, goes_on in tuple(self.held.items()):
             if path.startswith(key):
                 self.hangs.set()
-                while not goes_on.is_set():
+                while not goes_on.is_set():  # noqa: ASYNC110 - of another thread
                     await asyncio.sleep(0.01)
         told = next((self.answers[key] for key in self.answers if path.startswith(key)), None)
         if told is None and not (_ALLOWED.fullmatch(path) or self.pipelines.fullmatch(path)):

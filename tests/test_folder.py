@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,3 +57,27 @@ def test_what_is_no_small_file_is_as_none(folder: Folder, kind: str) -> None:
     assert not folder.is_as_we_left_it()
     assert folder.published() == {}
     assert not folder.may_be_torn()
+
+
+def test_an_age_grows_whatever_the_clock_is_set_to(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what this process has noted, and of what it has seen that another one had."""
+    clock = SimpleNamespace(time=lambda: wall[0], monotonic=lambda: steady[0])
+    wall, steady = [time.time()], [1000.0]
+    other = Folder(str(folder.database))
+    folder.touch_equal(5.0)
+    monkeypatch.setattr("nearlite.bootstrap.time", clock)
+    folder.touch_equal(5.0)
+    assert folder.seconds_since_equal() == pytest.approx(5.0)
+    assert other.seconds_since_equal() == pytest.approx(5.0, abs=0.5)
+    for change in (-3600.0, 7200.0):
+        wall[0] += change
+        steady[0] += 60.0
+        late = steady[0] - 1000.0 + 5.0
+        assert folder.seconds_since_equal() == pytest.approx(late)
+        assert other.seconds_since_equal() == pytest.approx(late, abs=0.5)
+    other.touch_equal(1.0)  # what is newer counts
+    assert folder.seconds_since_equal() == pytest.approx(1.0, abs=0.5)
+    folder.path.joinpath("equal").unlink()
+    assert folder.seconds_since_equal() is None

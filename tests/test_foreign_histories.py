@@ -453,7 +453,7 @@ def test_a_log_that_is_started_anew_in_the_middle(
         before = here.state()
         log.frames += [logged(n, 2, 2, n.to_bytes(PAGE_SIZE, "big")) for n in range(2, 1100)]
         liar.says = says
-        with pytest.raises(errors.OfflineError, match="could not be reached|started anew"):
+        with pytest.raises(errors.OfflineError, match="started anew"):
             here.sync()
         assert log.asked[-2:] == ["BatchLogEntries", "BatchLogEntries"]
         whole(here, before)

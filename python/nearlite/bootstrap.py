@@ -91,7 +91,9 @@ class Folder:
         self._closed = self.path / "closed.json"
         self._equal = self.path / "equal"
         self._stats = self.path / "stats.json"
-        self._equal_seen: tuple[int, float] | None = None  # its time, and the monotonic time that it means
+        self._equal_seen: tuple[int, float] | None = (
+            None  # its time, and the monotonic time that it means
+        )
 
     def touch_equal(self, age: float = 0.0) -> None:
         """The replica equalled its primary so long ago; for processes that do not sync themselves."""

@@ -340,7 +340,7 @@ class Edge:
             before = copy.last_error
             try:
                 copy.wait_for(position, moment)
-            except Error as error:  # of another history, or it does not come: the primary knows
+            except Exception as error:  # noqa: BLE001 - of another history, or it does not come: the primary knows
                 failed = error.__cause__ or error
                 if copy.last_error is failed and type(failed) in (SyncError, OfflineError):
                     copy.last_error = before  # so little patience does not tell that it is away

@@ -309,6 +309,8 @@ class PulledThrough:
             self._is_of(reply.lineage)
         if reply.status in (400, 500):
             self._ends_at(reply.body)
+        elif reply.status == 409:  # it has less than was asked for
+            self._forget()
         return reply
 
     async def _asked(self, work: Callable[[], _T]) -> _T:

@@ -138,7 +138,11 @@ def _read(decode: Callable[[_Coded], _Read], data: _Coded) -> _Read:
     """Decode a part of an answer. Raises AnswerError when it is malformed."""
     try:
         return decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # of UTF-8, of numbers and base64 as well
+    except (
+        msgspec.MsgspecError,
+        ValueError,
+        RecursionError,
+    ) as error:  # of UTF-8, of numbers and base64 as well
         raise _unreadable(str(error)) from None
 
 

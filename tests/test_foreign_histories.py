@@ -88,14 +88,22 @@ def test_a_backup_whose_generation_has_ended_since_is_noticed(
     with replica(liar, tmp_path) as here:
         here.sync()
         before = here.state()
-        log.generations += [(BASE, [OTHER, OTHER])]
-        for frames in ([FINE, OTHER], [FINE]):
-            log.generations[0][1][:] = frames
+        log.generations += [(BASE, [])]
+        for frames, following in (
+            ([FINE, OTHER], []),
+            ([FINE, OTHER], [OTHER]),
+            ([FINE], []),
+            ([FINE], [OTHER]),
+        ):
+            log.generations[0][1][:], log.generations[1][1][:] = frames, following
             for _ in range(2):
                 with pytest.raises((errors.LineageError, errors.PrimaryRestoredError)):
                     here.sync()
                 whole(here, before)
-        log.generations[0][1][:] = [FINE, FINE]
+            log.generations.pop()
+            log.generations[0][1][:] = [FINE, FINE]
+            here.sync()  # nothing is doubtful
+            log.generations += [(BASE, [])]
         here.sync()
         assert here.state().position.generation == 2
 

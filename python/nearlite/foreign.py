@@ -410,6 +410,8 @@ class ForeignReplica(Replica):
             if here.position != state.position:  # moved meanwhile: nothing will be applied
                 return
             if int.from_bytes(table, "big") == hash_of(seen.page, seen.image):
+                # Writes need not wait for all that follows.
+                self._met, self._estranged = True, False
                 return
         raise another(
             state.position,

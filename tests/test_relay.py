@@ -297,6 +297,14 @@ def test_a_replica_that_is_ahead_waits(tree: Tree) -> None:
     answer.read()
 
 
+def test_a_request_that_is_nested_deeply_is_refused_by_the_primary(tree: Tree) -> None:
+    below = tree.below(tree.primary())
+    body = b'{"baton":null,"requests":' + b'{"a":' * 50_000
+    for path in ("/v2/pipeline", "/v3/pipeline", "/v3/cursor"):
+        answer = Client(below.port).request("POST", path, body)
+        assert (answer.status, answer.json["code"]) == (400, "PROTOCOL_ERROR")
+
+
 def test_transactions_go_through(tree: Tree) -> None:
     top = tree.primary()
     writer = made(tree, top)

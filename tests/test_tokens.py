@@ -160,7 +160,8 @@ def test_claims_of_another_shape_are_refused(claims: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"[]", b"null", b"{", b'{"a":"rw"}x', b"\xff\xfe", b'{"exp":1e999}']
+    "payload",
+    [b"", b"[]", b"null", b"{", b'{"a":"rw"}x', b"\xff\xfe", b'{"exp":1e999}', b'{"a":' * 3000],
 )
 def test_what_is_no_object_is_refused(payload: bytes) -> None:
     assert refused(signed_payload(payload)) == INVALID

@@ -80,7 +80,7 @@ def _baton_of(body: bytes) -> str | None:
     """The baton in a request or an answer as JSON."""
     try:
         return msgspec.json.decode(body, type=_Baton).baton
-    except msgspec.MsgspecError:  # a cursor's answer, line by line, or what is no request at all
+    except (msgspec.MsgspecError, RecursionError):  # a cursor's answer, line by line, or what is no request at all
         return None
 
 
@@ -347,7 +347,7 @@ def _code_of(body: bytes | None) -> str:
     """The code of a refusal of what was asked for; empty: it is of who asks, by something in between."""
     try:
         return "" if body is None else msgspec.json.decode(body, type=_Refusal).code
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return ""
 
 

@@ -265,7 +265,7 @@ class Signed:
                 raise _invalid("it is not signed with EdDSA") from None
             except jwt.InvalidSignatureError:
                 continue
-            except (jwt.InvalidTokenError, ValueError):
+            except (jwt.InvalidTokenError, ValueError, RecursionError):
                 raise _invalid("it is not a signed JWT") from None
             if "crit" in decoded["header"]:  # older PyJWT does not look at it
                 raise _invalid(
@@ -280,7 +280,7 @@ def claims_of(payload: bytes) -> Claims:
     """The claims of a token. Raises HttpError 401: they do not have the shape that they should."""
     try:
         return _claims.decode(payload)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid(f"its claims are not as they should be: {error}") from None
 
 

@@ -51,6 +51,7 @@ from nearlite.options import (
 )
 from nearlite.proxy_command import proxy
 from nearlite.replica import Replica
+from nearlite.replicate_command import config, replicate
 from nearlite.resealing import decrypt_file, encrypt_file
 from nearlite.token_commands import token as token_commands
 
@@ -603,6 +604,8 @@ def keygen(*, out: Path | None) -> int:
 cli.add_command(token_commands)
 cli.add_command(db)
 cli.add_command(proxy)
+cli.add_command(replicate)
+cli.add_command(config)
 
 
 def wide_console() -> Console:

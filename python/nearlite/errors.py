@@ -62,6 +62,23 @@ class ProgrammingError(DatabaseError, sqlite3.ProgrammingError):
     """The program called something wrongly."""
 
 
+class ConfigError(ProgrammingError):
+    """A configuration file says something that cannot be carried out; no secret is part of the message.
+
+    Attributes:
+      file: its name.
+      line: 1-based; where the mistake is, or where what lacks something begins.
+      key: the key that is wrong, as a path ("dbs[1].upstream.url"), or empty.
+
+    """
+
+    def __init__(self, file: str, line: int, key: str, why: str) -> None:
+        self.file = file
+        self.line = line
+        self.key = key
+        super().__init__(f"{file}:{line}: {key}: {why}" if key else f"{file}:{line}: {why}")
+
+
 class NotSupportedError(DatabaseError, sqlite3.NotSupportedError):
     """Not supported by this build or this kind of connection."""
 

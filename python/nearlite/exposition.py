@@ -61,7 +61,7 @@ class _Collector:
 
         sample = self._sample
         yield InfoMetricFamily("nearlite_build", "What runs", value=dict(sample.versions))
-        yield from _requests(sample.meters)
+        yield from of_requests(sample.meters)
         for name, text, value in sample.gauges:
             yield GaugeMetricFamily(f"nearlite_{name}", text, value=value)
         if sample.counts is not None:
@@ -77,7 +77,8 @@ def _counter(name: str, text: str, values: Mapping[Any, float], *labels: str) ->
     return family
 
 
-def _requests(meters: Meters) -> Iterator[Metric]:
+def of_requests(meters: Meters) -> Iterator[Metric]:
+    """What was counted of a server's requests and connections."""
     from prometheus_client.core import HistogramMetricFamily
 
     routes: dict[str, Meter] = meters.routes

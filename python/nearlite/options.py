@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,9 +19,9 @@ from nearlite.hooks import Lines
 from nearlite.keys import key_of
 from nearlite.limits import Limits
 from nearlite.network import Network
+from nearlite.quantities import byte_count
 
 _LARGEST_KEYS = 1 << 20  # bytes
-_SIZE = re.compile(r"(\d+)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -36,13 +35,10 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # not generic before cli
         """Read a size; binary for KiB, MiB, GiB, decimal for KB, MB, GB."""
         if isinstance(value, int):
             return value
-        match = _SIZE.fullmatch(value.strip())
-        if match is None:
+        found = byte_count(value)
+        if found is None:
             self.fail(f"{value!r} is not a size; write for example 16MiB", param, ctx)
-        number, prefix, binary = match.groups()
-        power = "kmg".index(prefix.lower()) + 1 if prefix else 0
-        unit: int = (1024 if binary or not prefix else 1000) ** power
-        return int(number) * unit
+        return found
 
 
 class Listen(click.ParamType):  # type: ignore[type-arg]

@@ -31,6 +31,7 @@ from nearlite.options import (
     takes_key,
     tls_options,
 )
+from nearlite.renewed import Renewed
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _LOOPBACK: Final = "127.0.0.1:3000"
@@ -251,33 +252,3 @@ def proxy(
             )
 
         http_server.run_at(listening, host, app, tls, tell)
-
-
-class Renewed:
-    """A token in a file: whoever sends it sends what is there now.
-
-    Args:
-      path: of the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen: tuple[int, int, int] | None = None
-        self._token = ""
-        self()
-
-    def __repr__(self) -> str:
-        return f"<Renewed {self._path}>"
-
-    def __call__(self) -> str:
-        """The token. The last one where the file cannot be read: it is being replaced."""
-        try:
-            found = self._path.stat()
-            seen = found.st_ino, found.st_mtime_ns, found.st_size
-            if seen != self._seen:
-                self._token = self._path.read_text().strip()
-                self._seen = seen
-        except (OSError, UnicodeDecodeError):
-            if self._seen is None:
-                raise
-        return self._token

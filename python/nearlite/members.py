@@ -1,0 +1,412 @@
+"""The databases of a sidecar: each is opened, watched and opened again on a thread of its own.
+
+A database that is not there, an upstream that is away, a file that was replaced: none of it ends the process, or
+holds up the others. What is the matter is told once, and stands in `trouble` until it is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from nearlite import errors
+from nearlite._native.sealing import Key
+from nearlite.change_service import PulledFrom, Rolling
+from nearlite.configuration import DatabaseSettings
+from nearlite.finding import url_of
+from nearlite.http import Token, Transport
+from nearlite.live import HEARTBEAT, Pauses
+from nearlite.network import DEFAULT, Network
+from nearlite.relay import ROLL_BYTES, Relay
+from nearlite.replica import Replica
+from nearlite.source import Source, Upstream
+from nearlite.sources import AbsentError, Captured, JournalModeError, open_source
+from nearlite.tally import Stats
+
+_LOG = logging.getLogger("nearlite.sidecar")
+
+_LOOK: Final = 0.2  # seconds between two looks at a database, or for one
+_SOON: Final = 0.05  # seconds to wait for what is being applied
+_JOIN: Final = 10.0  # seconds that a thread has to end
+_TIMEOUT: Final = 30.0  # seconds of one exchange with an upstream
+_LONGEST_PAUSE: Final = 2.0  # seconds between two attempts to open one
+_UNOPENED: Final = "not opened yet"
+
+
+class Member:
+    """One database. Any thread.
+
+    Args:
+      settings: of it.
+      changed: called on the member's thread when it was opened, and when it is about to be closed.
+
+    Attributes:
+      settings: the same.
+      open: it can be served.
+      trouble: what is the matter with it; None: nothing.
+      complete: there is a whole copy, or it is a primary, which needs none.
+    """
+
+    def __init__(self, settings: DatabaseSettings, changed: Callable[[], None]) -> None:
+        self.settings = settings
+        self.open = False
+        self.trouble: str | None = _UNOPENED
+        self.complete = threading.Event()
+        self._changed = changed
+        self._ending = threading.Event()
+        self._pauses = Pauses()
+        self._thread = threading.Thread(
+            target=self._run, name=f"nearlite-{settings.name}", daemon=True
+        )
+
+    @property
+    def name(self) -> str:
+        """By which it is served."""
+        return self.settings.name
+
+    @property
+    def is_replica(self) -> bool:
+        """Whether it has an upstream."""
+        return self.settings.upstream is not None
+
+    def start(self) -> None:
+        """Begin to open it."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Begin to close it."""
+        self._ending.set()
+
+    def join(self) -> None:
+        """Return when it is closed; after _JOIN seconds in any case: what is committed is safe."""
+        self._thread.join(_JOIN)
+        if self._thread.is_alive():
+            _LOG.warning("%s could not be closed in time", self.settings.path)
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def source(self) -> Source | None:
+        """What replicas are fed from, while it is open and is to be served."""
+        raise NotImplementedError
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """Of a replica that serves replicas."""
+        return None
+
+    @property
+    def pulled(self) -> tuple[PulledFrom, Rolling] | None:
+        """What libSQL's replicas are fed from."""
+        return None
+
+    def look(self) -> None:
+        """Take what was committed, now, and tell whoever waits. Raises what reading raises."""
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds that a replica is behind; None: it is no replica, or nothing is known."""
+        return None
+
+    def stats(self) -> Stats | None:
+        """How a replica stands. May wait for what is being applied."""
+        return None
+
+    @property
+    def failing(self) -> str | None:
+        """What is the matter with it, or that it lags too much; None: nothing."""
+        return self.trouble
+
+    # ------------------------------------------------------------------ its thread
+
+    def _open(self) -> None:
+        """Open it. Raises what prevents that; nothing is left open then."""
+        raise NotImplementedError
+
+    def _lost(self) -> str | None:
+        """Why it has to be opened anew; None: it has not."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Close what `_open` opened."""
+        raise NotImplementedError
+
+    def _say(self, trouble: str, level: int) -> None:
+        """Told once."""
+        if trouble != self.trouble:
+            self.trouble = trouble
+            _LOG.log(level, "%s: %s", self.settings.path, trouble)
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            try:
+                self._open()
+            except AbsentError as error:
+                self._say(f"{error}; waiting for it", logging.WARNING)
+                self._ending.wait(_LOOK)
+                continue
+            except JournalModeError as error:
+                self._say(str(error), logging.ERROR)
+                self._ending.wait(_LONGEST_PAUSE)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it is, it may be over at the next attempt
+                if not self._ending.is_set():
+                    away = isinstance(error, errors.OfflineError)
+                    passes = away or getattr(error, "code", "") == "DATABASE_NOT_OPEN"
+                    level = logging.WARNING if passes else logging.ERROR
+                    self._say(str(error) or type(error).__name__, level)
+                    self._ending.wait(min(self._pauses.next(), _LONGEST_PAUSE))
+                continue
+            self._pauses.reset()
+            self.trouble = None
+            self.open = True
+            self.complete.set()
+            self._changed()
+            try:
+                self._watch()
+            finally:
+                self.open = False
+                self._changed()
+                try:
+                    self._close()
+                except (OSError, errors.Error):
+                    _LOG.exception("%s could not be closed in order", self.settings.path)
+
+    def _watch(self) -> None:
+        """Return when it is to be closed."""
+        while not self._ending.wait(_LOOK):
+            lost = self._lost()
+            if lost is not None:
+                self._say(f"{lost}; opening it anew", logging.WARNING)
+                return
+
+
+class SourceMember(Member):
+    """A primary: a database that an application writes."""
+
+    def __init__(self, settings: DatabaseSettings, changed: Callable[[], None]) -> None:
+        super().__init__(settings, changed)
+        self._captured: Captured | None = None
+        self._fault: str | None = None
+        self.complete.set()
+
+    @property
+    def source(self) -> Source | None:
+        """See `Member`."""
+        captured = self._captured
+        return None if captured is None else captured.origin
+
+    @property
+    def pulled(self) -> tuple[PulledFrom, Rolling] | None:
+        """See `Member`."""
+        captured = self._captured
+        return None if captured is None else (captured.origin, captured)
+
+    def look(self) -> None:
+        """See `Member`."""
+        captured = self._captured
+        if captured is not None:
+            captured.look()
+
+    @property
+    def failing(self) -> str | None:
+        """See `Member`."""
+        return self.trouble or self._fault
+
+    def _faulted(self, why: str | None) -> None:
+        self._fault = why
+
+    def _open(self) -> None:
+        one = self.settings
+        self._fault = None
+        captured = open_source(
+            one.path,
+            roll_bytes=one.roll_bytes,
+            roll_pages=one.roll_pages,
+            retain_bytes=one.retain_bytes,
+            retain_seconds=one.retain_seconds,
+            fault=self._faulted,
+        )
+        position = captured.origin.latest
+        _LOG.info("%s: a primary, named %s, at %s", one.path, one.name, position)
+        self._captured = captured
+
+    def _lost(self) -> str | None:
+        captured = self._captured
+        assert captured is not None
+        return "the file was replaced or removed" if captured.displaced else None
+
+    def _close(self) -> None:
+        captured, self._captured = self._captured, None
+        if captured is not None:
+            captured.close()
+
+
+class ReplicaMember(Member):
+    """A replica.
+
+    Args:
+      settings: of it; with an upstream.
+      changed: see `Member`.
+      served: it serves replicas as well.
+      token: sent upstream.
+      network: how that is reached.
+      key: its file is sealed with it.
+    """
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        changed: Callable[[], None],
+        *,
+        served: bool,
+        token: Token = None,
+        network: Network = DEFAULT,
+        key: Key | None = None,
+    ) -> None:
+        super().__init__(settings, changed)
+        self._served = served
+        self._token = token
+        self._network = network
+        self._key = key
+        self._asking: Transport | None = None
+        self._replica: Replica | None = None
+        self._relay: Relay | None = None
+
+    @property
+    def source(self) -> Source | None:
+        """See `Member`."""
+        return self._relay
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """See `Member`."""
+        return self._relay
+
+    def end(self) -> None:
+        """See `Member`. What waits for the upstream is ended."""
+        super().end()
+        asking, replica = self._asking, self._replica
+        if asking is not None:
+            asking.close()
+        if replica is not None and self._relay is None and not self.complete.is_set():
+            replica.transport.close()
+
+    @property
+    def lag(self) -> float | None:
+        """See `Member`.
+
+        While a long poll is open and answered in time, the upstream would have said what is newer.
+        """
+        replica = self._replica
+        if replica is None:
+            return None
+        since = replica.lag
+        if since is None or not replica.background.follows or since > HEARTBEAT + _LOOK:
+            return since
+        try:
+            here = replica.position(wait=_SOON)
+        except errors.Error:  # something large is being applied
+            return since
+        return replica.ahead.lag(here, replica.primary_position).seconds or 0.0
+
+    def stats(self) -> Stats | None:
+        """See `Member`."""
+        replica = self._replica
+        if replica is None:
+            return None
+        try:
+            return replica.stats()
+        except errors.Error:  # closed meanwhile, or nobody can read it
+            return None
+
+    @property
+    def failing(self) -> str | None:
+        """See `Member`."""
+        if self.trouble is not None:
+            return self.trouble
+        lag, limit = self.lag, self.settings.lag_limit
+        if lag is not None and lag <= limit:
+            return None
+        behind = "nothing is known of its lag" if lag is None else f"it may lag by {lag:.1f} s"
+        replica = self._replica
+        error = None if replica is None else replica.last_error
+        why = "" if error is None else f": {error}"
+        return f"{behind}, the limit is {limit:g} s{why}"
+
+    def _open(self) -> None:
+        one, upstream = self.settings, self.settings.upstream
+        assert upstream is not None
+        asking = self._asking = Transport(
+            upstream.url, token=self._token, timeout=_TIMEOUT, network=self._network
+        )
+        try:
+            if self._ending.is_set():  # whoever ended it could not end this
+                raise errors.OperationalError("it is about to be closed")
+            url = url_of(one, asking)
+        finally:
+            self._asking = None
+            asking.close()
+        existed = os.path.exists(one.path)
+        if self._served:
+            self._relay = self._open_relay(url)
+            self._replica = self._relay.upstream
+        else:
+            self._replica = self._open_replica(url)
+        what = "a replica" if existed else "a new replica"
+        _LOG.info(
+            "%s: %s of %s, named %s, at %s", one.path, what, url, one.name, self._replica.position()
+        )
+
+    def _open_relay(self, url: str) -> Relay:
+        one = self.settings
+        return Relay.open(
+            one.path,
+            url,
+            token=self._token,
+            network=self._network,
+            timeout=_TIMEOUT,
+            sync_interval=one.interval,
+            roll_bytes=ROLL_BYTES if one.roll_bytes is None else one.roll_bytes,
+            key=self._key,
+            protocol="nearlite",
+        )
+
+    def _open_replica(self, url: str) -> Replica:
+        one = self.settings
+        replica = self._replica = Replica(
+            os.path.realpath(one.path),
+            url,
+            token=self._token,
+            timeout=_TIMEOUT,
+            network=self._network,
+            key=self._key,
+        )
+        try:
+            replica.open()
+            replica.keep_up(one.interval)
+        except BaseException:
+            self._replica = None
+            replica.close()
+            raise
+        return replica
+
+    def _lost(self) -> str | None:
+        replica = self._replica
+        assert replica is not None
+        try:
+            replica.check_place()
+        except errors.Error:
+            return "the file was replaced or removed"
+        return None
+
+    def _close(self) -> None:
+        replica, self._replica = self._replica, None
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            relay.close()
+        elif replica is not None:
+            replica.close()

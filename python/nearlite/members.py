@@ -82,6 +82,8 @@ class Member:
 
     def join(self) -> None:
         """Return when it is closed; after _JOIN seconds in any case: what is committed is safe."""
+        if self._thread.ident is None:  # it was never started
+            return
         self._thread.join(_JOIN)
         if self._thread.is_alive():
             _LOG.warning("%s could not be closed in time", self.settings.path)
@@ -143,45 +145,51 @@ class Member:
     def _run(self) -> None:
         while not self._ending.is_set():
             try:
-                self._open()
-            except AbsentError as error:
-                self._say(f"{error}; waiting for it", logging.WARNING)
-                self._ending.wait(_LOOK)
-                continue
-            except JournalModeError as error:
-                self._say(str(error), logging.ERROR)
+                pause = self._opened()
+                if pause is None:
+                    self._keep()
+                else:
+                    self._ending.wait(pause)
+            except Exception:  # noqa: BLE001 - a mistake of ours: the others go on, and so does it
+                _LOG.exception("%s: its thread failed", self.settings.path)
                 self._ending.wait(_LONGEST_PAUSE)
-                continue
-            except Exception as error:  # noqa: BLE001 - whatever it is, it may be over at the next attempt
-                if not self._ending.is_set():
-                    away = isinstance(error, errors.OfflineError)
-                    passes = away or getattr(error, "code", "") == "DATABASE_NOT_OPEN"
-                    level = logging.WARNING if passes else logging.ERROR
-                    self._say(str(error) or type(error).__name__, level)
-                    self._ending.wait(min(self._pauses.next(), _LONGEST_PAUSE))
-                continue
-            self._pauses.reset()
-            self.trouble = None
-            self.open = True
-            self.complete.set()
-            self._changed()
-            try:
-                self._watch()
-            finally:
-                self.open = False
-                self._changed()
-                try:
-                    self._close()
-                except (OSError, errors.Error):
-                    _LOG.exception("%s could not be closed in order", self.settings.path)
 
-    def _watch(self) -> None:
-        """Return when it is to be closed."""
-        while not self._ending.wait(_LOOK):
-            lost = self._lost()
-            if lost is not None:
-                self._say(f"{lost}; opening it anew", logging.WARNING)
-                return
+    def _opened(self) -> float | None:
+        """Open it; None: it is, else seconds until that is tried again."""
+        try:
+            self._open()
+        except AbsentError as error:
+            self._say(f"{error}; waiting for it", logging.WARNING)
+            return _LOOK
+        except JournalModeError as error:
+            self._say(str(error), logging.ERROR)
+            return _LONGEST_PAUSE
+        except Exception as error:  # noqa: BLE001 - whatever it is, it may be over at the next attempt
+            if not self._ending.is_set():
+                away = isinstance(error, errors.OfflineError)
+                passes = away or getattr(error, "code", "") == "DATABASE_NOT_OPEN"
+                level = logging.WARNING if passes else logging.ERROR
+                self._say(str(error) or type(error).__name__, level)
+            return min(self._pauses.next(), _LONGEST_PAUSE)
+        self._pauses.reset()
+        return None
+
+    def _keep(self) -> None:
+        """Let it be used until it has to be closed, and close it."""
+        self.trouble = None
+        self.open = True
+        self.complete.set()
+        self._changed()
+        try:
+            while not self._ending.wait(_LOOK):
+                lost = self._lost()
+                if lost is not None:
+                    self._say(f"{lost}; opening it anew", logging.WARNING)
+                    return
+        finally:
+            self.open = False
+            self._changed()
+            self._close()
 
 
 class SourceMember(Member):

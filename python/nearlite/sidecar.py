@@ -324,8 +324,9 @@ def _is_head(scope: Scope) -> bool:
 
 
 def _is_at(member: Member, path: str) -> bool:
-    """Whether a database is at a path, as its configuration has it or as the system does."""
+    """Whether a database is at a path, as its configuration has it or as the system does.
+
+    What a client names is compared as text: no file of that name is looked for.
+    """
     one = member.settings
-    return path in (one.path, one.written) or (
-        os.path.isabs(path) and os.path.realpath(path) == os.path.realpath(one.path)
-    )
+    return path == one.written or os.path.normpath(path) in (one.path, os.path.realpath(one.path))

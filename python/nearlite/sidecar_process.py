@@ -102,8 +102,6 @@ class SidecarProcess:
             finally:
                 if self._app is not None:
                     self._app.drain_now()
-                for member in self._members:
-                    member.end()
 
     # ------------------------------------------------------------------ the server
 
@@ -118,6 +116,8 @@ class SidecarProcess:
             with serve.bind(*address) as listening, self._served(listening, address[0]):
                 yield
         finally:
+            for member in self._members:
+                member.end()
             for member in self._members:
                 member.join()
 

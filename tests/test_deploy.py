@@ -27,6 +27,7 @@ from test_background import eventually
 
 from nearlite import cli
 
+SIDECAR_UNIT = "nearlite-replicate.service"
 DEADLINE = 60.0  # seconds; only a test that would hang reaches it
 LISTENS = re.compile(r"^(?:serving .*|edge) at http://127\.0\.0\.1:(\d+)", re.MULTILINE)
 REFUSALS = {None: "Missing Authorization header", "another": "Invalid authorization token"}
@@ -271,6 +272,25 @@ def test_the_units_are_hardened_alike():
     assert {k: v for k, v in serve.items() if k not in own} == {
         k: v for k, v in proxy.items() if k not in own
     }
+
+
+def test_the_sidecars_unit_runs_as_the_application_does_and_is_hardened_like_the_others():
+    serve, own = (
+        deploying.unit(name)["Service"] for name in ("nearlite-serve.service", SIDECAR_UNIT)
+    )
+    program, name, *words = shlex.split(own["ExecStart"][0])
+    assert (program, name) == ("/opt/nearlite/bin/nearlite", "replicate")
+    with cli.cli.commands[name].make_context(name, words) as context:
+        assert context.params["config_path"] == "/etc/nearlite.yml"
+    # It shares files with the application: a user and a folder of its own would keep it from them.
+    without = {"DynamicUser", "StateDirectory", "StateDirectoryMode", "LoadCredential"}
+    without |= {"PrivateTmp", "ProtectProc"}
+    differs = {"ExecStart", "TimeoutStopSec"}
+    assert set(serve) - set(own) == without
+    assert set(own) - set(serve) == {"User", "ReadWritePaths"}
+    for key in set(own) & set(serve) - differs:
+        assert own[key] == serve[key], key
+    assert "TOKEN" not in (DEPLOY / SIDECAR_UNIT).read_text()
 
 
 # ---------------------------------------------------------------- Kubernetes

@@ -150,7 +150,7 @@ def test_a_follower_that_is_killed_goes_on_where_it_was(app: Stock, tmp_path: Pa
         with replica(tmp_path / "replica", one.url) as two:
             eventually(lambda: holds(path, 2022))
             assert path.stat().st_ino == inode
-            received = two.metric("nearlite_replica_received_bytes", "db")
+            received = two.metric("nearlite_replica_received_bytes_total", "db")
             assert received is not None
             assert received < path.stat().st_size / 10
 
@@ -168,12 +168,12 @@ def test_a_primarys_sidecar_that_is_killed_costs_no_second_copy(app: Stock, tmp_
             one.kill()
             app.execute("INSERT INTO t(b) VALUES('while it is away')")
             eventually(lambda: two.metric("nearlite_replica_follows", "db") == 0)
-            before = two.metric("nearlite_replica_received_bytes", "db")
+            before = two.metric("nearlite_replica_received_bytes_total", "db")
             with primary(tmp_path / "primary", at=at) as again:
                 app.execute("INSERT INTO t(b) VALUES('after that')")
                 eventually(lambda: holds(path, 2023))
                 assert path.stat().st_ino == inode
-                received = two.metric("nearlite_replica_received_bytes", "db")
+                received = two.metric("nearlite_replica_received_bytes_total", "db")
                 assert received is not None
                 assert before is not None
                 assert received - before < path.stat().st_size / 10
@@ -313,6 +313,19 @@ def test_a_database_that_somebody_wrote_is_not_overwritten_by_a_replica(
         two.says("is not a nearlite replica")
         assert two.health()[0] == 503
     assert path.read_bytes() == before
+
+
+def test_a_second_sidecar_of_the_same_file_waits_for_the_first_to_end(
+    app: Stock, tmp_path: Path
+) -> None:
+    folder = tmp_path / "primary"
+    with primary(folder) as one, primary(folder) as two:
+        eventually(lambda: one.healthy() or two.healthy())
+        first, second = (one, two) if one.healthy() else (two, one)
+        second.says("is already served by process")
+        assert second.health()[0] == 503
+        assert first.stop() == 0
+        eventually(second.healthy)
 
 
 def test_a_primary_that_is_removed_is_waited_for(app: Stock, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ class _Collector:
             "Replicas in a long poll",
             {name: float(one.waiting) for name, one in served.items()},
         )
-        yield _of_each(
+        yield _since(
             "sent_page_set_bytes",
             "Bytes of page sets that replicas were sent, since the database was opened",
             {name: float(one.sent) for name, one in served.items()},
@@ -158,35 +158,45 @@ class _Collector:
             "1: a long poll is open, so that changes come by themselves",
             {name: float(stats.follows) for name, stats in known.items()},
         )
-        for name, text, values in (
-            (
-                "replica_transactions_behind",
-                "Transactions of the primary that are not here yet",
-                {name: stats.transactions_behind for name, stats in known.items()},
-            ),
-            (
-                "replica_bytes_behind",
-                "Bytes of the pages that those have changed",
-                {name: stats.bytes_behind for name, stats in known.items()},
-            ),
-            (
-                "replica_transactions",
-                "Transactions that were brought since the start",
-                {name: stats.transactions for name, stats in known.items()},
-            ),
-            (
-                "replica_received_bytes",
-                "Bytes that were received for them",
-                {name: stats.wire_bytes for name, stats in known.items()},
-            ),
-            (
-                "replica_page_sets",
-                "Page sets that were applied",
-                {name: stats.page_sets for name, stats in known.items()},
-            ),
-        ):
-            told = {key: float(value) for key, value in values.items() if value is not None}
-            yield _of_each(name, text, told)
+        yield _of_each(
+            "replica_transactions_behind",
+            "Transactions of the primary that are not here yet",
+            _known({name: stats.transactions_behind for name, stats in known.items()}),
+        )
+        yield _of_each(
+            "replica_bytes_behind",
+            "Bytes of the pages that those have changed",
+            _known({name: stats.bytes_behind for name, stats in known.items()}),
+        )
+        yield _since(
+            "replica_transactions",
+            "Transactions that were brought since it was opened",
+            _known({name: stats.transactions for name, stats in known.items()}),
+        )
+        yield _since(
+            "replica_page_sets",
+            "Page sets that were received",
+            _known({name: stats.page_sets for name, stats in known.items()}),
+        )
+        yield _since(
+            "replica_received_bytes",
+            "Bytes that they came in",
+            _known({name: stats.wire_bytes for name, stats in known.items()}),
+        )
+
+
+def _known(values: Mapping[str, int | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _since(name: str, text: str, values: Mapping[str, float]) -> Any:
+    """What only grows."""
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(f"nearlite_{name}", text, labels=["database"])
+    for database, value in values.items():
+        family.add_metric([database], value)
+    return family
 
 
 def _of_each(name: str, text: str, values: Mapping[str, float]) -> Any:

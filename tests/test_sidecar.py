@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from sidecars import SHELL, holds, primary, read, replica, shell, sidecar
-from stock import Stock
+from stock import Stock, run
 from test_background import eventually
 
 import nearlite
@@ -338,6 +338,35 @@ def test_a_primary_that_is_removed_is_waited_for(app: Stock, tmp_path: Path) -> 
         one.says("the file was replaced or removed; opening it anew")
         one.says("the file is not there yet; waiting for it")
         assert one.health()[0] == 503
+
+
+def test_a_primary_that_was_restored_is_followed_by_a_new_copy_alone(
+    app: Stock, tmp_path: Path
+) -> None:
+    here, path = tmp_path / "primary", tmp_path / "replica" / "db"
+    with primary(here) as one, replica(tmp_path / "replica", one.url) as two:
+        eventually(lambda: holds(path, 1))
+        app.execute(f"VACUUM INTO '{here}/backup'")
+        app.execute("INSERT INTO t(b) VALUES('lost by the restore')")
+        eventually(lambda: holds(path, 2))
+        app.close()
+        run(here / "backup", "PRAGMA journal_mode=WAL", "INSERT INTO t(b) VALUES('restored')")
+        (here / "backup").rename(here / "db")
+        for suffix in ("-wal", "-shm"):
+            (here / f"db{suffix}").unlink(missing_ok=True)
+        two.says("LINEAGE_MISMATCH")
+        eventually(one.healthy)
+        status, body = two.health()
+        assert status == 503  # at once: it does not pass by itself
+        assert "LINEAGE_MISMATCH" in body["databases"]["db"]
+        assert read(path, "SELECT b FROM t WHERE i = 2") == "[('lost by the restore',)]"
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(f"db{suffix}").unlink(missing_ok=True)
+        eventually(lambda: holds(path, 2))
+        assert read(path, "SELECT b FROM t WHERE i = 2") == "[('restored',)]"
+        run(here / "db", "INSERT INTO t(b) VALUES('and on')")
+        eventually(lambda: holds(path, 3))
+        eventually(two.healthy)
 
 
 def test_the_primarys_wal_stays_short_while_others_write(app: Stock, tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ _LONGEST_PAUSE: Final = 2.0  # seconds between two attempts to open one
 _UNOPENED: Final = "not opened yet"
 
 
+def _passes(error: Exception) -> bool:
+    """Whether it is over by itself, when the upstream is there and is as it was."""
+    away = isinstance(error, (errors.OfflineError, errors.UpstreamBehindError))
+    return away or getattr(error, "code", "") in ("DATABASE_NOT_OPEN", "SHUTTING_DOWN")
+
+
 class Member:
     """One database. Any thread.
 
@@ -166,9 +172,7 @@ class Member:
             return _LONGEST_PAUSE
         except Exception as error:  # noqa: BLE001 - whatever it is, it may be over at the next attempt
             if not self._ending.is_set():
-                away = isinstance(error, errors.OfflineError)
-                passes = away or getattr(error, "code", "") == "DATABASE_NOT_OPEN"
-                level = logging.WARNING if passes else logging.ERROR
+                level = logging.WARNING if _passes(error) else logging.ERROR
                 self._say(str(error) or type(error).__name__, level)
             return min(self._pauses.next(), _LONGEST_PAUSE)
         self._pauses.reset()
@@ -336,12 +340,14 @@ class ReplicaMember(Member):
         """See `Member`."""
         if self.trouble is not None:
             return self.trouble
+        replica = self._replica
+        error = None if replica is None else replica.last_error
+        if error is not None and not _passes(error):
+            return str(error)
         lag, limit = self.lag, self.settings.lag_limit
         if lag is not None and lag <= limit:
             return None
         behind = "nothing is known of its lag" if lag is None else f"it may lag by {lag:.1f} s"
-        replica = self._replica
-        error = None if replica is None else replica.last_error
         why = "" if error is None else f": {error}"
         return f"{behind}, the limit is {limit:g} s{why}"
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,3 +192,27 @@ def test_what_runs_sql_is_not_even_imported() -> None:
             found += GRAPH[name]
     assert len(seen) > 50
     assert [name for name in RUNNERS if f"nearlite.{name}" in seen] == []
+
+
+def test_the_released_libsql_is_a_replica_of_it(one: Sidecar, tmp_path: Path) -> None:
+    """PyPI's libsql, as it is; what it writes is refused."""
+    commands = [
+        ["open"],
+        ["sync"],
+        ["read", "SELECT * FROM t"],
+        ["write", "INSERT INTO t(b) VALUES('mine')"],
+        ["close"],
+    ]
+    program = Path(__file__).with_name("released_libsql_replica.py")
+    answer = subprocess.run(
+        [sys.executable, str(program), f"{one.url}/db/db", "none", str(tmp_path / "local.db")],
+        input="".join(json.dumps(command) + "\n" for command in commands),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    opened, synced, found, written, _ = map(json.loads, answer.stdout.splitlines())
+    assert (opened, synced) == ({"answer": None}, {"answer": None})
+    assert found == {"answer": [[1, "first"]]}
+    assert "Only changes are served here" in written["error"]
+    assert read(one.folder / "db", "SELECT * FROM t") == "[(1, 'first')]"

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,6 +222,26 @@ def test_an_upstream_that_is_away_at_the_first_start_is_waited_for(
         with primary(tmp_path / "primary", at=f"127.0.0.1:{port}"):
             eventually(lambda: holds(path, 1))
             eventually(two.healthy)
+
+
+@pytest.mark.parametrize("named", ["path: /data/db", "name: db"])
+@pytest.mark.parametrize("at", ["127.0.0.1:0", None])
+def test_it_can_be_ended_while_an_upstream_hangs(
+    tmp_path: Path, named: str, at: str | None
+) -> None:
+    """Where it is asked which database it has, and where the first copy is asked for."""
+    with socket.socket() as hanging:
+        hanging.bind(("127.0.0.1", 0))
+        hanging.listen()
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        with replica(tmp_path / "replica", f"{url}\n      {named}", at=at) as two:
+            hanging.settimeout(20)
+            connection, _ = hanging.accept()
+            with connection:
+                assert connection.recv(65536).startswith(b"GET /")
+                began = time.monotonic()
+                assert two.stop() == 0
+                assert time.monotonic() - began < 8  # far less than any time-out
 
 
 def test_an_upstream_that_is_away_at_a_later_start_leaves_a_replica_that_serves(

@@ -370,6 +370,7 @@ class ReplicaMember(Member):
             self._replica = self._relay.upstream
         else:
             self._replica = self._open_replica(url)
+            self._replica.keep_up(one.interval)
         what = "a replica" if existed else "a new replica"
         _LOG.info(
             "%s: %s of %s, named %s, at %s", one.path, what, url, one.name, self._replica.position()
@@ -377,6 +378,11 @@ class ReplicaMember(Member):
 
     def _open_relay(self, url: str) -> Relay:
         one = self.settings
+        if not os.path.exists(
+            one.path
+        ):  # the first copy takes as long as it takes, and can be ended
+            self._open_replica(url).close()
+            self._replica = None
         return Relay.open(
             one.path,
             url,
@@ -400,8 +406,9 @@ class ReplicaMember(Member):
             key=self._key,
         )
         try:
+            if self._ending.is_set():  # as above
+                raise errors.OperationalError("it is about to be closed")
             replica.open()
-            replica.keep_up(one.interval)
         except BaseException:
             self._replica = None
             replica.close()

@@ -304,7 +304,7 @@ class ReplicaMember(Member):
         asking, replica = self._asking, self._replica
         if asking is not None:
             asking.close()
-        if replica is not None and self._relay is None and not self.complete.is_set():
+        if replica is not None and not self.open:
             replica.transport.close()
 
     @property

@@ -129,7 +129,7 @@ dbs:
 """
     found = read(text)
     assert found.address == ("127.0.0.1", 0)
-    assert found.token == Secret(None, "/home/ann/token", 2)
+    assert found.token == Secret(None, "/home/ann/token")
     assert found.jwt_key_file == "/srv/keys.pem"
     assert (found.tls_cert, found.tls_key) == ("/etc/cert.pem", "/etc/key.pem")
     assert found.command == ("app", "--name", "Ann B", "x y")
@@ -137,10 +137,8 @@ dbs:
     assert (one.name, one.retain_bytes, one.retain_seconds) == ("orders", 1 << 30, 172_800.0)
     assert (one.roll_bytes, one.lag_limit) == (4 << 20, 5.0)
     assert (two.interval, two.lag_limit) == (10.0, 90.0)
-    assert two.key == Secret(None, "/srv/key", 17)
-    expected = UpstreamSettings(
-        "https://h/x", None, "stock", Secret("sesame", None, 21), "/srv/ca.pem"
-    )
+    assert two.key == Secret(None, "/srv/key")
+    expected = UpstreamSettings("https://h/x", None, "stock", Secret("sesame", None), "/srv/ca.pem")
     assert two.upstream == expected
 
 

@@ -13,7 +13,7 @@ CSRC = ROOT / "csrc"
 
 # From the bottom up; a room imports from rooms before it and from itself.
 ROOMS = [
-    "errors position durations quantities document beats zstd spawn script delivery limits openapi usage configs hooks logs meters exposition",
+    "errors position durations quantities document settings beats zstd spawn script delivery limits openapi usage configs hooks logs meters exposition",
     "_native",
     "keys",
     "message wire sync btree",
@@ -41,7 +41,7 @@ ROOMS = [
     "polls shown libsql greeting pulled_through",
     "sockets",
     "delivered changes running dumping routes relaying standing console server applications inspection watching",
-    "change_service members sidecar_metrics sidecar child",
+    "change_service members replica_member sidecar_metrics sidecar child",
     "making catalog residents hosting administration admin",
     "pool connection websocket serve shell microbench demo options resealing token_commands database_commands proxy_command configured sidecar_process replicate_command",
     "cli",

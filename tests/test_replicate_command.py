@@ -112,8 +112,12 @@ def test_a_primary_that_nobody_can_reach_is_a_mistake(tmp_path: Path) -> None:
         ("tls-cert: none", "1: tls-cert: {0}/none cannot be read: No such file or directory"),
         ("tls-cert: text", "1: tls-cert: {0}/text holds no certificate in PEM"),
         (
-            "dbs: [{path: a, encryption-key-file: empty, upstream: {url: 'http://h'}}]",
-            "1: dbs[0].encryption-key: ",
+            "dbs:\n- path: a\n  encryption-key-file: empty\n  upstream: {url: 'http://h'}",
+            "3: dbs[0].encryption-key-file: ",
+        ),
+        (
+            "dbs:\n- path: a\n  upstream:\n    url: http://h\n    auth-token: 'é SECRET'",
+            "5: dbs[0].upstream.auth-token: ",
         ),
         (
             "dbs: [{path: a, upstream: {url: 'http://h', auth-token-file: none}}]",

@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import msgspec
@@ -24,12 +23,17 @@ from nearlite.document import Node, Scalar, Sequence, shown
 from nearlite.errors import ConfigError
 from nearlite.network import split_url
 from nearlite.quantities import byte_count, seconds
+from nearlite.settings import (
+    LAG_LIMIT,
+    RETAIN_SECONDS,
+    Configuration,
+    DatabaseSettings,
+    Secret,
+    UpstreamSettings,
+)
 
 NAMES: Final = ("nearlite.yml", "litestream.yml")
 """Where a configuration is looked for: each of them here and then in /etc, in this order."""
-LIVE_LIMIT: Final = 30.0
-"""Seconds that a replica may lag before /health turns bad, beside its interval, if nobody says."""
-RETAIN_SECONDS: Final = 24 * 3600.0
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _VARIABLE: Final = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})?")
@@ -109,100 +113,6 @@ _IGNORED: Final = {
     "max-checkpoint-page-count": "the WAL is emptied only when that blocks nobody; see roll-bytes",
     "shadow-retention-count": "history is kept by size and age: retention-bytes, retention-time",
 }
-
-
-# ---------------------------------------------------------------------- what it means
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """A token or a key, or the file that holds it.
-
-    Attributes:
-      text: the secret itself; None: it is in the file.
-      file: path of a file.
-      line: where the configuration says so.
-    """
-
-    text: str | None = field(repr=False)
-    file: str | None
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamSettings:
-    """Where a replica's changes come from.
-
-    Attributes:
-      url: of the server there; of the database itself where that server knows only one.
-      path: of the database there; None: as here.
-      name: of the database there, where that is said.
-      token: that is sent there.
-      ca_file: certificates that are trusted instead of the system's.
-    """
-
-    url: str
-    path: str | None = None
-    name: str | None = None
-    token: Secret | None = None
-    ca_file: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseSettings:
-    """One database: a primary's, or with an upstream a replica.
-
-    Attributes:
-      path: of the file, absolute.
-      written: the same as the configuration has it, variables replaced.
-      name: by which it is served, and found by replicas.
-      line: of its entry.
-      upstream: of a replica.
-      interval: of a replica: seconds between two looks at the upstream, or "live".
-      key: the replica's file is sealed with it.
-      roll_bytes, roll_pages: size of the WAL from which it is emptied, in one unit or the other; None: the default.
-      retain_bytes: of a primary's history; None: 4 times the database, or 256 MiB if that is more.
-      retain_seconds: age up to which it is kept in any case.
-      lag_limit: seconds of lag from which /health is bad.
-    """
-
-    path: str
-    written: str
-    name: str
-    line: int
-    upstream: UpstreamSettings | None = None
-    interval: float | Literal["live"] = "live"
-    key: Secret | None = None
-    roll_bytes: int | None = None
-    roll_pages: int | None = None
-    retain_bytes: int | None = None
-    retain_seconds: float = RETAIN_SECONDS
-    lag_limit: float = LIVE_LIMIT
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """All of it.
-
-    Attributes:
-      file: its name.
-      databases: at least one; no path and no name twice.
-      address: host and port to listen on; None: nothing is served.
-      command: of the application that is started, and its arguments; empty: none is.
-      token, jwt_key_file: what clients must have.
-      tls_cert, tls_key: files of the server's certificate.
-      warnings: lines to be told, each with file and line.
-    """
-
-    file: str
-    databases: tuple[DatabaseSettings, ...]
-    address: tuple[str, int] | None = None
-    command: tuple[str, ...] = ()
-    token: Secret | None = None
-    jwt_key_file: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    warnings: tuple[str, ...] = ()
 
 
 def places(folder: str = ".") -> Iterator[str]:
@@ -387,6 +297,7 @@ class _Reading:
             tls_cert=self._file_of("tls-cert", given.tls_cert),
             tls_key=self._file_of("tls-key", given.tls_key),
             warnings=tuple(self._warned.values()),
+            lines=self._lines,
         )
 
     def _command(self, text: str | None) -> tuple[str, ...]:
@@ -418,7 +329,7 @@ class _Reading:
         own = self._seconds(f"{at}.lag-limit", given.lag_limit)
         lag = own if own is not None else limit
         if lag is None:
-            lag = LIVE_LIMIT + (0.0 if interval == "live" else interval)
+            lag = LAG_LIMIT + (0.0 if interval == "live" else interval)
         retain = self._seconds(f"{at}.retention-time", given.retention_time)
         pages = given.min_checkpoint_page_count
         if pages is not None and not 1 <= pages <= 1 << 24:
@@ -528,7 +439,7 @@ class _Reading:
         where = key if text is not None else f"{key}-file"
         if text is not None and not text.strip():
             raise self._error(where, "is empty")
-        return Secret(text, self._file_of(where, file), self._lines[where])
+        return Secret(text, self._file_of(where, file))
 
     def _interval(self, key: str, text: str | None) -> float | Literal["live"]:
         if text is None or text == "live":

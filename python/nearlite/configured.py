@@ -11,13 +11,14 @@ from typing import Final, TypeVar
 from nearlite import errors
 from nearlite._native.sealing import Key
 from nearlite.access import Authority
-from nearlite.configuration import Configuration, DatabaseSettings, Secret, places, read
+from nearlite.configuration import places, read
 from nearlite.document import LARGEST, text_of
 from nearlite.errors import ConfigError
-from nearlite.http import Token
+from nearlite.http import Token, checked_token
 from nearlite.keys import key_of
 from nearlite.network import Network
 from nearlite.renewed import Renewed
+from nearlite.settings import Configuration, DatabaseSettings, Secret
 from nearlite.tls import server_context
 from nearlite.tokens import authority
 
@@ -67,18 +68,19 @@ class Secrets:
 
     def __init__(self, configuration: Configuration) -> None:
         self._file = configuration.file
+        self._lines = configuration.lines
         token = self._text("auth-token", configuration.token)
         keys = []
         if configuration.jwt_key_file is not None:
-            keys.append(self._content("auth-jwt-key-file", 1, configuration.jwt_key_file))
+            keys.append(self._content("auth-jwt-key-file", configuration.jwt_key_file))
         self.authority: Authority = self._checked(
-            "auth-jwt-key-file", 1, lambda: authority(token, keys)
+            "auth-jwt-key-file", lambda: authority(token, keys)
         )
         self.tls: ssl.SSLContext | None = None
         certificate = configuration.tls_cert
         if certificate is not None:
             key = None if configuration.tls_key is None else Path(configuration.tls_key)
-            self.tls = self._checked("tls-cert", 1, lambda: server_context(Path(certificate), key))
+            self.tls = self._checked("tls-cert", lambda: server_context(Path(certificate), key))
         self.tokens: dict[str, Token] = {}
         self.networks: dict[str, Network] = {}
         self.keys: dict[str, Key | None] = {}
@@ -92,41 +94,45 @@ class Secrets:
         token = upstream.token
         self.tokens[one.name] = None
         if token is not None and token.file is not None:
-            self._content(f"{at}.upstream.auth-token-file", token.line, token.file)
+            self._content(f"{at}.upstream.auth-token-file", token.file)
             self.tokens[one.name] = Renewed(Path(token.file))
         elif token is not None:
-            self.tokens[one.name] = token.text
+            text = token.text
+            where = f"{at}.upstream.auth-token"
+            self.tokens[one.name] = self._checked(where, lambda: checked_token(text))
         network = Network.of(upstream.ca_file or True)
         where = f"{at}.upstream.ca-file"
         if upstream.ca_file is not None:
-            self._checked(where, one.line, network.context)
+            self._checked(where, network.context)
         self.networks[one.name] = network
         self.keys[one.name] = None
         if key is not None:
             given: str | Path = Path(key.file) if key.file is not None else key.text or ""
-            self.keys[one.name] = self._checked(
-                f"{at}.encryption-key", key.line, lambda: key_of(given)
-            )
+            where = f"{at}.encryption-key" + ("" if key.file is None else "-file")
+            self.keys[one.name] = self._checked(where, lambda: key_of(given))
 
-    def _checked(self, key: str, line: int, work: Callable[[], _T]) -> _T:
+    def _error(self, key: str, why: str) -> ConfigError:
+        return ConfigError(self._file, self._lines.get(key, 1), key, why)
+
+    def _checked(self, key: str, work: Callable[[], _T]) -> _T:
         try:
             return work()
         except OSError as error:
             why = f"{error.filename}: {error.strerror}"
         except errors.Error as error:
             why = str(error)
-        raise ConfigError(self._file, line, key, why)
+        raise self._error(key, why)
 
-    def _content(self, key: str, line: int, path: str) -> str:
+    def _content(self, key: str, path: str) -> str:
         try:
             with open(path, "rb") as file:
                 found = file.read(_LARGEST_KEYS).decode().strip()
         except OSError as error:
-            raise ConfigError(self._file, line, key, f"{path}: {error.strerror}") from None
+            raise self._error(key, f"{path}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise ConfigError(self._file, line, key, f"{path} is no text") from None
+            raise self._error(key, f"{path} is no text") from None
         if not found:
-            raise ConfigError(self._file, line, key, f"{path} is empty")
+            raise self._error(key, f"{path} is empty")
         return found
 
     def _text(self, key: str, secret: Secret | None) -> str | None:
@@ -134,7 +140,7 @@ class Secrets:
             return None
         if secret.file is None:
             return secret.text
-        return self._content(f"{key}-file", secret.line, secret.file)
+        return self._content(f"{key}-file", secret.file)
 
 
 def described(one: DatabaseSettings, *, served: bool) -> str:

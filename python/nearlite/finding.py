@@ -16,9 +16,9 @@ from urllib.parse import quote
 import msgspec
 
 from nearlite import wire
-from nearlite.configuration import DatabaseSettings
 from nearlite.errors import AnswerError, OfflineError, SyncError
 from nearlite.http import Deadline, Transport
+from nearlite.settings import DatabaseSettings
 from nearlite.sync import refusal
 
 _LARGEST: Final = 64 << 10  # bytes of an answer

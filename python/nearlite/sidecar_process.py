@@ -19,11 +19,12 @@ from typing import Final, Literal
 from nearlite import serve
 from nearlite.access import Open
 from nearlite.child import PASSED_ON, PATIENCE, Child
-from nearlite.configuration import Configuration, DatabaseSettings
 from nearlite.configured import Secrets
 from nearlite.hooks import Hooks
 from nearlite.http import is_loopback
-from nearlite.members import Member, ReplicaMember, SourceMember
+from nearlite.members import Member, SourceMember
+from nearlite.replica_member import ReplicaMember
+from nearlite.settings import Configuration, DatabaseSettings
 from nearlite.sidecar import Sidecar
 
 _LOG = logging.getLogger("nearlite.sidecar")

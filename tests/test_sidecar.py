@@ -267,6 +267,18 @@ def test_an_upstream_that_is_away_at_a_later_start_leaves_a_replica_that_serves(
                 eventually(two.healthy)
 
 
+def test_a_folder_that_is_not_there_is_told(app: Stock, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere" / "db"
+    with primary(tmp_path / "primary") as one:
+        text = f'dbs: [{{path: {nowhere}, upstream: {{url: "{one.url}", name: db}}}}]\n'
+        with sidecar(tmp_path / "replica", text + "addr: 127.0.0.1:0\n") as two:
+            two.says(f"{nowhere}")
+            assert two.health()[0] == 503
+            assert "Traceback" not in two.log
+            nowhere.parent.mkdir()
+            eventually(lambda: holds(nowhere, 1))
+
+
 def test_health_turns_bad_when_the_upstream_hangs_and_good_again(
     app: Stock, tmp_path: Path
 ) -> None:
@@ -457,6 +469,7 @@ dbs:
 
 def test_a_replica_is_an_upstream_of_others(app: Stock, tmp_path: Path) -> None:
     leaf = tmp_path / "leaf" / "db"
+    (tmp_path / "middle").mkdir()
     with (
         primary(tmp_path / "primary") as one,
         replica(tmp_path / "middle", one.url) as two,
@@ -467,6 +480,8 @@ def test_a_replica_is_an_upstream_of_others(app: Stock, tmp_path: Path) -> None:
             app.execute("INSERT INTO t(b) VALUES('down the tree')")
             eventually(lambda n=count: holds(leaf, n))
         eventually(lambda: two.metric("nearlite_replicas_waiting", "db") == 1)
+        # Frames of the database are in it: nobody else's to read.
+        assert (tmp_path / "middle" / "db-nearlite").stat().st_mode & 0o777 == 0o700
         eventually(three.healthy)
 
 

@@ -108,7 +108,7 @@ def _remember(settings: DatabaseSettings, url: str, asked: str, found: str) -> N
     """For a start while the upstream is away."""
     place = _place(settings)
     with contextlib.suppress(OSError):  # it only helps then
-        place.parent.mkdir(exist_ok=True)
+        place.parent.mkdir(mode=0o755, exist_ok=True)  # as of any replica
         new = place.with_suffix(".new")
         new.write_text(json.dumps({"url": url, "asked": asked, "found": found}))
         os.replace(new, place)

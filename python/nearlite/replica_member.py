@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -123,6 +124,11 @@ class ReplicaMember(Member):
     def _open(self) -> None:
         one, upstream = self.settings, self.settings.upstream
         assert upstream is not None
+        if (
+            self._served
+        ):  # as Log makes it, which is not the first here: it will hold frames of the database
+            with contextlib.suppress(OSError):  # whoever needs the folder says what is wrong
+                os.mkdir(f"{one.path}-nearlite", 0o700)
         asking = self._asking = Transport(
             upstream.url, token=self._token, timeout=_TIMEOUT, network=self._network
         )

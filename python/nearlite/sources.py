@@ -25,7 +25,7 @@ ROLL_PAGES: Final = 700
 """Pages of WAL from which it is emptied: below the 1,000 from which the application's own checkpoints run. With
 a reader that pins the WAL those would run at every commit, each with an fsync and without an effect.
 """
-_LOOK: Final = 0.05  # seconds between two looks for commits of other programs
+_LOOK: Final = 0.1  # seconds between two looks for commits; who waits for one looks more often
 _BUSY_MS: Final = 1000
 
 

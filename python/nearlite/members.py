@@ -21,7 +21,8 @@ from nearlite.tally import Stats
 
 _LOG = logging.getLogger("nearlite.sidecar")
 
-LOOK: Final = 0.2  # seconds between two looks at a database, or for one
+_LOOK: Final = 0.5  # seconds between two looks whether a path still names what is open
+_ABSENT: Final = 0.2  # seconds between two looks for a database that is not there
 _JOIN: Final = 10.0  # seconds that a thread has to end
 _LONGEST_PAUSE: Final = 2.0  # seconds between two attempts to open one
 _UNOPENED: Final = "not opened yet"
@@ -157,7 +158,7 @@ class Member:
             self._open()
         except AbsentError as error:
             self._say(f"{error}; waiting for it", logging.WARNING)
-            return LOOK
+            return _ABSENT
         except JournalModeError as error:
             self._say(str(error), logging.ERROR)
             return _LONGEST_PAUSE
@@ -176,7 +177,7 @@ class Member:
         self.complete.set()
         self._changed()
         try:
-            while not self._ending.wait(LOOK):
+            while not self._ending.wait(_LOOK):
                 lost = self._lost()
                 if lost is not None:
                     self._say(f"{lost}; opening it anew", logging.WARNING)

@@ -13,7 +13,7 @@ from nearlite._native.sealing import Key
 from nearlite.finding import url_of
 from nearlite.http import Token, Transport
 from nearlite.live import HEARTBEAT
-from nearlite.members import LOOK, Member, passes
+from nearlite.members import Member, passes
 from nearlite.network import DEFAULT, Network
 from nearlite.relay import ROLL_BYTES, Relay
 from nearlite.replica import Replica
@@ -23,6 +23,7 @@ from nearlite.tally import Stats
 
 _LOG = logging.getLogger("nearlite.sidecar")
 
+_LATE: Final = 0.5  # seconds that the answer to a heartbeat may be late
 _SOON: Final = 0.05  # seconds to wait for what is being applied
 _TIMEOUT: Final = 30.0  # seconds of one exchange with an upstream
 
@@ -87,7 +88,7 @@ class ReplicaMember(Member):
         if replica is None:
             return None
         since = replica.lag
-        if since is None or not replica.background.follows or since > HEARTBEAT + LOOK:
+        if since is None or not replica.background.follows or since > HEARTBEAT + _LATE:
             return since
         try:
             here = replica.position(wait=_SOON)

@@ -25,7 +25,10 @@ ROLL_PAGES: Final = 700
 """Pages of WAL from which it is emptied: below the 1,000 from which the application's own checkpoints run. With
 a reader that pins the WAL those would run at every commit, each with an fsync and without an effect.
 """
-_LOOK: Final = 0.1  # seconds between two looks for commits; who waits for one looks more often
+_LOOK: Final = 0.05
+"""Seconds between two looks for commits, where the last one found some. Who waits for a commit looks by himself."""
+_IDLE: Final = 0.5
+"""Seconds that they grow to while nobody writes: a hundred idle databases shall cost next to nothing."""
 _BUSY_MS: Final = 1000
 
 
@@ -107,11 +110,13 @@ class Captured:
         self.origin.close()
 
     def _run(self) -> None:
-        while not self._ending.wait(_LOOK):
+        pause, seen = _LOOK, self.origin.latest
+        while not self._ending.wait(pause):
             try:
                 if self.origin.displaced():
                     continue
-                self.origin.after_commit()
+                now = self.origin.after_commit()
+                pause, seen = _LOOK if now != seen else min(2 * pause, _IDLE), now
                 wanted, self._wanted = self._wanted and self.origin.may_roll, False
                 if (wanted or self.origin.roll_due) and self.origin.prepare_roll():
                     self.origin.roll()

@@ -18,6 +18,7 @@ from stock import Stock, run
 from test_background import eventually
 
 import nearlite
+from nearlite.minting import make_keys, mint, private_key
 
 needs_shell = pytest.mark.skipif(SHELL is None, reason="SQLite's shell is not installed")
 
@@ -531,6 +532,39 @@ def test_with_a_token_it_asks_for_it(app: Stock, tmp_path: Path) -> None:
             (there / "wrong").write_text(token)
             eventually(lambda: holds(there / "db", 1))
         assert token not in one.log + two.log + without.log
+
+
+def test_a_signed_token_may_be_for_one_database(app: Stock, tmp_path: Path) -> None:
+    here = tmp_path / "primary"
+    run(here / "other", "PRAGMA journal_mode=WAL", "CREATE TABLE t(i)")
+    key = tmp_path / "key"
+    make_keys(key)
+    text = f"""\
+addr: "127.0.0.1:0"
+auth-jwt-key-file: {key}.pub
+dbs:
+  - path: {here}/db
+  - path: {here}/other
+"""
+    narrow = mint(private_key(key), databases=["db"], write=False)
+    broad = mint(private_key(key), write=False)
+    with sidecar(here, text) as one:
+        eventually(lambda: one.health() == (200, {"status": "ok"}))
+        status = "/nl/v1/status"
+        assert [one.ask(f"/db/{name}{status}")[0] for name in ("db", "other")] == [401, 401]
+        for token, codes in ((narrow, [200, 404]), (broad, [200, 200])):
+            found = [one.ask(f"/db/{name}{status}", token=token)[0] for name in ("db", "other")]
+            assert found == codes
+        assert one.ask("/metrics", token=narrow)[0] == 404
+        assert one.ask("/metrics", token=broad)[0] == 200
+        assert one.ask(f"/nl/v1/databases?path={here}/db", token=narrow)[0] == 200
+        assert one.ask(f"/nl/v1/databases?path={here}/other", token=narrow)[0] == 404
+        assert one.health(narrow) == (200, {"status": "ok"})
+        (tmp_path / "token").write_text(narrow)
+        there = tmp_path / "replica"
+        upstream = f"{{url: '{one.url}', path: {here}/db, auth-token-file: {tmp_path}/token}}"
+        with sidecar(there, f"dbs: [{{path: {there}/db, upstream: {upstream}}}]"):
+            eventually(lambda: holds(there / "db", 1))
 
 
 def test_tls_on_both_sides(app: Stock, tmp_path: Path, certificates: Path) -> None:

@@ -80,7 +80,10 @@ def _baton_of(body: bytes) -> str | None:
     """The baton in a request or an answer as JSON."""
     try:
         return msgspec.json.decode(body, type=_Baton).baton
-    except (msgspec.MsgspecError, RecursionError):  # a cursor's answer, line by line, or what is no request at all
+    except (
+        msgspec.MsgspecError,
+        RecursionError,
+    ):  # a cursor's answer, line by line, or what is no request at all
         return None
 
 

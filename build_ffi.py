@@ -84,6 +84,7 @@ SOURCES = [
     "fault.c",
     "errors.c",
     "ofd.c",
+    "inotify.c",
     "sqlite_unit.c",
     "database.c",
     "watch.c",

@@ -1092,10 +1092,32 @@ int nl_roll_passive(nl_tail *t, uint32_t *copied, nl_error *err);
 /* Take CKPT and WRITE (NL_E_BUSY after wait_ms), then every frame. Nobody commits until finish or
 ** abort; a read transaction of this handle must not be open. */
 int nl_roll_begin(nl_tail *t, int wait_ms, nl_error *err);
+/* In between, and not needed: copy every frame into the database file, so that who begins to read now does
+** not need the WAL. */
+int nl_roll_copy(nl_tail *t, nl_error *err);
 /* Checkpoint, empty the WAL, pin anew, release the locks. NL_E_BUSY: a reader needs the WAL; it was
 ** pinned again and the generation goes on. NL_OK: the next generation begins, at frame 0. */
 int nl_roll_finish(nl_tail *t, nl_error *err);
 void nl_roll_abort(nl_tail *t);
+
+/* ------------------------------------------------------------------ others (others.c) */
+
+#define NL_OTHERS_WRITE 1       /* somebody writes, or checkpoints FULL or beyond */
+#define NL_OTHERS_CHECKPOINT 2  /* somebody checkpoints */
+#define NL_OTHERS_READ 4        /* somebody reads out of the WAL, or is about to write */
+
+/* Locks that other processes hold on the database; takes none. */
+int nl_tail_others(nl_tail *t, uint32_t *locks, nl_error *err);
+/* Give up the pin: the WAL may be emptied from here on, until nl_tail_repin. */
+int nl_tail_unpin(nl_tail *t, nl_error *err);
+
+/* ------------------------------------------------------------------ inotify (inotify.c) */
+
+/* What is not negative, or -errno; -ENOSYS where there is no inotify. */
+int nl_inotify_open(void);                          /* a descriptor that does not block */
+int nl_inotify_file(int fd, const char *path);      /* hear of writes to it; the watch */
+int nl_inotify_folder(int fd, const char *path);    /* hear of names that come and go in it; the watch */
+int nl_inotify_remove(int fd, int watch);
 
 /* ------------------------------------------------------------------ push (push.c) */
 

@@ -103,6 +103,26 @@ int nl_roll_begin(nl_tail *t, int wait_ms, nl_error *err)
     return rc;
 }
 
+/* Under CKPT and WRITE: copy every frame. The pin moves to the head, or it would keep frames behind it from
+** being copied. Those who begin to read afterwards take READ_LOCK(0) and are in nobody's way. */
+int nl_roll_copy(nl_tail *t, nl_error *err)
+{
+    Wal *pWal = tail_wal(t);
+    Pager *pager = tail_pager(t);
+    int rc;
+
+    if (!t->rolling) return nl_fail(err, NL_E_MISUSE, "no roll was begun");
+    rc = tail_repin(t, err);
+    if (rc != NL_OK) return rc;
+    if (NL_FAULT("roll.copy")) return nl_fail_sqlite(err, NULL, SQLITE_IOERR_WRITE);
+    SEH_TRY {
+        rc = walCheckpoint(pWal, t->db, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL, pager->walSyncFlags,
+                           (u8 *)pager->pTmpSpace);
+    }
+    SEH_EXCEPT( rc = SQLITE_IOERR_IN_PAGE; )
+    return (rc & 0xff) == SQLITE_BUSY || rc == SQLITE_OK ? NL_OK : nl_fail_sqlite(err, NULL, rc);
+}
+
 /* The static function, because the public one takes the locks itself. No busy handler: the section
 ** ends at once when a reader is in the way. */
 static int roll_checkpoint(nl_tail *t)

@@ -76,6 +76,7 @@
 #include "compare.c"
 #include "compact_answer.c"
 #include "roll.c"
+#include "others.c"
 #include "push.c"
 
 /* For the child of a fork (ofd.c). The list says which locks the *process* holds, which is true of the

@@ -118,6 +118,11 @@ class Generations:
         self._begun = (msgspec.structs.replace(begun, seen=seen), now.frame)
         self.settle()
 
+    def again(self) -> None:
+        """Another file has the database's name: where that stands is to be found out as at a start."""
+        self._begun = None
+        self.log.journal_close()
+
     @property
     def unsettled(self) -> bool:
         """Whether a generation has begun that state.json does not know yet."""

@@ -55,6 +55,9 @@ class Origin:
       history: how its frames and the positions belong together.
     """
 
+    notices = False
+    """Whether what other programs commit is noticed without a call of `after_commit`."""
+
     def __init__(self, tail: Tail, history: History) -> None:
         self.page_size = tail.page_size
         self._tail = tail

@@ -147,7 +147,7 @@ class Polls:
             ending = self._ends[tick] = set()
             self._wind(tick)
         ending.add(poll)
-        if self._watch is None:
+        if self._watch is None and not self._source.notices:
             self._watch = self._loop.create_task(self._look_for_others())
         joined = self._groups.get(replica)
         if joined is not None:

@@ -6,8 +6,10 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nearlite import errors
 from nearlite._native.database import Database
@@ -24,6 +26,9 @@ from nearlite.pulls import Pulls
 from nearlite.pushes import Pushes
 from nearlite.roll import Roller
 from nearlite.startup import StartUp
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LOG = logging.getLogger("nearlite")
 
@@ -75,6 +80,7 @@ class Primary(Origin):
             retain_seconds=retain_seconds,
             state=self._state,
             bases=self._bases,
+            yielding=self.notices,
         )
         self.pulls = Pulls(log, generations, tail, self._bases, mutex=self._mutex, look=self._begin)
         self.pushes = Pushes(
@@ -127,30 +133,69 @@ class Primary(Origin):
         """
         if durability not in ("full", "normal"):
             raise errors.ProgrammingError(f"durability is 'full' or 'normal', not {durability!r}")
-        log = Log(str(path))
-        tail = None
-        try:
-            created = prepare_file(log.database, key)
-            if key is not None:
-                log.seal(key)
+
+        def opened(database: Path) -> Tail:
             try:
-                tail = Tail(str(log.database), key)
+                return Tail(str(database), key)
             except MisuseError as error:
                 raise errors.NotSupportedError(f"{path}: {error}. Nothing was changed") from None
-            refuse_replica(tail, log.database)
+
+        return cls._open(
+            path,
+            prepare=lambda database: prepare_file(database, key),
+            tail=opened,
+            move_schema=lambda database: move_schema(database, key),
+            durability=durability,
+            roll_bytes=lambda _tail: roll_bytes,
+            retain_bytes=retain_bytes,
+            retain_seconds=retain_seconds,
+            key=key,
+        )
+
+    @classmethod
+    def _open(
+        cls,
+        path: str | Path,
+        *,
+        prepare: Callable[[Path], bool],
+        tail: Callable[[Path], Tail],
+        move_schema: Callable[[Path], None] | None,
+        durability: Durability,
+        roll_bytes: Callable[[Tail], int],
+        retain_bytes: int | None,
+        retain_seconds: float,
+        key: Key | None,
+    ) -> Self:
+        """Own a database.
+
+        Args:
+          prepare: makes the file one that can be owned, or refuses; answers whether it was created.
+          tail: opens its tail.
+          move_schema: as `StartUp` has it.
+          roll_bytes: size of the WAL from which it is archived and emptied.
+          durability, retain_bytes, retain_seconds, key: as `open` has them.
+        """
+        log = Log(str(path))
+        opened = None
+        try:
+            created = prepare(log.database)
+            if key is not None:
+                log.seal(key)
+            opened = tail(log.database)
+            refuse_replica(opened, log.database)
             startup = StartUp(
-                Generations(log, tail),
+                Generations(log, opened),
                 durability=durability,
-                move_schema=lambda: move_schema(log.database, key),
+                move_schema=move_schema and partial(move_schema, log.database),
             )
             startup.attach(created=created)
             primary = cls(
                 str(log.database),
                 log,
-                tail,
+                opened,
                 startup,
                 durability=durability,
-                roll_bytes=roll_bytes,
+                roll_bytes=roll_bytes(opened),
                 retain_bytes=retain_bytes,
                 retain_seconds=retain_seconds,
                 key=key,
@@ -158,8 +203,8 @@ class Primary(Origin):
             primary._begun()
             primary.after_commit()
         except BaseException:
-            if tail is not None:
-                tail.close()
+            if opened is not None:
+                opened.close()
             log.close()
             raise
         return primary

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from nearlite._native import faults
-from nearlite._native.tail import WAL_HEADER_SIZE, BusyError
+from nearlite._native.tail import READS, WAL_HEADER_SIZE, BusyError
 from nearlite.bases import Bases
 from nearlite.generation import Generations
 from nearlite.log import write_all
@@ -56,6 +56,9 @@ _COPY: Final = 256 << 10
 """Bytes of the WAL copied at a time, so that others get the mutex in between."""
 _LEFT: Final = 1 << 20
 """Bytes of the WAL that may be left to the section in which nobody commits."""
+_LEFT_YIELDING: Final = 128 << 10
+_READERS: Final = 0.005
+"""Seconds of a section for readers of other programs to end."""
 
 
 StateT = TypeVar("StateT")
@@ -71,9 +74,13 @@ class Roller(Generic[StateT]):
       retain_seconds: age up to which closed generations stay in any case.
       state: what the primary tells of itself.
       bases: who reads what the database file was, before frames are copied into it.
+      yielding: other programs write, and read for as long as they like: a section in which they cannot
+        write is not spent on a roll that a reader of theirs forbids, and less is left to it.
 
     Attributes:
       frozen: while nobody can commit: what `state` said when that began; else None.
+      reader: the last attempt ended because another process reads out of the WAL.
+      longest: seconds of the longest section so far.
     """
 
     def __init__(
@@ -85,6 +92,7 @@ class Roller(Generic[StateT]):
         retain_seconds: float,
         state: Callable[[], StateT],
         bases: Bases,
+        yielding: bool = False,
     ) -> None:
         self._generations = generations
         self._tail = generations.tail
@@ -94,7 +102,11 @@ class Roller(Generic[StateT]):
         self._retain_seconds = retain_seconds
         self._state = state
         self._bases = bases
+        self._yielding = yielding
+        self._left = _LEFT_YIELDING if yielding else _LEFT
         self.frozen: StateT | None = None
+        self.reader = False
+        self.longest = 0.0
         self._step = generations.tail.wal_step
         self._part = -1
         self._part_of = ""  # its name, which says the generation
@@ -118,7 +130,7 @@ class Roller(Generic[StateT]):
             copied = self._copied(name)
             left = (frame - copied) * self._step
             # Each round has to leave half at most: who writes as fast as this copies is stopped by a section.
-            if copied and (left <= _LEFT or (before is not None and 2 * left > before)):
+            if copied and (left <= self._left or (before is not None and 2 * left > before)):
                 return True
             before = left
             self._prepare(name, frame)
@@ -147,11 +159,13 @@ class Roller(Generic[StateT]):
                 except BusyError as error:
                     reason = error
                 else:
+                    began = time.monotonic()
                     try:
                         return self._section(held)
                     finally:
                         self.frozen = None
                         self._tail.roll_abort()
+                        self.longest = max(self.longest, time.monotonic() - began)
             if time.monotonic() >= deadline:
                 _LOG.info("roll postponed: %s", reason)
                 return False
@@ -200,6 +214,9 @@ class Roller(Generic[StateT]):
         if tail.frame != generations.journaled:
             generations.moved()
         self.frozen = self._state()
+        if self._yielding and not self._copied_for_readers():
+            _LOG.info("roll postponed: another program reads out of the WAL")
+            return False
         now = tail.state()
         state = generations.state
         end = state.position(now.frame)
@@ -247,6 +264,19 @@ class Roller(Generic[StateT]):
         self.close()
         faults.hit(_DONE)
         return True
+
+    def _copied_for_readers(self) -> bool:
+        """Copy all frames, so that who begins to read needs none; then wait for those who do, for a moment."""
+        index = self._generations.index()
+        self._bases.ending()
+        self._bases.overwrite(index.pairs, index.pages)
+        self._tail.roll_copy()
+        deadline = time.monotonic() + _READERS
+        while True:
+            self.reader = bool(self._tail.others() & READS)
+            if not self.reader or time.monotonic() >= deadline:
+                return not self.reader
+            time.sleep(_READERS / 20)
 
     # ------------------------------------------------------------ archive
 

@@ -74,6 +74,10 @@ class Source(Protocol):
     def behind(self) -> bool:
         """Whether the last look at the database failed: there may be commits that it could not note."""
 
+    @property
+    def notices(self) -> bool:
+        """Whether it tells subscribers of what other programs commit, without being asked to look."""
+
     def state(self) -> State:
         """Where it stands."""
 

@@ -48,10 +48,12 @@ class StartUp:
     Args:
       generations: of a pinned tail that has no base.
       durability: of the primary.
-      move_schema: commits a random step of the schema cookie (rule B7).
+      move_schema: commits a random step of the schema cookie (rule B7); None: the database is another
+        program's, and nothing is written to it.
 
     Attributes:
       lost: the tail stands nowhere; `recover` has to be called again.
+      recovered: how many times the WAL was found to be reset.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class StartUp:
         generations: Generations,
         *,
         durability: Durability,
-        move_schema: Callable[[], None],
+        move_schema: Callable[[], None] | None,
     ) -> None:
         self.generations = generations
         self._tail = generations.tail
@@ -67,6 +69,7 @@ class StartUp:
         self._durability = durability
         self._move_schema = move_schema
         self.lost = False
+        self.recovered = 0
 
     def attach(self, *, created: bool) -> None:
         """Decide by the table above. Afterwards `state` is durable and the tail has a base.
@@ -190,6 +193,7 @@ class StartUp:
             found, page1 = self._tail.look(0)
             self._close_unknown(found, page1)
         self.lost = False
+        self.recovered += 1
 
     # ------------------------------------------------------------ closing without a roll
 
@@ -218,7 +222,11 @@ class StartUp:
             "other programs changed the database" if foreign else "nothing else was changed",
         )
         self.generations.close(index, foreign=foreign)
-        if foreign and cookie_of(page1) <= (state.seen.schema if state.seen else 0):
+        if (
+            foreign
+            and self._move_schema is not None
+            and cookie_of(page1) <= (state.seen.schema if state.seen else 0)
+        ):
             self._move_schema()
 
     def _last_known(self, journal: Journal | None) -> Index:
@@ -252,6 +260,10 @@ class StartUp:
             # Not the device: its number may be another one after each start of the system.
             if now.inode != seen.inode or now.change < seen.change:
                 return True
+            # SQL only raises the cookie. A lower one cannot be moved out of the way in a file that is not
+            # to be written to.
+            if self._move_schema is None and now.schema < seen.schema:
+                return True
         if self._power_was_lost():
             return False
         # The same WAL, shorter than it was: nothing else excuses that.
@@ -279,7 +291,7 @@ class StartUp:
         not find one of the same number here.
         """
         generation = 1 if old is None else old.generation + 1
-        if move:
+        if move and self._move_schema is not None:
             self._move_schema()
         self._tail.scan()
         now = self._tail.state()

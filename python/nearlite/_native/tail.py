@@ -7,6 +7,7 @@ One handle, one thread at a time: the owner (`nearlite.primary`) holds a mutex a
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ from nearlite._native.sealing import Key, key_handle, tell_reports
 from nearlite.position import Position
 
 WAL_HEADER_SIZE: Final[int] = lib.NL_WAL_HEADER_SIZE
+WRITES: Final[int] = lib.NL_OTHERS_WRITE
+CHECKPOINTS: Final[int] = lib.NL_OTHERS_CHECKPOINT
+READS: Final[int] = lib.NL_OTHERS_READ
 FRAME_HEADER_SIZE: Final[int] = lib.NL_FRAME_HEADER_SIZE
 
 # Clearing 8 MiB that are written over at once costs as much as hashing them.
@@ -146,6 +150,7 @@ class Tail(Reader):
         out, err = ffi.new("nl_tail **"), new_error()
         check(lib.nl_tail_open(os.fsencode(path), key_handle(key), out, err), err)
         super().__init__(out[0])
+        self._path, self._key = path, key
         self._raw = ffi.new("nl_tail_state *")
         self._count = ffi.new("uint32_t *")
         self._hash = ffi.new("uint64_t *")
@@ -405,6 +410,36 @@ class Tail(Reader):
         """Move the pin to the head of the log."""
         self._check(lib.nl_tail_repin(self._t, self._err))
 
+    def unpin(self) -> None:
+        """Let the WAL go: others may empty it from here on, until `repin`."""
+        self._check(lib.nl_tail_unpin(self._t, self._err))
+
+    def others(self) -> int:
+        """Locks that other processes hold on the database now: bits of WRITES, CHECKPOINTS, READS."""
+        self._check(lib.nl_tail_others(self._t, self._count, self._err))
+        locks: int = self._count[0]
+        return locks
+
+    def reopen(self, accept: Callable[[Tail], None]) -> None:
+        """Open what the path names by now, another file perhaps; there is no base then.
+
+        Args:
+          accept: raises what forbids it.
+
+        Raises:
+          errors.OperationalError, MisuseError: as at first; the file that was open stays so.
+        """
+        opened = Tail(self._path, self._key)
+        try:
+            accept(opened)
+        except BaseException:
+            opened.close()
+            raise
+        self.close()
+        self._t, opened._t = opened._t, None
+        self.page_size, self.wal_step, self.frame = opened.page_size, opened.wal_step, 0
+        lib.nl_tail_get(self._t, self._raw)
+
     def passive(self) -> int:
         """Copy frames up to the pin into the database file; may run beside readers of the handle."""
         err, copied = new_error(), ffi.new("uint32_t *")
@@ -422,6 +457,10 @@ class Tail(Reader):
         self._check(lib.nl_roll_begin(self._t, wait_ms, self._err))
         lib.nl_tail_get(self._t, self._raw)
         self.frame = self._raw.frame
+
+    def roll_copy(self) -> None:
+        """Between begin and finish: copy every frame, so that who begins to read does not need the WAL."""
+        self._check(lib.nl_roll_copy(self._t, self._err))
 
     def roll_finish(self) -> None:
         """Checkpoint, empty the WAL, pin anew, release the locks.

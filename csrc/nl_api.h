@@ -1097,7 +1097,10 @@ int nl_roll_begin(nl_tail *t, int wait_ms, nl_error *err);
 int nl_roll_copy(nl_tail *t, nl_error *err);
 /* Checkpoint, empty the WAL, pin anew, release the locks. NL_E_BUSY: a reader needs the WAL; it was
 ** pinned again and the generation goes on. NL_OK: the next generation begins, at frame 0. */
-int nl_roll_finish(nl_tail *t, nl_error *err);
+int nl_roll_finish(
+    nl_tail *t,
+    int keep,               /* the file keeps its size, to be written over */
+    nl_error *err);
 void nl_roll_abort(nl_tail *t);
 
 /* ------------------------------------------------------------------ others (others.c) */

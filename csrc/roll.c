@@ -8,8 +8,8 @@
 **
 **   nl_roll_begin    CKPT, WRITE; wal-index header; take the rest of the frames
 **                    (the owner makes archive, index and page-hash table durable)
-**   nl_roll_finish   release the pin; checkpoint TRUNCATE without a busy handler; new pin on the
-**                    empty WAL, whose READ_LOCK(0) keeps the base; release WRITE, CKPT
+**   nl_roll_finish   release the pin; checkpoint TRUNCATE without a busy handler, or the same with a
+**                    file that keeps its size; new pin on the empty WAL, whose READ_LOCK(0) keeps the base; release WRITE, CKPT
 **
 ** A reader that still needs the WAL makes the checkpoint answer BUSY: then the pin is taken again
 ** before WRITE is released, and the generation goes on as if nothing had been tried.
@@ -123,9 +123,25 @@ int nl_roll_copy(nl_tail *t, nl_error *err)
     return (rc & 0xff) == SQLITE_BUSY || rc == SQLITE_OK ? NL_OK : nl_fail_sqlite(err, NULL, rc);
 }
 
+/* What TRUNCATE does but for giving the file's blocks back, which takes half a millisecond for each mebibyte, and
+** the next writer longer to have them again. The file goes on as after a restart by any writer: what stands in
+** it is in the database file, and the first frame is preceded by a header of other salts. Found after a crash
+** of all who had it open it is the generation before, which start-up knows by its salts. */
+static int roll_restart(Wal *pWal)
+{
+    u32 salt;
+    int rc = walLockExclusive(pWal, WAL_READ_LOCK(1), WAL_NREADER - 1);
+
+    if (rc != SQLITE_OK) return rc;
+    sqlite3_randomness(sizeof salt, &salt);
+    walRestartHdr(pWal, salt);
+    walUnlockExclusive(pWal, WAL_READ_LOCK(1), WAL_NREADER - 1);
+    return SQLITE_OK;
+}
+
 /* The static function, because the public one takes the locks itself. No busy handler: the section
 ** ends at once when a reader is in the way. */
-static int roll_checkpoint(nl_tail *t)
+static int roll_checkpoint(nl_tail *t, int keep)
 {
     Wal *pWal = tail_wal(t);
     Pager *pager = tail_pager(t);
@@ -133,8 +149,9 @@ static int roll_checkpoint(nl_tail *t)
 
     if (NL_FAULT("roll.checkpoint")) return SQLITE_IOERR_WRITE;
     SEH_TRY {
-        rc = walCheckpoint(pWal, t->db, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL, pager->walSyncFlags,
-                           (u8 *)pager->pTmpSpace);
+        rc = walCheckpoint(pWal, t->db, keep ? SQLITE_CHECKPOINT_RESTART : SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL,
+                           pager->walSyncFlags, (u8 *)pager->pTmpSpace);
+        if (rc == SQLITE_OK && keep) rc = roll_restart(pWal);
     }
     SEH_EXCEPT( rc = SQLITE_IOERR_IN_PAGE; )
     return rc;
@@ -150,13 +167,13 @@ static int roll_next_generation(nl_tail *t, nl_error *err)
     return tail_set_base(t, err);
 }
 
-int nl_roll_finish(nl_tail *t, nl_error *err)
+int nl_roll_finish(nl_tail *t, int keep, nl_error *err)
 {
     if (!t->rolling) return nl_fail(err, NL_E_MISUSE, "no roll was begun");
     (void)NL_FAULT("roll.before-unpin");
     tail_unpin(t);
     (void)NL_FAULT("roll.before-checkpoint");
-    int rc = roll_checkpoint(t);
+    int rc = roll_checkpoint(t, keep);
     (void)NL_FAULT("roll.after-checkpoint");
     int header = roll_read_header(t);
     int emptied = header == SQLITE_OK && tail_wal(t)->hdr.mxFrame == 0;

@@ -57,7 +57,7 @@ _REOPENED = faults.declare("capture.reopened")
 
 ROLL_FRAMES: Final = 700
 """Below the 1,000 at which SQLite checkpoints by itself."""
-_ROLL_PAUSE: Final = 1.0
+_ROLL_PAUSE: Final = 2.0
 """Seconds from roll to roll of a database that is written to without a pause: its writers wait for
 milliseconds at each, and not one in a hundred of them may notice."""
 _ROLL_BYTES: Final = 24 << 20
@@ -411,7 +411,9 @@ class Capture(Primary):
                 raise
 
     def roll(self, *, wait: float = 1.0) -> bool:
-        """Archive the generation and empty the WAL, unless somebody reads out of it; as `Primary` does."""
+        """Empty the WAL, unless somebody reads out of it; as `Primary` does."""
+        quiet = self._closed or time.monotonic() - self._seen_at >= _QUIET
+        self._roller.keep = not quiet and self._wal_size() <= 2 * _ROLL_BYTES
         done = super().roll(wait=wait)
         if done:
             self._rolled += 1
@@ -420,6 +422,12 @@ class Capture(Primary):
             self._complain()
         self._events.soon(self)
         return done
+
+    def _wal_size(self) -> int:
+        """Of the file."""
+        with contextlib.suppress(OSError):
+            return Path(self._wal).stat().st_size
+        return 0
 
     def _complain(self) -> None:
         """Once when somebody keeps the WAL, once when that is over."""

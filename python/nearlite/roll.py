@@ -75,12 +75,15 @@ class Roller(Generic[StateT]):
       state: what the primary tells of itself.
       bases: who reads what the database file was, before frames are copied into it.
       yielding: other programs write, and read for as long as they like: a section in which they cannot
-        write is not spent on a roll that a reader of theirs forbids, and less is left to it.
+        write is not spent on a roll that a reader of theirs forbids, and less is left to it. No frames
+        are archived: they would be written twice, beside those who wait for the disk; what changed is in
+        the index, and page images are read as they are now.
 
     Attributes:
       frozen: while nobody can commit: what `state` said when that began; else None.
       reader: the last attempt ended because another process reads out of the WAL.
       longest: seconds of the longest section so far.
+      keep: the WAL keeps its size, to be written over.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Roller(Generic[StateT]):
         self.frozen: StateT | None = None
         self.reader = False
         self.longest = 0.0
+        self.keep = False
         self._step = generations.tail.wal_step
         self._part = -1
         self._part_of = ""  # its name, which says the generation
@@ -173,6 +177,7 @@ class Roller(Generic[StateT]):
 
     def close(self) -> None:
         """Forget a part under way; idempotent."""
+        self._part_frames = 0
         if self._part >= 0:
             os.close(self._part)
             self._part = -1
@@ -224,7 +229,8 @@ class Roller(Generic[StateT]):
         size = self._copy(name, now.frame, in_section=True)
         part, archive = log.folder / name, log.folder / f"{end}.wal"
         try:
-            log.publish(part, archive.name, durable=False)
+            if size:
+                log.publish(part, archive.name, durable=False)
             index = generations.index()
             log.save_index(index, durable=False)
             self._bases.ending()
@@ -250,9 +256,10 @@ class Roller(Generic[StateT]):
                     held=held,
                 )
             )
-            tail.roll_finish()
+            tail.roll_finish(keep=self.keep)
         except BusyError as error:
-            archive.rename(part)
+            if archive.exists():
+                archive.rename(part)
             _LOG.info("roll postponed: %s", error)
             return False
         except BaseException:
@@ -286,7 +293,8 @@ class Roller(Generic[StateT]):
 
     def _copied(self, name: str) -> int:
         """Frames that the part of that name has, and the disk too."""
-        return self._part_frames if self._part >= 0 and self._part_of == name else 0
+        begun = self._part >= 0 or self._yielding
+        return self._part_frames if begun and self._part_of == name else 0
 
     def _copy(self, name: str, frame: int, *, in_section: bool) -> int:
         """Bring the part of that name up to a frame, and to the disk; answers its size.
@@ -294,6 +302,9 @@ class Roller(Generic[StateT]):
         The name is that of the generation that the frame was counted in: should the WAL be reset meanwhile,
         another one begins, whose frames have no place in this part.
         """
+        if self._yielding:
+            self._part_of, self._part_frames = name, frame
+            return 0
         copied = self._copied(name)
         if copied == 0:
             self.close()

@@ -462,13 +462,16 @@ class Tail(Reader):
         """Between begin and finish: copy every frame, so that who begins to read does not need the WAL."""
         self._check(lib.nl_roll_copy(self._t, self._err))
 
-    def roll_finish(self) -> None:
+    def roll_finish(self, *, keep: bool = False) -> None:
         """Checkpoint, empty the WAL, pin anew, release the locks.
+
+        Args:
+          keep: the file keeps its size, to be written over.
 
         Raises:
           BusyError: a reader still needs the WAL; the generation goes on.
         """
-        self._check(lib.nl_roll_finish(self._t, self._err))
+        self._check(lib.nl_roll_finish(self._t, keep, self._err))
         lib.nl_tail_get(self._t, self._raw)
         self.frame = self._raw.frame
 

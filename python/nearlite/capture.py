@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("nearlite")
 _RELEASED = faults.declare("capture.released")
 _REPINNED = faults.declare("capture.repinned")
-_MOVED = faults.declare("capture.pin-moved")
+_MOVED = faults.declare("capture.moved")
 _REOPENED = faults.declare("capture.reopened")
 
 ROLL_FRAMES: Final = 700
@@ -92,6 +92,8 @@ _BUSY: Final = 0.004
 _PAUSE: Final = 0.002
 """Commits that follow each other closer than the former are taken together at the latter's pace."""
 _RETRY: Final = 1.0
+_RETRY_ROLL: Final = 2.0
+"""Seconds between two attempts to roll at most: one that a reader forbids costs the writers little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class Capture(Primary):
     """The primary of a database that other programs write. Use `open`."""
 
     notices = True
+    _retry_last = _RETRY_ROLL
 
     def __init__(self, *args: Any, heard: FileEvents = events, **options: Any) -> None:
         super().__init__(*args, **options)

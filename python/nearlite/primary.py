@@ -49,6 +49,8 @@ class Primary(Origin):
         not be noted.
     """
 
+    _retry_last = _RETRY_LAST
+
     def __init__(
         self,
         path: str,
@@ -369,7 +371,7 @@ class Primary(Origin):
 
     def _postpone(self) -> None:
         self._retry_at = time.monotonic() + self._retry_after
-        self._retry_after = min(self._retry_after * 2, _RETRY_LAST)
+        self._retry_after = min(self._retry_after * 2, self._retry_last)
 
     # ------------------------------------------------------------ verification and end
 

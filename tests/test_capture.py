@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from pagemodel import PageModel
+from serving import serving
 from stock import Stock, dump, run
 from test_primary import bootstrap, follow
-from test_primary_writers import history
+from test_primary_writers import WRITER, history
 
+import nearlite
 from nearlite import errors
+from nearlite._native.inotify import Inotify
+from nearlite.applications import PrimaryApp
 from nearlite.capture import Capture
 from nearlite.position import Position
 from nearlite.primary import Primary
@@ -241,6 +247,43 @@ def test_a_reader_of_the_application_blocks_nobody_and_is_told_of(path, tmp_path
         equal(capture, model, tmp_path)
 
 
+@pytest.mark.parametrize("autocheckpoint", ["0", "20", "1000"])
+def test_no_commit_is_lost_while_others_write_checkpoint_and_it_rolls(
+    path, tmp_path, autocheckpoint, monkeypatch
+):
+    """A1: two writers, as fast as they can."""
+    monkeypatch.setattr("nearlite.capture._ROLL_PAUSE", 0.05)
+    run(
+        path,
+        "CREATE TABLE counter(writer PRIMARY KEY, n)",
+        "INSERT INTO counter VALUES(0, 0), (1, 0)",
+        "CREATE TABLE u(id INTEGER PRIMARY KEY, x)",
+        f"INSERT INTO u SELECT i % 500, '' FROM ({N_2000}) WHERE i <= 500",
+        "ALTER TABLE t RENAME TO unused",
+        "ALTER TABLE u RENAME TO t",
+    )
+    with Capture.open(path, roll_frames=100) as capture:
+        model = bootstrap(capture)
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(path), str(me), autocheckpoint],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=Path(__file__).parent,
+            )
+            for me in range(2)
+        ]
+        until(lambda: bool(follow(capture, model) or True) and capture.stand().rolls >= 4)
+        counts = [int(writer.communicate()[0]) for writer in writers]
+        equal(capture, model, tmp_path)
+        assert run(model.write(tmp_path / "copy.db"), "SELECT n FROM counter ORDER BY writer") == [
+            [n] for n in counts
+        ]
+        assert capture.stand().resets == 0
+        history(capture)
+
+
 # ---------------------------------------------------------------------- pin and checkpoints of others
 
 
@@ -380,3 +423,70 @@ def test_what_was_written_while_nobody_captured_reaches_followers(path, tmp_path
         assert 0 < follow(capture, model) <= 3
         assert capture.latest.lineage == lineage
         equal(capture, model, tmp_path)
+
+
+# ---------------------------------------------------------------------- file events
+
+
+def test_one_thread_serves_any_number_of_databases(tmp_path):
+    paths = [create(tmp_path / f"{i}.db") for i in range(12)]
+    with ExitStack() as all_of:
+        captures = [all_of.enter_context(Capture.open(path)) for path in paths]
+        threads = [t for t in threading.enumerate() if t.name == "nearlite-events"]
+        assert len(threads) == 1
+        before = [capture.latest for capture in captures]
+        for i in range(0, 12, 3):
+            run(paths[i], "INSERT INTO t VALUES(1)")
+        until(lambda: all(captures[i].latest > before[i] for i in range(0, 12, 3)))
+        assert all(captures[i].latest == before[i] for i in range(12) if i % 3)
+    until(lambda: not threads[0].is_alive())
+
+
+@pytest.mark.parametrize("call", ["__init__", "file"])
+def test_without_inotify_files_are_looked_at(path, tmp_path, monkeypatch, call, caplog):
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"nearlite.file_events.Inotify.{call}", fails)
+    with Capture.open(path) as capture, Stock(path) as stock:
+        model = bootstrap(capture)
+        for i in range(3):
+            before = capture.latest
+            stock.execute(f"INSERT INTO t VALUES({i})")
+            until(lambda before=before: capture.latest > before)
+        assert capture.stand().polls
+        equal(capture, model, tmp_path)
+    assert caplog.text.count("the system does not tell of writes") == 1
+
+
+def test_lost_events_are_made_up_for(path, tmp_path, monkeypatch):
+    """The queue of inotify has an end: what came after it is told as one event without a watch."""
+    real = Inotify.read
+
+    def read(self: Inotify) -> Iterator[tuple[int | None, str]]:
+        events = list(real(self))
+        return iter([(None, "")] if events else [])
+
+    monkeypatch.setattr(Inotify, "read", read)
+    with Capture.open(path) as capture, Stock(path) as stock:
+        model = bootstrap(capture)
+        before = capture.latest
+        stock.execute("INSERT INTO t VALUES(1)")
+        until(lambda: capture.latest > before)
+        equal(capture, model, tmp_path)
+
+
+def test_live_replicas_are_fed_without_a_poll_of_the_file(path, tmp_path):
+    app = PrimaryApp(path, lambda: Capture.open(path))
+    with serving(app) as port, Stock(path) as stock:
+        url = f"http://127.0.0.1:{port}"
+        with closing(
+            nearlite.connect(tmp_path / "replica.db", sync_url=url, sync_interval="live")
+        ) as replica:
+            replica.sync()
+            for i in range(3):
+                stock.execute(f"INSERT INTO t VALUES({i})")
+                until(lambda i=i: replica.execute("SELECT max(a) FROM t").fetchone() == (i,))
+            assert app._feed is not None
+            until(lambda: app._feed.polls.waiting > 0)
+            assert app._feed.polls._watch is None

@@ -24,7 +24,8 @@ int nl_inotify_open(void)
 
 int nl_inotify_file(int fd, const char *path)
 {
-    int watch = inotify_add_watch(fd, path, IN_MODIFY);
+    /* Once: a program that writes without a pause pays for one event and not for each of its writes. */
+    int watch = inotify_add_watch(fd, path, IN_MODIFY | IN_ONESHOT);
 
     return watch >= 0 ? watch : -errno;
 }

@@ -1118,7 +1118,7 @@ int nl_tail_unpin(nl_tail *t, nl_error *err);
 
 /* What is not negative, or -errno; -ENOSYS where there is no inotify. */
 int nl_inotify_open(void);                          /* a descriptor that does not block */
-int nl_inotify_file(int fd, const char *path);      /* hear of writes to it; the watch */
+int nl_inotify_file(int fd, const char *path);      /* hear of the next write to it; the watch */
 int nl_inotify_folder(int fd, const char *path);    /* hear of names that come and go in it; the watch */
 int nl_inotify_remove(int fd, int watch);
 

@@ -13,7 +13,6 @@ pause would have this thread run for each frame.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -66,7 +65,8 @@ class Watched(Protocol):
 class _Entry:
     watched: Watched
     folder: int = -1
-    wal: int = -1
+    wal: int = -1  # the watch of the next write to it; -1: there was one, or it is not there
+    polled: bool = False
     stat: tuple[int, int, int] | None = None  # of the WAL, where it is polled
     due: float = 0.0
     deaf: bool = False
@@ -190,35 +190,43 @@ class FileEvents:
     def _look(self, entry: _Entry) -> None:
         if entry.renamed:
             self._attach(entry)
+        if entry.wal < 0 and not entry.polled:
+            self._await_write(entry)  # before the look: what is written from here on is told of
         touched, renamed = entry.touched, entry.renamed
         entry.touched = entry.renamed = False
         entry.due = math.inf
         then = entry.watched.look(touched=touched, renamed=renamed)
         seconds, entry.deaf = then
-        if entry.wal < 0:
+        if entry.polled:
             seconds = POLL if seconds is None else min(POLL, seconds)
         if seconds is not None:
             entry.due = min(entry.due, time.monotonic() + seconds)
 
     def _attach(self, entry: _Entry) -> None:
-        """Hear of its folder, and of the WAL that has the name now."""
+        """Hear of its folder; its WAL may be another."""
         inotify, path = self._inotify, entry.watched.path
+        entry.polled = inotify is None
         if inotify is None:
             return
         try:
             entry.folder = inotify.folder(os.path.dirname(path))
         except OSError as error:
             self._told(error, path)
-            entry.folder = -1
-        try:
-            wal = inotify.file(f"{path}-wal") if entry.folder >= 0 else -1
-        except OSError as error:
-            if error.errno != errno.ENOENT:  # or its folder will tell
-                self._told(error, path)
-            wal = -1
-        if entry.wal not in (-1, wal):
+            entry.polled = True
+        if entry.wal >= 0:
             inotify.remove(entry.wal)  # that of a file without a name, perhaps
-        entry.wal = wal
+            entry.wal = -1
+
+    def _await_write(self, entry: _Entry) -> None:
+        """Hear of the next write to its WAL."""
+        assert self._inotify is not None
+        try:
+            entry.wal = self._inotify.file(f"{entry.watched.path}-wal")
+        except FileNotFoundError:
+            pass  # its folder will tell
+        except OSError as error:
+            self._told(error, entry.watched.path)
+            entry.polled = True
 
     def _told(self, error: OSError, path: str) -> None:
         if not self.polls:
@@ -246,8 +254,9 @@ class FileEvents:
             if lost or not entry.names.isdisjoint(told.get(entry.folder, ())):
                 entry.touched = entry.renamed = True
                 entry.due, entry.deaf = 0.0, False
-            elif entry.wal in told if entry.wal >= 0 else _changed(entry):
+            elif entry.wal in told or (entry.polled and _changed(entry)):
                 entry.touched = True
+                entry.wal = -1
                 if not entry.deaf:
                     entry.due = 0.0
 

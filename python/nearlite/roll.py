@@ -257,6 +257,8 @@ class Roller(Generic[StateT]):
                 )
             )
             tail.roll_finish(keep=self.keep)
+            if self._yielding:
+                self.frozen = None  # others commit again, and none of ours waits for its turn
         except BusyError as error:
             if archive.exists():
                 archive.rename(part)

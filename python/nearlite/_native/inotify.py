@@ -29,7 +29,7 @@ class Inotify:
         return self._fd
 
     def file(self, path: str) -> int:
-        """Hear of writes to a file; the number of its watch, the same for the same file."""
+        """Hear of the next write to a file; the number of its watch, which ends with that."""
         return _check(lib.nl_inotify_file(self._fd, os.fsencode(path)))
 
     def folder(self, path: str) -> int:

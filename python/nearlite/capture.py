@@ -126,7 +126,11 @@ class CaptureState:
 
 
 class Capture(Primary):
-    """The primary of a database that other programs write. Use `open`."""
+    """The primary of a database that other programs write. Use `open`.
+
+    Attributes:
+      fault: why the last look could not take what was committed; None: it could.
+    """
 
     notices = True
     _retry_last = _RETRY_ROLL
@@ -147,7 +151,8 @@ class Capture(Primary):
         self._released_at: float | None = None  # there is no pin
         self._release_after = 0.0
         self._rolled_at = now
-        self._missing = self._failing = self._complained = False
+        self._missing = self._complained = False
+        self.fault: str | None = None
         self._rolled = self._resets = self._releases = 0
 
     @classmethod
@@ -193,6 +198,10 @@ class Capture(Primary):
         self._rolls.stop()
         super().close()
 
+    def want_roll(self) -> None:
+        """Empty the WAL as soon as that can be tried. Any thread; does not wait."""
+        self._rolls.want()
+
     def stand(self) -> CaptureState:
         """How it stands. Does not wait."""
         return CaptureState(
@@ -200,7 +209,7 @@ class Capture(Primary):
             pin_behind=max(0, self._tail.frame - self._pin_frame),
             reader=self._roller.reader,
             missing=self._missing,
-            failing=self._failing,
+            failing=self.fault is not None,
             polls=self._events.polls,
             rolls=self._rolled,
             resets=self._resets,
@@ -214,12 +223,14 @@ class Capture(Primary):
         """On the thread of file events, when something was heard or it is time."""
         try:
             then = self._look(touched=touched, renamed=renamed)
-            self._failing = False
-        except Exception:  # noqa: BLE001 - a full disk, say: there may be room at the next look
-            if not self._failing and not self._closed:
-                _LOG.exception("%s: what other programs committed could not be read", self.path)
-            self._failing = True
+        except Exception as error:  # noqa: BLE001 - a full disk, say: there may be room at the next look
+            if self.fault is None and not self._closed:
+                _LOG.exception("%s: what other programs committed could not be taken", self.path)
+            self.fault = f"what was committed could not be taken: {error}"
             return Next(_RETRY)
+        if self.fault is not None:
+            self.fault = None
+            _LOG.warning("%s: what other programs commit is taken again", self.path)
         return then
 
     def _look(self, *, touched: bool, renamed: bool) -> Next:

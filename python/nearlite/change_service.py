@@ -49,7 +49,7 @@ class PulledFrom(Protocol):
 
 
 class Rolling(Protocol):
-    """Who empties the WAL: nearlite.sources.Captured."""
+    """Who empties the WAL: nearlite.capture.Capture."""
 
     def want_roll(self) -> None:
         """As soon as that can be tried."""

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Final
 
 from nearlite import errors
+from nearlite.capture import Capture, CaptureState
 from nearlite.change_service import PulledFrom, Rolling
 from nearlite.live import Pauses
 from nearlite.settings import DatabaseSettings
 from nearlite.source import Source, Upstream
-from nearlite.sources import AbsentError, Captured, JournalModeError, open_source
+from nearlite.sources import AbsentError, JournalModeError, open_source
 from nearlite.tally import Stats
 
 _LOG = logging.getLogger("nearlite.sidecar")
@@ -111,6 +112,11 @@ class Member:
         """Seconds that a replica is behind; None: it is no replica, or nothing is known."""
         return None
 
+    @property
+    def captured(self) -> CaptureState | None:
+        """How the capture of a primary's database stands, while it is open."""
+        return None
+
     def stats(self) -> Stats | None:
         """How a replica stands. May wait for what is being applied."""
         return None
@@ -193,57 +199,56 @@ class SourceMember(Member):
 
     def __init__(self, settings: DatabaseSettings, changed: Callable[[], None]) -> None:
         super().__init__(settings, changed)
-        self._captured: Captured | None = None
-        self._fault: str | None = None
+        self._capture: Capture | None = None
         self.complete.set()
 
     @property
     def source(self) -> Source | None:
         """See `Member`."""
-        captured = self._captured
-        return None if captured is None else captured.origin
+        return self._capture
 
     @property
     def pulled(self) -> tuple[PulledFrom, Rolling] | None:
         """See `Member`."""
-        captured = self._captured
-        return None if captured is None else (captured.origin, captured)
+        capture = self._capture
+        return None if capture is None else (capture, capture)
 
     def look(self) -> None:
         """See `Member`."""
-        captured = self._captured
-        if captured is not None:
-            captured.look()
+        capture = self._capture
+        if capture is not None:
+            capture.after_commit()
+
+    @property
+    def captured(self) -> CaptureState | None:
+        """See `Member`."""
+        capture = self._capture
+        return None if capture is None else capture.stand()
 
     @property
     def failing(self) -> str | None:
         """See `Member`."""
-        return self.trouble or self._fault
-
-    def _faulted(self, why: str | None) -> None:
-        self._fault = why
+        capture = self._capture
+        return self.trouble or (None if capture is None else capture.fault)
 
     def _open(self) -> None:
         one = self.settings
-        self._fault = None
-        captured = open_source(
+        capture = open_source(
             one.path,
             roll_bytes=one.roll_bytes,
             roll_pages=one.roll_pages,
             retain_bytes=one.retain_bytes,
             retain_seconds=one.retain_seconds,
-            fault=self._faulted,
         )
-        position = captured.origin.latest
-        _LOG.info("%s: a primary, named %s, at %s", one.path, one.name, position)
-        self._captured = captured
+        _LOG.info("%s: a primary, named %s, at %s", one.path, one.name, capture.latest)
+        self._capture = capture
 
     def _lost(self) -> str | None:
-        captured = self._captured
-        assert captured is not None
-        return "the file was replaced or removed" if captured.displaced else None
+        capture = self._capture
+        assert capture is not None
+        return "the file was replaced or removed" if capture.displaced() else None
 
     def _close(self) -> None:
-        captured, self._captured = self._captured, None
-        if captured is not None:
-            captured.close()
+        capture, self._capture = self._capture, None
+        if capture is not None:
+            capture.close()

@@ -143,6 +143,40 @@ class _Collector:
             {name: float(one.sent) for name, one in served.items()},
         )
 
+        stands = {
+            one.name: captured for one in self._members if (captured := one.captured) is not None
+        }
+        yield _of_each(
+            "capture_wal_bytes",
+            "Bytes of the running generation, which the WAL holds",
+            {name: float(one.wal_bytes) for name, one in stands.items()},
+        )
+        yield _of_each(
+            "capture_wal_held",
+            "1: a reader of another program keeps the WAL from being emptied",
+            {name: float(one.reader) for name, one in stands.items()},
+        )
+        yield _since(
+            "capture_rolls",
+            "WALs that were emptied here",
+            {name: float(one.rolls) for name, one in stands.items()},
+        )
+        yield _since(
+            "capture_resets",
+            "WALs that other programs emptied",
+            {name: float(one.resets) for name, one in stands.items()},
+        )
+        yield _since(
+            "capture_released",
+            "Times that a checkpoint of another program was let pass",
+            {name: float(one.released) for name, one in stands.items()},
+        )
+        yield _of_each(
+            "capture_longest_section_seconds",
+            "The longest time that writers were kept waiting",
+            {name: one.longest_section for name, one in stands.items()},
+        )
+
     def _replicas(self) -> Iterator[Any]:
         """What is not known has no sample."""
         lags = {one.name: one.lag for one in self._members}

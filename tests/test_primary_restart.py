@@ -592,3 +592,22 @@ def test_a_primary_that_ends_before_it_has_recovered_keeps_its_history(tmp_path,
     with Primary.open(path) as primary:
         assert primary.state().position.lineage == known.position.lineage
         assert primary.changes(known.position, known.hash) is not None
+
+
+def test_a_file_that_is_put_into_place_while_another_is_open_is_another_history(
+    tmp_path: Path,
+) -> None:
+    path, other = tmp_path / "data.db", tmp_path / "other.db"
+    with Primary.open(other) as primary:
+        for number in range(20):  # so many changes that nothing in the file looks older
+            execute(primary, f"CREATE TABLE t{number}(a)")
+    primary = Primary.open(path)
+    execute(primary, "CREATE TABLE t(a)")
+    before = primary.latest
+    other.rename(path)
+    for suffix in ("-wal", "-nlwal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    assert primary.displaced()
+    primary.close()
+    with Primary.open(path) as primary:
+        assert primary.latest.lineage != before.lineage

@@ -40,6 +40,7 @@ class Generations:
         self.state: State
         self.journaled = 0
         self._begun: tuple[State, int] | None = None
+        self._file = self._names()
         # By position: another lineage counts its generations from 1, too.
         self._indexes: dict[Position, Index] = {}
 
@@ -121,6 +122,7 @@ class Generations:
     def again(self) -> None:
         """Another file has the database's name: where that stands is to be found out as at a start."""
         self._begun = None
+        self._file = self._names()
         self.log.journal_close()
 
     @property
@@ -332,15 +334,26 @@ class Generations:
         if archived != self.state.archived:
             self.save(msgspec.structs.replace(self.state, archived=archived))
 
-    def look_at_file(self, page1: bytes) -> Seen:
-        """What would change if anybody wrote to the database file."""
+    def _names(self) -> tuple[int, int]:
+        """Device and inode that the database's path names."""
         stat = os.stat(self.log.database)
+        return stat.st_dev, stat.st_ino
+
+    def look_at_file(self, page1: bytes) -> Seen:
+        """What would change if anybody wrote to the database file.
+
+        Of the file that is open. Should the path name another one by now, the next start shall know that: what was
+        noted of it would be taken for what was left there.
+        """
+        stat = os.stat(self.log.database)
+        same = (stat.st_dev, stat.st_ino) == self._file
+        device, inode = self._file
         return Seen(
-            device=stat.st_dev,
-            inode=stat.st_ino,
-            size=stat.st_size,
-            mtime_ns=stat.st_mtime_ns,
-            ctime_ns=stat.st_ctime_ns,
+            device=device,
+            inode=inode,
+            size=stat.st_size if same else 0,
+            mtime_ns=stat.st_mtime_ns if same else 0,
+            ctime_ns=stat.st_ctime_ns if same else 0,
             change=int.from_bytes(page1[24:28], "big"),
             schema=cookie_of(page1),
         )

@@ -33,6 +33,7 @@ from nearlite.last_errors import LastErrors
 from nearlite.network import Network
 from nearlite.position import Position
 from nearlite.relay import Relay
+from nearlite.server import App
 from nearlite.spawn import primary
 from nearlite.standing import LISTED, Size, Standing
 
@@ -159,20 +160,22 @@ def test_head_is_answered_and_other_methods_are_not(port: int) -> None:
 
 
 def test_it_may_be_mounted_below_a_path(tmp_path: Path) -> None:
+    with serving(_Alive(_mounted(app_of(tmp_path / "data.db", console=True)))) as port:
+        assert b"<html" in Client(port).request("GET", "/below/").body
+        assert Client(port).request("GET", "/below" + STATE).json["database"] == "data.db"
+
+
+def _mounted(app: App) -> Any:
+    """An application of others in which ours is below a path; it ends with that."""
     from starlette.applications import Starlette
     from starlette.routing import Mount
-
-    app = app_of(tmp_path / "data.db", console=True)
 
     @asynccontextmanager
     async def lasting(_: Starlette) -> AsyncIterator[None]:
         yield
         await app.shutdown()
 
-    outer = Starlette(routes=[Mount("/below", app)], lifespan=lasting)
-    with serving(_Alive(outer)) as port:
-        assert b"<html" in Client(port).request("GET", "/below/").body
-        assert Client(port).request("GET", "/below" + STATE).json["database"] == "data.db"
+    return Starlette(routes=[Mount("/below", app)], lifespan=lasting)
 
 
 class _Alive:
@@ -912,12 +915,8 @@ def test_a_browser_forgets_the_token_with_the_page_it_may_go_back_to(
 @pytest.mark.parametrize("below", ["/below/", "//"])
 def test_a_browser_asks_where_the_page_is(chromium: Browser, tmp_path: Path, below: str) -> None:
     """Behind a path of a proxy; a path of slashes names no other server."""
-    from starlette.applications import Starlette
-    from starlette.routing import Mount
-
-    app = app_of(tmp_path / "data.db", console=True)
-    mounted: Any = Starlette(routes=[Mount("/below", app)]) if below == "/below/" else app
-    with serving(_Alive(mounted)) as port:
+    app: Any = app_of(tmp_path / "data.db", console=True)
+    with serving(_Alive(_mounted(app) if below == "/below/" else app)) as port:
         chromium.open("below", f"http://127.0.0.1:{port}{below}")
         chromium.until("below", "#status", "^Live$")
         chromium.fill("below", "#sql", "SELECT 7")

@@ -37,7 +37,7 @@ REPLICA_POINTS = [
     "apply.written",
 ]
 # Not passed while a healthy primary serves: tests/test_primary_crash.py and the bootstrap below have them.
-ELSEWHERE = ["bootstrap.write", "generation.closed", "tail.read-page"]
+ELSEWHERE = ["bootstrap.write", "generation.closed", "roll.copy", "tail.read-page"]
 
 
 class World:

@@ -23,7 +23,7 @@ import nearlite
 from nearlite import errors
 from nearlite._native.inotify import Inotify
 from nearlite.applications import PrimaryApp
-from nearlite.capture import Capture
+from nearlite.capture import AbsentError, Capture
 from nearlite.position import Position
 from nearlite.primary import Primary
 
@@ -86,6 +86,7 @@ def test_a_rollback_journal_database_is_refused_and_not_converted(tmp_path):
     with pytest.raises(errors.NotSupportedError, match="PRAGMA journal_mode=WAL"):
         Capture.open(path)
     assert path.read_bytes() == before
+    assert not Path(f"{path}-nearlite").exists()
     run(path, "PRAGMA journal_mode=WAL")  # the command that it names
     Capture.open(path).close()
 
@@ -95,8 +96,11 @@ def test_a_database_that_is_not_there_is_refused_and_not_created(tmp_path, size)
     path = tmp_path / "data.db"
     if size is not None:
         path.write_bytes(b"")
-    with pytest.raises(errors.OperationalError, match="is not there, or is empty"):
+    with pytest.raises(
+        AbsentError, match="is not there yet" if size is None else "is empty so far"
+    ):
         Capture.open(path)
+    assert not Path(f"{path}-nearlite").exists()
     assert (path.stat().st_size if path.exists() else None) == size
 
 

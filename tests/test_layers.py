@@ -34,7 +34,6 @@ ROOMS = [
     "following forwarding replicating placing generation owned writer bases onward pulls pushes roll rolling startup answers announcing pipeline atonce remote",
     "origin trail refreshing fetching",
     "source primary capture relay passing lanes edge",
-    "sources",
     "conversation",
     "asked",
     "sending",

@@ -184,7 +184,7 @@ def test_libsqls_replicas_can_pull_and_not_push(one: Sidecar) -> None:
 def test_what_runs_sql_is_not_even_imported() -> None:
     """By the service, and by whatever that imports."""
     seen: set[str] = set()
-    found = ["nearlite.change_service", "nearlite.sources", "nearlite.sidecar", "nearlite.members"]
+    found = ["nearlite.change_service", "nearlite.capture", "nearlite.sidecar", "nearlite.members"]
     while found:
         name = found.pop()
         if name not in seen:

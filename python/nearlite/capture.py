@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nearlite import errors
 from nearlite._native import faults
+from nearlite._native.database import NO_PARAMETERS, Database
 from nearlite._native.tail import CHECKPOINTS, WRITES, MisuseError, Tail
 from nearlite.datafile import refuse_replica
 from nearlite.file_events import FileEvents, Next, events
@@ -94,6 +96,17 @@ _PAUSE: Final = 0.002
 _RETRY: Final = 1.0
 _RETRY_ROLL: Final = 2.0
 """Seconds between two attempts to roll at most: one that a reader forbids costs the writers little."""
+
+
+_BUSY_MS: Final = 1000
+
+
+class AbsentError(errors.OperationalError):
+    """There is no database yet; its application may create it later."""
+
+
+class JournalModeError(errors.NotSupportedError):
+    """The database is not in WAL mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +174,7 @@ class Capture(Primary):
         path: str | Path,
         *,
         roll_frames: int = ROLL_FRAMES,
+        roll_bytes: int | None = None,
         retain_bytes: int | None = None,
         retain_seconds: float = RETAIN_SECONDS,
     ) -> Self:
@@ -168,20 +182,23 @@ class Capture(Primary):
 
         Args:
           path: the database file, which exists and is in WAL mode.
-          roll_frames: of the WAL, from which it is archived and emptied.
+          roll_frames: of the WAL, from which it is emptied.
+          roll_bytes: the same in bytes; None: `roll_frames` counts.
           retain_bytes, retain_seconds: of closed generations; as `Primary.open` has them.
 
         Raises:
-          errors.OperationalError: there is no such database, or somebody captures or serves it already.
-          errors.NotSupportedError: it is not in WAL mode, is a replica, or its pages have a reserved tail.
+          AbsentError, JournalModeError: there is no such database; it is not in WAL mode.
+          errors.OperationalError: somebody captures or serves it already, or it is locked.
+          errors.NotSupportedError: it is a replica, or its pages have a reserved tail.
         """
+        _check(Path(path))
         capture = cls._open(
             path,
-            prepare=_exists,
+            prepare=lambda _database: False,  # nothing is created
             tail=_tail,
             move_schema=None,
             durability="full",
-            roll_bytes=lambda tail: roll_frames * tail.wal_step,
+            roll_bytes=lambda tail: roll_bytes or roll_frames * tail.wal_step,
             retain_bytes=retain_bytes,
             retain_seconds=retain_seconds,
             key=None,
@@ -459,25 +476,34 @@ class Capture(Primary):
             _LOG.info("%s: nobody keeps the WAL any more", self.path)
 
 
-def _exists(database: Path) -> bool:
-    """Refuse what is not there; answers that nothing was created."""
-    with contextlib.suppress(OSError):
-        if database.stat().st_size:
-            return False
-    raise errors.OperationalError(
-        f"{database} is not there, or is empty: the program that writes it has to create it first. Nothing "
-        "was changed"
-    )
+def _check(path: Path) -> None:
+    """Look whether a database can be captured, before anything is put beside it; nothing is changed in it.
+
+    Raises:
+      AbsentError: there is none.
+      JournalModeError: it is in another mode than WAL; with the command that changes that.
+      errors.DatabaseError: it is no database, or locked.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise AbsentError("the file is empty so far")
+    except FileNotFoundError:
+        raise AbsentError("the file is not there yet") from None
+    database = Database(str(path), create=False, busy_ms=_BUSY_MS, checkpoint=False)
+    try:
+        mode = database.prepare("PRAGMA journal_mode").run(NO_PARAMETERS)[0][0]
+    finally:
+        database.close()
+    if mode != "wal":
+        raise JournalModeError(
+            f"it is in rollback-journal mode ({mode}), in which nobody can follow its commits. Nothing was "
+            "changed. This makes it a WAL database, once and for all: "
+            f"sqlite3 {shlex.quote(str(path))} 'PRAGMA journal_mode=WAL'"
+        )
 
 
 def _tail(database: Path) -> Tail:
     try:
         return Tail(str(database))
     except MisuseError as error:
-        if "WAL mode" not in str(error):
-            raise errors.NotSupportedError(f"{database}: {error}. Nothing was changed") from None
-        raise errors.NotSupportedError(
-            f"{database} is in rollback-journal mode, which does not tell what is committed. Once, while "
-            f"nobody uses it, run:  sqlite3 {database} 'PRAGMA journal_mode=WAL'  (it stays so). Nothing "
-            "was changed"
-        ) from None
+        raise errors.NotSupportedError(f"{database}: {error}. Nothing was changed") from None

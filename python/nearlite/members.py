@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Final
 
 from nearlite import errors
-from nearlite.capture import Capture, CaptureState
+from nearlite.capture import ROLL_FRAMES, AbsentError, Capture, CaptureState, JournalModeError
 from nearlite.change_service import PulledFrom, Rolling
 from nearlite.live import Pauses
 from nearlite.settings import DatabaseSettings
 from nearlite.source import Source, Upstream
-from nearlite.sources import AbsentError, JournalModeError, open_source
 from nearlite.tally import Stats
 
 _LOG = logging.getLogger("nearlite.sidecar")
@@ -233,10 +232,10 @@ class SourceMember(Member):
 
     def _open(self) -> None:
         one = self.settings
-        capture = open_source(
+        capture = Capture.open(
             one.path,
+            roll_frames=one.roll_pages or ROLL_FRAMES,
             roll_bytes=one.roll_bytes,
-            roll_pages=one.roll_pages,
             retain_bytes=one.retain_bytes,
             retain_seconds=one.retain_seconds,
         )
